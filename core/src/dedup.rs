@@ -1,0 +1,1 @@
+//! Terminal causes and high-water marks.

@@ -1,0 +1,5 @@
+//! In-memory registry.
+
+/// The registry of one process.
+#[derive(Debug, Default)]
+pub struct MemoryRegistry {}

@@ -1,0 +1,183 @@
+//! The registry as the core sees it: operations out, replies in, both plain
+//! data. No word of Redis here. Which hub holds which attachment, under which
+//! fence, and which hub incarnation is alive.
+//!
+//! Every operation is an atomic step at the registry and idempotent under
+//! retry with the same ids (O5). Outcome `Unknown` (timed out, connection
+//! lost) is not an error: the step may have happened or may still happen (R2).
+
+mod memory;
+
+pub use memory::MemoryRegistry;
+
+use std::time::Duration;
+
+use crate::id::{AgentId, ClaimId, Epoch, Fence, Incarnation, Instance, Name, Nonce};
+use crate::wire::ConnectorAd;
+
+/// Names one operation until its reply; the core ignores replies it no longer waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// A hub's run, as the registry knows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HubRun {
+    /// The replica.
+    pub replica_id: Name,
+    /// Its run.
+    pub incarnation: Incarnation,
+}
+
+/// One step the registry is asked to take.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RegistryOp {
+    /// Take or renew this hub's lease. A newer incarnation of the replica takes
+    /// over when `last_seen` is the incarnation it read before (compare-and-set).
+    Renew {
+        /// Who renews.
+        hub: HubRun,
+        /// How long the lease lasts from the moment the registry executes this.
+        lease: Duration,
+        /// The incarnation this one replaces, when it takes over.
+        takes_over: Option<Incarnation>,
+        /// Where peers see this hub (shown in `status`).
+        region: Option<Name>,
+    },
+    /// Give the lease back at an orderly stop.
+    Resign {
+        /// Who leaves.
+        hub: HubRun,
+    },
+    /// Claim an attachment: epoch = max(stored, seen, floor) + 1.
+    Claim(Box<Claim>),
+    /// Replace the connectors of an attachment, if the fence still holds it.
+    SetConnectors {
+        /// The attachment's agent.
+        agent_id: AgentId,
+        /// The hub that holds it.
+        hub: HubRun,
+        /// Its fence.
+        fence: Fence,
+        /// The complete new set.
+        connectors: Vec<ConnectorAd>,
+    },
+    /// End an attachment, if the fence still holds it. Never touches the epoch.
+    Release {
+        /// The attachment's agent.
+        agent_id: AgentId,
+        /// The hub that held it.
+        hub: HubRun,
+        /// Its fence.
+        fence: Fence,
+    },
+    /// Which live attachments expose a connector?
+    Lookup {
+        /// The connector.
+        connector: Name,
+    },
+    /// Which attachments does an agent have? (audit, `status`)
+    Agent {
+        /// The agent.
+        agent_id: AgentId,
+    },
+    /// Remove index entries of attachments and hubs that are gone
+    /// (compare-and-delete; garbage collection only).
+    Sweep,
+}
+
+/// Body of [`RegistryOp::Claim`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// The agent.
+    pub agent_id: AgentId,
+    /// Its run; another one supersedes all attachments of the previous.
+    pub instance: Instance,
+    /// The hub that claims.
+    pub hub: HubRun,
+    /// Constant over retries of this claim.
+    pub claim_id: ClaimId,
+    /// Drawn by the hub for this claim.
+    pub nonce: Nonce,
+    /// The highest epoch the agent or the hub has seen. The registry clamps it
+    /// to max(stored, floor) + one day (attack 50).
+    pub seen: Epoch,
+    /// What the attachment exposes.
+    pub connectors: Vec<ConnectorAd>,
+}
+
+/// What the registry answered.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RegistryReply {
+    /// [`RegistryOp::Renew`]: the lease holds.
+    Renewed,
+    /// [`RegistryOp::Renew`]: another incarnation holds the replica id.
+    LeaseHeld {
+        /// That incarnation.
+        by: Incarnation,
+    },
+    /// [`RegistryOp::Claim`]: the attachment is under this epoch.
+    Claimed {
+        /// The epoch granted.
+        epoch: Epoch,
+        /// The claim's nonce (the first one's on a retry).
+        nonce: Nonce,
+        /// Attachments of another instance that this claim ended.
+        superseded: Vec<Located>,
+    },
+    /// The compare-and-act found the fence and acted.
+    Done,
+    /// The compare-and-act found something else and did nothing.
+    Stale,
+    /// [`RegistryOp::Lookup`], [`RegistryOp::Agent`].
+    Attachments(Vec<Located>),
+    /// [`RegistryOp::Sweep`]: how many entries were removed.
+    Swept(u32),
+}
+
+/// One attachment as the registry lists it. Only those whose hub holds a live
+/// lease are listed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    /// The agent.
+    pub agent_id: AgentId,
+    /// Its run.
+    pub instance: Instance,
+    /// The hub that holds the attachment.
+    pub hub: HubRun,
+    /// The attachment's fence.
+    pub fence: Fence,
+    /// What it exposes.
+    pub connectors: Vec<ConnectorAd>,
+    /// The hub's region.
+    pub region: Option<Name>,
+}
+
+/// What became of an operation that got no reply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// It certainly did not and will not happen.
+    #[error("the registry refused: {0}")]
+    Definite(String),
+    /// It may have happened, or may still.
+    #[error("the registry's answer is unknown: {0}")]
+    Unknown(String),
+}
+
+/// The result of one operation.
+pub type RegistryResult = Result<RegistryReply, RegistryError>;
+
+/// 2^10 epochs a millisecond: the floor of an epoch is the registry's clock in
+/// milliseconds times this (below 2^53 until the year 2248).
+pub const EPOCHS_PER_MILLI: u64 = 1024;
+/// How far `seen` may lie above max(stored, floor).
+pub const SEEN_AHEAD_MAX: u64 = 86_400_000 * EPOCHS_PER_MILLI;
+
+/// The rule every registry implements: epoch = max(stored, seen, floor) + 1,
+/// `seen` clamped to one day above max(stored, floor).
+#[must_use]
+pub fn next_epoch(stored: Epoch, seen: Epoch, registry_millis: u64) -> Epoch {
+    let floor = registry_millis.saturating_mul(EPOCHS_PER_MILLI);
+    let base = stored.0.max(floor);
+    let seen = seen.0.min(base.saturating_add(SEEN_AHEAD_MAX));
+    Epoch(base.max(seen).saturating_add(1))
+}

@@ -1,0 +1,2 @@
+//! The `nowconnect` binary.
+fn main() {}
