@@ -1,1 +1,267 @@
-//! Flow control arithmetic.
+//! Flow-control arithmetic: what a receiver grants, how a window grows, and how
+//! the process budget presses on both. All offsets are absolute, so a replayed
+//! CREDIT changes nothing (S8, planted bug 21); credit is granted from bytes
+//! consumed, never on receipt (planted bug 24).
+//!
+//! Keeps B1, B3 and B4. Knows no stream, session or frame.
+
+use std::time::Duration;
+
+use crate::time::Instant;
+
+/// Bytes a stream may hold and still take more once the budget is above 75 %.
+pub const HOLD_UNDER_PRESSURE_BYTES: u64 = 16 * 1024;
+
+/// How much of the process budget is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// Below half.
+    #[default]
+    Low,
+    /// Half or more: new halves start with a quarter of the initial window.
+    Half,
+    /// Three quarters or more: no window grows, and only streams that hold
+    /// less than 16 KiB may take more.
+    High,
+    /// All of it: new streams are refused.
+    Full,
+}
+
+/// The process-wide cap on payload bytes held.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    cap: u64,
+    held: u64,
+}
+
+impl Budget {
+    /// A budget of `cap` bytes.
+    #[must_use]
+    pub const fn new(cap: u64) -> Self {
+        Self { cap, held: 0 }
+    }
+
+    /// Replaces the amount held.
+    pub const fn set_held(&mut self, held: u64) {
+        self.held = held;
+    }
+
+    /// Bytes held now.
+    #[must_use]
+    pub const fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// Bytes that may be held.
+    #[must_use]
+    pub const fn cap(&self) -> u64 {
+        self.cap
+    }
+
+    /// The level the machines act on.
+    #[must_use]
+    pub const fn pressure(&self) -> Pressure {
+        if self.held >= self.cap {
+            Pressure::Full
+        } else if self.held >= self.cap / 4 * 3 {
+            Pressure::High
+        } else if self.held >= self.cap / 2 {
+            Pressure::Half
+        } else {
+            Pressure::Low
+        }
+    }
+}
+
+/// Window a new half starts with.
+#[must_use]
+pub const fn initial_window(configured: u64, pressure: Pressure) -> u64 {
+    match pressure {
+        Pressure::Low => configured,
+        Pressure::Half | Pressure::High | Pressure::Full => configured / 4,
+    }
+}
+
+/// The receive side of a half at the node that writes it to a socket.
+///
+/// The window is tuned to twice the bandwidth-delay product as consumption
+/// shows it: a *credit loop* is the time from sending a limit until a byte
+/// beyond the previous limit arrives (it cannot be shorter than the path's
+/// round trip); the bytes consumed in one loop, scaled to the shortest loop
+/// seen, are the product.
+#[derive(Clone, Copy, Debug)]
+pub struct RecvWindow {
+    window: u64,
+    max: u64,
+    granted: u64,
+    consumed: u64,
+    reported: u64,
+    loop_mark: Option<LoopMark>,
+    shortest_loop: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LoopMark {
+    at: Instant,
+    beyond: u64,
+    consumed: u64,
+}
+
+impl RecvWindow {
+    /// A half that was granted `window` from offset 0, growing to at most `max`.
+    #[must_use]
+    pub const fn new(window: u64, max: u64) -> Self {
+        Self { window, max, granted: window, consumed: 0, reported: 0, loop_mark: None, shortest_loop: Duration::MAX }
+    }
+
+    /// The limit granted so far; never decreases.
+    #[must_use]
+    pub const fn granted(&self) -> u64 {
+        self.granted
+    }
+
+    /// Offset up to which the socket took the bytes.
+    #[must_use]
+    pub const fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// The present window in bytes.
+    #[must_use]
+    pub const fn window(&self) -> u64 {
+        self.window
+    }
+
+    /// Data up to `next` has arrived: closes a credit loop, perhaps.
+    pub fn on_received(&mut self, now: Instant, next: u64, pressure: Pressure) {
+        let Some(mark) = self.loop_mark else { return };
+        if next <= mark.beyond {
+            return;
+        }
+        self.loop_mark = None;
+        let took = now.since(mark.at).max(Duration::from_micros(50));
+        self.shortest_loop = self.shortest_loop.min(took);
+        let consumed = u128::from(self.consumed.saturating_sub(mark.consumed));
+        let product = consumed * self.shortest_loop.as_nanos() / took.as_nanos();
+        let target = u64::try_from(product.saturating_mul(2)).unwrap_or(u64::MAX);
+        if pressure < Pressure::High && target > self.window {
+            self.window = target.min(self.window.saturating_mul(2)).min(self.max.max(self.window));
+        }
+    }
+
+    /// The socket took bytes up to offset `consumed` (`final + 1` once it took
+    /// the end). Returns the CREDIT to send, if it is worth one: a quarter of
+    /// the window was consumed, or `flush` demands it.
+    pub fn on_consumed(
+        &mut self,
+        now: Instant,
+        consumed: u64,
+        held: u64,
+        flush: bool,
+        pressure: Pressure,
+    ) -> Option<(u64, u64)> {
+        self.consumed = self.consumed.max(consumed);
+        let due = self.consumed.saturating_sub(self.reported) >= self.window / 4;
+        if !due && !flush {
+            return None;
+        }
+        self.reported = self.consumed;
+        self.grant(now, held, pressure);
+        Some((self.consumed, self.granted))
+    }
+
+    /// Raises the limit as far as the budget's pressure allows; true if raised.
+    pub fn grant(&mut self, now: Instant, held: u64, pressure: Pressure) -> bool {
+        let room = if pressure < Pressure::High {
+            self.window
+        } else if held < HOLD_UNDER_PRESSURE_BYTES {
+            self.window.min(HOLD_UNDER_PRESSURE_BYTES)
+        } else {
+            0
+        };
+        let limit = self.consumed.saturating_add(room);
+        if limit <= self.granted {
+            return false;
+        }
+        if self.loop_mark.is_none() {
+            self.loop_mark = Some(LoopMark { at: now, beyond: self.granted, consumed: self.consumed });
+        }
+        self.granted = limit;
+        true
+    }
+
+    /// Whether pressure kept the limit below what the window would allow.
+    #[must_use]
+    pub const fn throttled(&self) -> bool {
+        self.granted < self.consumed.saturating_add(self.window / 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn a_window_limited_half_doubles_until_the_cap() {
+        // 50 ms path, the sender always fills the window at once.
+        let mut w = RecvWindow::new(64 << 10, 1 << 20);
+        let (mut now, mut next) = (Instant::ZERO, 0u64);
+        for _ in 0..200 {
+            let target = w.granted();
+            while next < target {
+                next += 16 << 10;
+                w.on_received(now, next.min(target), Pressure::Low);
+                w.on_consumed(now, next.min(target), 0, false, Pressure::Low);
+            }
+            next = next.min(target);
+            now = Instant::from_nanos(now.as_nanos() + 50 * MS);
+        }
+        assert_eq!(w.window(), 1 << 20);
+    }
+
+    #[test]
+    fn a_slow_sender_does_not_inflate_the_window() {
+        let mut w = RecvWindow::new(64 << 10, 1 << 20);
+        let (mut now, mut next) = (Instant::ZERO, 0u64);
+        for _ in 0..5_000 {
+            next += 1000;
+            now = Instant::from_nanos(now.as_nanos() + MS);
+            w.on_received(now, next, Pressure::Low);
+            w.on_consumed(now, next, 0, false, Pressure::Low);
+        }
+        assert!(w.window() <= 128 << 10, "{}", w.window());
+    }
+
+    #[test]
+    fn pressure_stops_growth_and_grants_only_to_those_that_hold_little() {
+        let mut w = RecvWindow::new(64 << 10, 1 << 20);
+        assert_eq!(w.on_consumed(Instant::ZERO, 64 << 10, 20 << 10, true, Pressure::High), Some((64 << 10, 64 << 10)));
+        assert!(w.throttled());
+        assert_eq!(w.on_consumed(Instant::ZERO, 64 << 10, 0, true, Pressure::High), Some((64 << 10, 80 << 10)));
+        assert!(w.grant(Instant::ZERO, 0, Pressure::Low));
+        assert_eq!(w.granted(), 128 << 10);
+    }
+
+    proptest! {
+        /// B4: the limit never decreases and never exceeds consumed + window.
+        #[test]
+        fn the_limit_is_monotone_and_bounded(ops in prop::collection::vec((0u64..100_000, 0u64..50 * MS, 0u8..4), 1..200)) {
+            let mut w = RecvWindow::new(64 << 10, 1 << 20);
+            let (mut now, mut next, mut last) = (Instant::ZERO, 0u64, w.granted());
+            for (bytes, dt, p) in ops {
+                let p = [Pressure::Low, Pressure::Half, Pressure::High, Pressure::Full][usize::from(p)];
+                now = Instant::from_nanos(now.as_nanos() + dt);
+                next = (next + bytes).min(w.granted());
+                w.on_received(now, next, p);
+                w.on_consumed(now, next, next % 40_000, bytes % 3 == 0, p);
+                prop_assert!(w.granted() >= last);
+                prop_assert!(w.granted() <= (w.consumed() + w.window()).max(last));
+                prop_assert!(w.window() <= 1 << 20);
+                last = w.granted();
+            }
+        }
+    }
+}
