@@ -1,0 +1,254 @@
+//! What machines want the operator to know: plain events and counters. The
+//! driver turns them into logs and metrics; labels are closed sets or names
+//! from the configuration (B10), and A1 ties every counter to what happened.
+
+use std::time::Duration;
+
+use crate::error::{CloseCode, ProtocolErrorKind, RstCode};
+use crate::id::{AgentId, Cid, Epoch, ListenerIx, Name, SockKey};
+use crate::wire::Plane;
+
+/// How a stream ended, and who caused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Both halves ended cleanly.
+    Finished,
+    /// It was reset or refused.
+    Reset(RstCode),
+}
+
+impl Cause {
+    /// Metric label and log word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "FINISHED",
+            Self::Reset(code) => code.name(),
+        }
+    }
+}
+
+/// Which side ended a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client or what is between it and this hub.
+    Client,
+    /// The agent, its target, or what is between.
+    Agent,
+    /// This hub.
+    Hub,
+}
+
+impl Side {
+    /// Log word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Agent => "agent",
+            Self::Hub => "hub",
+        }
+    }
+}
+
+/// One stream, told once at its end by its origin (semantics 10).
+#[derive(Clone, Debug)]
+pub struct StreamRecord {
+    /// Its (last) name.
+    pub cid: Cid,
+    /// The client's connection, for the driver to add the address.
+    pub sock: Option<SockKey>,
+    /// The listener.
+    pub listener: ListenerIx,
+    /// The agent, once one was chosen.
+    pub agent_id: Option<AgentId>,
+    /// The hub whose tunnel carried it.
+    pub owner: Option<Name>,
+    /// Whether that was this hub.
+    pub local: bool,
+    /// The epoch it was bound under.
+    pub epoch: Epoch,
+    /// From accept to the choice of a candidate.
+    pub route: Option<Duration>,
+    /// From accept to OPEN_ACK.
+    pub open: Option<Duration>,
+    /// From accept to the first byte back.
+    pub first_byte: Option<Duration>,
+    /// From accept to the end.
+    pub total: Duration,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// How it ended.
+    pub cause: Cause,
+    /// Who ended it.
+    pub by: Side,
+}
+
+/// Something worth a log line or a sample.
+#[derive(Clone, Debug)]
+pub enum Observed {
+    /// A stream of a client of this hub ended.
+    Stream(Box<StreamRecord>),
+    /// A stream was opened (OPEN_ACK came), after this long.
+    Opened {
+        /// The listener.
+        listener: ListenerIx,
+        /// Over this hub's own tunnel.
+        local: bool,
+        /// Since the client was accepted.
+        after: Duration,
+    },
+    /// An agent's stream could not be opened at its target.
+    TargetFailed {
+        /// The connector.
+        connector: Name,
+        /// Why.
+        code: RstCode,
+    },
+    /// A session was established.
+    SessionUp {
+        /// Tunnel or link.
+        plane: Plane,
+        /// The peer.
+        peer: String,
+    },
+    /// A session lost its connection and waits to be resumed.
+    SessionSuspended {
+        /// Tunnel or link.
+        plane: Plane,
+        /// The peer.
+        peer: String,
+        /// What ended the connection.
+        cause: CloseCode,
+    },
+    /// A session goes on over a new connection.
+    SessionResumed {
+        /// Tunnel or link.
+        plane: Plane,
+        /// The peer.
+        peer: String,
+        /// How long it had none.
+        after: Duration,
+    },
+    /// A session is over.
+    SessionLost {
+        /// Tunnel or link.
+        plane: Plane,
+        /// The peer.
+        peer: String,
+        /// Why.
+        cause: CloseCode,
+    },
+    /// A dial or handshake failed.
+    HandshakeFailed {
+        /// Tunnel or link.
+        plane: Plane,
+        /// Why.
+        cause: CloseCode,
+        /// What was expected and what came; fixed text only.
+        detail: &'static str,
+    },
+    /// A peer broke the protocol; its session or connection is closed.
+    ProtocolViolation {
+        /// Tunnel or link.
+        plane: Plane,
+        /// How.
+        kind: ProtocolErrorKind,
+        /// What was expected and what came; fixed text and numbers only.
+        detail: String,
+    },
+    /// A round trip was measured.
+    Rtt {
+        /// Tunnel or link.
+        plane: Plane,
+        /// The sample.
+        sample: Duration,
+    },
+    /// This hub holds an attachment.
+    Attached {
+        /// The agent.
+        agent_id: AgentId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Whether the registry granted it.
+        firm: bool,
+        /// Whether another instance's attachments were ended by it.
+        takeover: bool,
+    },
+    /// This hub's attachment ended.
+    Detached {
+        /// The agent.
+        agent_id: AgentId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The registry became usable or unusable.
+    RegistryHealth {
+        /// Which.
+        healthy: bool,
+    },
+    /// Two live incarnations of one replica id.
+    LeaseHeldByOther,
+    /// A hub found itself among its peers and dropped that entry.
+    PeerIsSelf {
+        /// Index in `ha.mesh.peers`.
+        peer: u16,
+    },
+    /// Fewer distinct hubs than `parallel` asks for.
+    FewerHubs {
+        /// Attachments wanted.
+        wanted: u16,
+        /// Distinct hubs found.
+        have: u16,
+    },
+    /// A dial gave up after `max_retries`.
+    GaveUp {
+        /// Tunnel or link.
+        plane: Plane,
+        /// Index of the target.
+        target: u16,
+    },
+}
+
+/// Totals of one shard, plain integers that only grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardCounters {
+    /// Streams opened for own clients, by listener: over the own tunnel.
+    pub opened_local: Vec<u64>,
+    /// Streams opened for own clients, by listener: over the mesh.
+    pub opened_mesh: Vec<u64>,
+    /// Opens of own clients that failed, by listener and [`RstCode::number`].
+    pub open_failures: Vec<[u64; 32]>,
+    /// Streams of any part that ended cleanly.
+    pub finished: u64,
+    /// Streams of any part that were reset, by [`RstCode::number`].
+    pub reset: [u64; 32],
+    /// Streams carried for another hub (owner part) or opened at an agent.
+    pub carried: u64,
+    /// Payload bytes from sockets.
+    pub bytes_from_sockets: u64,
+    /// Payload bytes written to sockets.
+    pub bytes_to_sockets: u64,
+    /// OPEN, RESUME or bound frames under another fence.
+    pub epoch_mismatch: u64,
+    /// OPENs and DATA that were duplicates.
+    pub duplicates: u64,
+    /// Frames of a stream that is bound elsewhere.
+    pub wrong_session: u64,
+    /// Frames of streams unknown here.
+    pub unknown: u64,
+    /// CREDIT that said nothing new or nonsense, and similar oddities.
+    pub glitches: u64,
+    /// Streams reset because a peer ignored its limit or its offsets.
+    pub flow_violations: u64,
+    /// Times a source was paused for want of credit.
+    pub paused_credit: u64,
+    /// Times a source was paused because its session's queue was full.
+    pub paused_queue: u64,
+    /// Times a source was paused by the process budget.
+    pub paused_budget: u64,
+    /// Streams reset to free memory.
+    pub budget_resets: u64,
+}

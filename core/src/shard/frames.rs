@@ -1,0 +1,350 @@
+//! What sessions tell a shard: the order of checks is part of the contract.
+//! Fence before position, so that a stale owner can neither advance an offset
+//! nor refresh a tombstone (O4); position before credit, so that an overlap
+//! from a resumption is trimmed, not punished (A2).
+
+use super::{
+    Shard, ShardNote, ShardOut, UNKNOWN_RST_EVERY, VIOLATIONS_PER_MINUTE,
+};
+use crate::credit::{Pressure, RecvWindow};
+use crate::dedup::{Refusal, Terminal};
+use crate::error::{CloseCode, RstCode};
+use crate::id::{Cid, Epoch, Fence, SessionKey, StreamKey};
+use crate::observed::{Observed, Side};
+use crate::stream::{DataVerdict, End, FinVerdict, Half, HalfEvent, OriginWait, Part, Stream};
+use crate::time::Instant;
+use crate::wire::{Body, Frame, Open, Plane};
+use bytes::Buf as _;
+use std::time::Duration;
+
+impl Shard {
+    /// A stream frame arrived on a session.
+    pub fn on_frame(
+        &mut self,
+        now: Instant,
+        session: SessionKey,
+        cid: Cid,
+        epoch: Epoch,
+        body: Body,
+        out: &mut ShardOut,
+    ) {
+        if !self.sessions.contains_key(&session) {
+            return;
+        }
+        match body {
+            Body::Open(open) => return self.on_open(now, session, cid, epoch, *open, out),
+            Body::Resume(_) => {
+                // Re-homing is not there yet: no stream can be resumed here, and
+                // the peer learns it (its wire is specified, its answer is too).
+                let code = RstCode::Unknown;
+                self.counters.unknown += 1;
+                out.frames.push((session, Frame::stream(cid, epoch, Body::Rst { code, final_off: 0 })));
+                return;
+            }
+            Body::OpenAck { .. } | Body::Data { .. } | Body::Credit { .. } | Body::Fin { .. } | Body::Rst { .. } => {}
+        }
+        let Some(&key) = self.by_cid.get(&cid) else {
+            return self.on_unknown(now, session, cid, epoch, &body, out);
+        };
+        let Some(s) = self.streams.get_mut(key) else { return };
+        let Some(side) = s.side_of(session) else {
+            self.counters.wrong_session += 1;
+            return;
+        };
+        if epoch != s.fence.epoch {
+            self.counters.epoch_mismatch += 1;
+            return;
+        }
+        match body {
+            Body::Data { off, bytes } => self.on_data(now, key, side, session, off, bytes, out),
+            Body::Credit { consumed, limit } => {
+                let h = 1 - side;
+                let Some(effect) = s.halves[h].on_credit(consumed, limit) else {
+                    self.counters.glitches += 1;
+                    return;
+                };
+                if effect.raised {
+                    self.pass_on(key, h, out);
+                    self.wake_source(key, h, out);
+                }
+                // Passed on unchanged at once: origin and agent count the same bytes.
+                if self.streams.get(key).is_some_and(|s| matches!(s.ends[h], End::Session(_))) {
+                    self.grant(now, key, h, true, out);
+                }
+                self.finish_if_done(now, key, side_of(side), out);
+            }
+            Body::Fin { final_off } => match s.halves[side].judge_fin(final_off) {
+                FinVerdict::End => {
+                    s.halves[side].state = s.halves[side].state.after(HalfEvent::Fin);
+                    self.pass_on(key, side, out);
+                }
+                FinVerdict::Duplicate => self.counters.duplicates += 1,
+                FinVerdict::Mismatch => self.punish(now, key, session, out),
+            },
+            Body::Rst { code, .. } => {
+                if !s.open && side == 1 && matches!(s.part, Part::Origin(_)) {
+                    self.on_refused(now, key, code, out);
+                } else {
+                    self.reset(now, key, code, side_of(side), Some(session), out);
+                }
+            }
+            Body::OpenAck { result } => self.on_open_ack(now, key, side, session, result, out),
+            Body::Open(_) | Body::Resume(_) => {}
+        }
+    }
+
+    fn on_data(
+        &mut self,
+        now: Instant,
+        key: StreamKey,
+        side: usize,
+        session: SessionKey,
+        off: u64,
+        mut bytes: bytes::Bytes,
+        out: &mut ShardOut,
+    ) {
+        let pressure = self.pressure;
+        let Some(s) = self.streams.get_mut(key) else { return };
+        if !s.open && side == 1 {
+            // Bytes of a target before its OPEN_ACK cannot be (S7).
+            return self.punish(now, key, session, out);
+        }
+        let half = &mut s.halves[side];
+        match half.judge_data(off, bytes.len() as u64) {
+            DataVerdict::Deliver { skip } => {
+                bytes.advance(skip);
+                if let Some(w) = half.window.as_deref_mut() {
+                    w.on_received(now, half.next + bytes.len() as u64, pressure);
+                }
+                if side == 1
+                    && let Part::Origin(o) = &mut s.part
+                    && o.times.first_byte.is_none()
+                {
+                    o.times.first_byte = Some(now);
+                }
+                self.take(key, side, bytes, out);
+            }
+            DataVerdict::Duplicate => self.counters.duplicates += 1,
+            DataVerdict::Gap | DataVerdict::OverCredit | DataVerdict::AfterFin => self.punish(now, key, session, out),
+        }
+    }
+
+    /// A peer ignored its limit or its offsets: its stream is reset, and after
+    /// the third within a minute its session is closed (attack 39).
+    fn punish(&mut self, now: Instant, key: StreamKey, session: SessionKey, out: &mut ShardOut) {
+        self.counters.flow_violations += 1;
+        self.reset(now, key, RstCode::Flow, Side::Hub, None, out);
+        if let Some(info) = self.sessions.get_mut(&session) {
+            if now.since(info.violations_since) > Duration::from_secs(60) {
+                info.violations = 0;
+                info.violations_since = now;
+            }
+            info.violations += 1;
+            if info.violations == VIOLATIONS_PER_MINUTE {
+                out.notes.push(ShardNote::Misbehaved { session, code: CloseCode::Flow });
+            }
+        }
+    }
+
+    fn on_open(&mut self, now: Instant, session: SessionKey, cid: Cid, epoch: Epoch, open: Open, out: &mut ShardOut) {
+        let Some(info) = self.sessions.get(&session) else { return };
+        let wrong_side = match info.plane {
+            // On a tunnel hubs open and agents answer.
+            Plane::Tunnel => !self.is_agent(),
+            // A hub can only speak for itself as an origin (I3).
+            Plane::Mesh => info.peer != Some(cid.incarnation()),
+        };
+        if wrong_side || cid.counter() == 0 {
+            out.notes.push(ShardNote::Misbehaved { session, code: CloseCode::Protocol });
+            return;
+        }
+        let pending = info.pending_opens;
+        match self.dedup.admit(session, cid) {
+            Ok(()) => {}
+            Err(Refusal::Replay) => {
+                // Live, finished or never used: opened once is opened for ever (S6).
+                self.counters.duplicates += 1;
+                return;
+            }
+            Err(Refusal::TooManyLanes) => {
+                return self.refuse(session, cid, epoch, RstCode::Busy, out);
+            }
+        }
+        if self.by_cid.contains_key(&cid) {
+            // The same name on another session: not this session's stream (I2).
+            self.counters.duplicates += 1;
+            return self.refuse(session, cid, epoch, RstCode::Protocol, out);
+        }
+        let fence = Fence { epoch, nonce: open.nonce };
+        let to = match self.admit_open(session, pending, fence, &open) {
+            Ok(to) => to,
+            Err(code) => {
+                if code == RstCode::NotOwner {
+                    self.counters.epoch_mismatch += 1;
+                }
+                return self.refuse(session, cid, epoch, code, out);
+            }
+        };
+        let max = self.limits.stream_window_max_bytes;
+        let granted = self.limits.stream_window_initial_bytes;
+        let mut up = Half { granted, ..Half::new() };
+        let mut down = Half { limit: open.limit, ..Half::new() };
+        let (part, far) = match to {
+            Admitted::Target => {
+                up.window = Some(Box::new(RecvWindow::new(granted, max)));
+                (Part::Agent, End::Pending)
+            }
+            Admitted::Tunnel(tunnel) => {
+                up.limit = self.sessions.get(&tunnel).map_or(0, |i| i.initial_window);
+                down.granted = open.limit;
+                (Part::Owner, End::Session(tunnel))
+            }
+        };
+        let connector = open.connector.clone();
+        let key = self.streams.insert(Stream {
+            cid,
+            fence,
+            ends: [End::Session(session), far],
+            halves: [up, down],
+            open: false,
+            part,
+            deadline: None,
+        });
+        self.by_cid.insert(cid, key);
+        self.counters.carried += 1;
+        self.index_session(key, session, true);
+        match to {
+            Admitted::Target => {
+                if let super::Role::Agent { target_timeout } = self.role {
+                    self.arm(key, now.after(target_timeout));
+                }
+                out.targets.push((key, connector));
+            }
+            Admitted::Tunnel(tunnel) => {
+                self.index_session(key, tunnel, true);
+                out.frames.push((tunnel, Frame::stream(cid, epoch, Body::Open(Box::new(open)))));
+            }
+        }
+    }
+
+    /// Limits first, then the fence, then the scope; nothing is remembered on a no.
+    fn admit_open(&self, session: SessionKey, pending: u32, fence: Fence, open: &Open) -> Result<Admitted, RstCode> {
+        if self.draining {
+            return Err(RstCode::Draining);
+        }
+        if self.streams.len() >= self.limits.max_streams as usize || pending >= self.limits.max_pending_opens {
+            return Err(RstCode::Busy);
+        }
+        if self.pressure == Pressure::Full {
+            return Err(RstCode::Budget);
+        }
+        let held = self.attachments.get(&open.agent_id);
+        let attachment = held.and_then(|by_session| by_session.values().find(|a| a.fence == fence));
+        let attachment = attachment.ok_or(RstCode::NotOwner)?;
+        if !attachment.connectors.contains(&open.connector) {
+            return Err(RstCode::Denied);
+        }
+        if self.is_agent() {
+            // The agent's fence is the tunnel's own: another tunnel's pair is stale here.
+            return if attachment.session == session { Ok(Admitted::Target) } else { Err(RstCode::NotOwner) };
+        }
+        match self.sessions.get(&attachment.session) {
+            Some(i) if i.usable && i.pending_opens < self.limits.max_pending_opens => Ok(Admitted::Tunnel(attachment.session)),
+            Some(_) => Err(RstCode::Busy),
+            None => Err(RstCode::NotOwner),
+        }
+    }
+
+    fn refuse(&mut self, session: SessionKey, cid: Cid, epoch: Epoch, code: RstCode, out: &mut ShardOut) {
+        self.dedup.bury(cid, Terminal::Reset(code));
+        out.frames.push((session, Frame::stream(cid, epoch, Body::OpenAck { result: Err(code) })));
+    }
+
+    fn on_open_ack(
+        &mut self,
+        now: Instant,
+        key: StreamKey,
+        side: usize,
+        session: SessionKey,
+        result: Result<(), RstCode>,
+        out: &mut ShardOut,
+    ) {
+        let Some(s) = self.streams.get_mut(key) else { return };
+        if side != 1 || s.open {
+            self.counters.glitches += 1;
+            return;
+        }
+        let code = match result {
+            Err(code) => code,
+            Ok(()) => {
+                s.open = true;
+                let (cid, epoch, origin_end) = (s.cid, s.fence.epoch, s.ends[0]);
+                if let Part::Origin(o) = &mut s.part {
+                    o.waits = OriginWait::Nothing;
+                    o.times.opened = Some(now);
+                    o.retained = Vec::new();
+                    o.tried = Vec::new();
+                    let local = o.carrier.as_ref().is_some_and(|c| c.local);
+                    let (listener, after) = (o.listener, now.since(o.times.accepted));
+                    let by_listener =
+                        if local { &mut self.counters.opened_local } else { &mut self.counters.opened_mesh };
+                    if let Some(n) = by_listener.get_mut(usize::from(listener.0)) {
+                        *n += 1;
+                    }
+                    out.observed.push(Observed::Opened { listener, local, after });
+                }
+                for end in [End::Session(session), origin_end] {
+                    if let End::Session(k) = end
+                        && let Some(i) = self.sessions.get_mut(&k)
+                    {
+                        i.pending_opens = i.pending_opens.saturating_sub(1);
+                    }
+                }
+                if let End::Session(origin) = origin_end {
+                    out.frames.push((origin, Frame::stream(cid, epoch, Body::OpenAck { result: Ok(()) })));
+                }
+                self.disarm(key);
+                return;
+            }
+        };
+        if matches!(s.part, Part::Origin(_)) {
+            self.on_refused(now, key, code, out);
+        } else {
+            self.reset(now, key, code, Side::Agent, Some(session), out);
+        }
+    }
+
+    fn on_unknown(
+        &mut self,
+        now: Instant,
+        session: SessionKey,
+        cid: Cid,
+        epoch: Epoch,
+        body: &Body,
+        out: &mut ShardOut,
+    ) {
+        if self.dedup.terminal(cid).is_some() {
+            // Late frames of a finished stream are normal.
+            return;
+        }
+        self.counters.unknown += 1;
+        if !matches!(body, Body::Data { .. } | Body::Fin { .. }) {
+            return;
+        }
+        let Some(info) = self.sessions.get_mut(&session) else { return };
+        if info.last_unknown_rst.is_none_or(|at| now.since(at) >= UNKNOWN_RST_EVERY) {
+            info.last_unknown_rst = Some(now);
+            out.frames.push((session, Frame::stream(cid, epoch, Body::Rst { code: RstCode::Unknown, final_off: 0 })));
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Admitted {
+    Target,
+    Tunnel(SessionKey),
+}
+
+const fn side_of(side: usize) -> Side {
+    if side == 0 { Side::Client } else { Side::Agent }
+}

@@ -1,0 +1,668 @@
+//! The data plane of one node: its streams, and what happens to them.
+//!
+//! Owns the stream table, dedup, the origin's open attempts and the credit
+//! between sockets and sessions. Keeps S1–S9, B1, B4–B7, I1, I2, L12 and the
+//! per-frame order of checks: known cid, bound session, bound epoch, position,
+//! credit, FIN/RST table. Every call is O(what it was given); the loss of a
+//! session and the relief of memory pressure are worked off in chunks (C3).
+//! Knows sessions by key only: neither sockets, encodings nor the registry.
+//!
+//! A hub's shard originates streams for its clients and carries those of other
+//! hubs to its tunnels; an agent's shard connects targets. Control speaks to it
+//! in [`ControlNote`]s and hears [`ShardNote`]s.
+
+mod frames;
+mod note;
+mod origin;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use note::{Attach, ControlNote, SessionUp, ShardNote};
+
+use crate::config::{Limits, ListenerConfig, OpenTimers};
+use crate::credit::Pressure;
+use crate::dedup::{Dedup, Terminal};
+use crate::error::RstCode;
+use crate::hash::KeyedState;
+use crate::id::{AgentId, Cid, Fence, Incarnation, Name, SessionKey, SockKey, StreamKey};
+use crate::observed::{Cause, Observed, ShardCounters, Side, StreamRecord};
+use crate::rng::{Rng, Seed};
+use crate::route::Routes;
+use crate::slots::Slots;
+use crate::stream::{End, HalfEvent, Part, Stream};
+use crate::time::{Deadline, Instant};
+use crate::wire::{Body, Frame, Plane};
+
+/// Streams worked off per call of bulk work (C3).
+const BULK_STREAMS: usize = 256;
+/// Payload bytes of one stream that may wait in its session's queue.
+const QUEUE_PER_STREAM_BYTES: u64 = 128 * 1024;
+/// Limit violations in a minute that close a session (attack 39).
+const VIOLATIONS_PER_MINUTE: u32 = 3;
+/// Shortest time between two RST(UNKNOWN) on one session (attack 44).
+const UNKNOWN_RST_EVERY: Duration = Duration::from_millis(100);
+/// How often memory is freed by force while the budget is exhausted.
+const RELIEF_EVERY: Duration = Duration::from_secs(1);
+
+/// What the node is.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// A hub, with its client listeners.
+    Hub {
+        /// The listeners, by [`ListenerIx`](crate::id::ListenerIx).
+        listeners: Vec<ListenerConfig>,
+        /// Deadlines of opening.
+        open: OpenTimers,
+    },
+    /// An agent.
+    Agent {
+        /// Deadline of connecting a target.
+        target_timeout: Duration,
+    },
+}
+
+/// What happens at a socket.
+#[derive(Clone, Debug)]
+pub enum SockEvent {
+    /// Bytes were read (at most what `read_budget` allowed).
+    Data(Bytes),
+    /// This many bytes of earlier writes went into the socket.
+    Written(u64),
+    /// The peer half-closed.
+    Eof,
+    /// Everything was written and our half was closed.
+    ShutDown,
+    /// The connection was aborted or failed.
+    Aborted,
+}
+
+/// What to do with a socket. Order matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SockOp {
+    /// Write these bytes.
+    Write(Bytes),
+    /// Half-close after all writes, then report [`SockEvent::ShutDown`].
+    ShutDown,
+    /// `read_budget` is no longer 0.
+    Readable,
+    /// Reset the connection at once; what is unwritten is discarded.
+    Abort(RstCode),
+    /// Both halves ended: close.
+    Close,
+}
+
+/// What a shard wants done. Owned by the caller and reused.
+#[derive(Debug, Default)]
+pub struct ShardOut {
+    /// Frames for sessions, to be queued in this order.
+    pub frames: Vec<(SessionKey, Frame)>,
+    /// Socket operations.
+    pub socks: Vec<(SockKey, SockOp)>,
+    /// Targets to connect (agent): answer with `on_target`.
+    pub targets: Vec<(StreamKey, Name)>,
+    /// Notes to control.
+    pub notes: Vec<ShardNote>,
+    /// Events.
+    pub observed: Vec<Observed>,
+}
+
+#[derive(Debug)]
+struct SessionInfo {
+    plane: Plane,
+    peer: Option<Incarnation>,
+    usable: bool,
+    initial_window: u64,
+    streams: BTreeSet<StreamKey>,
+    pending_opens: u32,
+    violations: u32,
+    violations_since: Instant,
+    last_unknown_rst: Option<Instant>,
+}
+
+/// A shard of a hub or an agent.
+#[derive(Debug)]
+pub struct Shard {
+    role: Role,
+    limits: Limits,
+    incarnation: Incarnation,
+    lane: u8,
+    minted: u64,
+    rng: Rng,
+    streams: Slots<StreamKey, Stream>,
+    by_cid: HashMap<Cid, StreamKey, KeyedState>,
+    sessions: BTreeMap<SessionKey, SessionInfo>,
+    attachments: BTreeMap<AgentId, BTreeMap<SessionKey, Attach>>,
+    routes: Arc<Routes>,
+    load: BTreeMap<Fence, u64>,
+    waiting_route: BTreeMap<Name, BTreeSet<StreamKey>>,
+    timers: BTreeSet<(Instant, StreamKey)>,
+    dedup: Dedup,
+    pressure: Pressure,
+    throttled: BTreeSet<StreamKey>,
+    relieving: bool,
+    relief_at: Option<Instant>,
+    lost: VecDeque<(SessionKey, BTreeSet<StreamKey>)>,
+    clients: Vec<u32>,
+    draining: bool,
+    socket_held: u64,
+    counters: ShardCounters,
+}
+
+impl Shard {
+    /// A shard that mints cids of `incarnation` in `lane`.
+    #[must_use]
+    pub fn new(role: Role, limits: Limits, incarnation: Incarnation, lane: u8, seed: &Seed) -> Self {
+        let mut rng = seed.fork("shard").rng();
+        let listeners = if let Role::Hub { listeners, .. } = &role { listeners.len() } else { 0 };
+        Self {
+            dedup: Dedup::new(limits.tombstones),
+            by_cid: HashMap::with_hasher(KeyedState::new(&mut rng)),
+            counters: ShardCounters {
+                opened_local: vec![0; listeners],
+                opened_mesh: vec![0; listeners],
+                open_failures: vec![[0; 32]; listeners],
+                ..ShardCounters::default()
+            },
+            clients: vec![0; listeners],
+            role,
+            limits,
+            incarnation,
+            lane,
+            minted: 0,
+            rng,
+            streams: Slots::new(),
+            sessions: BTreeMap::new(),
+            attachments: BTreeMap::new(),
+            routes: Arc::default(),
+            load: BTreeMap::new(),
+            waiting_route: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            pressure: Pressure::Low,
+            throttled: BTreeSet::new(),
+            relieving: false,
+            relief_at: None,
+            lost: VecDeque::new(),
+            draining: false,
+            socket_held: 0,
+        }
+    }
+
+    /// Totals since the start.
+    #[must_use]
+    pub const fn counters(&self) -> &ShardCounters {
+        &self.counters
+    }
+
+    /// Live streams.
+    #[must_use]
+    pub const fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Clients of a listener now.
+    #[must_use]
+    pub fn clients(&self, listener: crate::id::ListenerIx) -> u32 {
+        self.clients.get(usize::from(listener.0)).copied().unwrap_or(0)
+    }
+
+    /// Payload bytes held outside session queues: early data, data above a
+    /// sink's limit, and data handed to sockets but not yet written.
+    #[must_use]
+    pub const fn held_bytes(&self) -> u64 {
+        self.socket_held
+    }
+
+    /// Whether streams wait on this session (dials hurry then).
+    #[must_use]
+    pub fn has_streams(&self, session: SessionKey) -> bool {
+        self.sessions.get(&session).is_some_and(|s| !s.streams.is_empty())
+    }
+
+    /// The mesh or tunnel a stream's frames may come from, for tests and `status`.
+    #[must_use]
+    pub fn stream(&self, key: StreamKey) -> Option<&Stream> {
+        self.streams.get(key)
+    }
+
+    /// Takes a note from control.
+    pub fn on_note(&mut self, now: Instant, note: ControlNote, out: &mut ShardOut) {
+        match note {
+            ControlNote::Routes(routes) => self.routes = routes,
+            ControlNote::RouteAnswer { connector, result } => self.on_route_answer(now, &connector, result, out),
+            ControlNote::SessionUp(up) => {
+                self.sessions.insert(
+                    up.session,
+                    SessionInfo {
+                        plane: up.plane,
+                        peer: up.peer,
+                        usable: true,
+                        initial_window: up.initial_window,
+                        streams: BTreeSet::new(),
+                        pending_opens: 0,
+                        violations: 0,
+                        violations_since: now,
+                        last_unknown_rst: None,
+                    },
+                );
+            }
+            ControlNote::SessionUsable { session, usable } => {
+                if let Some(s) = self.sessions.get_mut(&session) {
+                    s.usable = usable;
+                }
+            }
+            ControlNote::InitialWindow { session, bytes } => {
+                if let Some(s) = self.sessions.get_mut(&session) {
+                    s.initial_window = bytes;
+                }
+            }
+            ControlNote::SessionLost { session } => {
+                self.dedup.forget_session(session);
+                for by_session in self.attachments.values_mut() {
+                    by_session.remove(&session);
+                }
+                self.attachments.retain(|_, by_session| !by_session.is_empty());
+                if let Some(info) = self.sessions.remove(&session) {
+                    self.lost.push_back((session, info.streams));
+                    self.work_off_lost(now, out);
+                }
+            }
+            ControlNote::Attach(attach) => {
+                self.attachments.entry(attach.agent_id.clone()).or_default().insert(attach.session, attach);
+            }
+            ControlNote::Detach { agent_id, fence } => {
+                if let Some(by_session) = self.attachments.get_mut(&agent_id) {
+                    by_session.retain(|_, a| a.fence != fence);
+                    if by_session.is_empty() {
+                        self.attachments.remove(&agent_id);
+                    }
+                }
+            }
+            ControlNote::Drain => {
+                self.draining = true;
+                self.note_if_drained(out);
+            }
+            ControlNote::Shutdown => {
+                self.draining = true;
+                let all: BTreeSet<StreamKey> = self.streams.iter().map(|(k, _)| k).collect();
+                for key in all {
+                    self.reset(now, key, RstCode::Shutdown, Side::Hub, None, out);
+                }
+                self.note_if_drained(out);
+            }
+        }
+    }
+
+    /// The process budget's level changed.
+    pub fn set_pressure(&mut self, now: Instant, pressure: Pressure) {
+        if pressure == self.pressure {
+            return;
+        }
+        if pressure < Pressure::High && self.pressure >= Pressure::High {
+            self.relieving = !self.throttled.is_empty();
+        }
+        self.relief_at = if pressure == Pressure::Full { Some(now.after(RELIEF_EVERY)) } else { None };
+        self.pressure = pressure;
+    }
+
+    /// When `handle_timeout` is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        if !self.lost.is_empty() {
+            return Some(Deadline { at: Instant::ZERO, why: "streams of a lost session" });
+        }
+        if self.relieving {
+            return Some(Deadline { at: Instant::ZERO, why: "streams throttled by the budget" });
+        }
+        let opening = self.timers.first().map(|(at, _)| Deadline { at: *at, why: "stream open" });
+        let relief = self.relief_at.map(|at| Deadline { at, why: "memory relief" });
+        Deadline::earliest(opening, relief)
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut ShardOut) {
+        self.work_off_lost(now, out);
+        self.relieve(now, out);
+        if self.relief_at.is_some_and(|at| at <= now) {
+            self.relief_at = Some(now.after(RELIEF_EVERY));
+            self.free_memory(now, out);
+        }
+        let mut worked = 0;
+        while let Some((at, key)) = self.timers.first().copied() {
+            if at > now || worked == BULK_STREAMS {
+                break;
+            }
+            self.timers.pop_first();
+            worked += 1;
+            if let Some(s) = self.streams.get_mut(key) {
+                s.deadline = None;
+                self.on_open_deadline(now, key, out);
+            }
+        }
+    }
+
+    /// Ends a bounded number of streams whose session was lost.
+    fn work_off_lost(&mut self, now: Instant, out: &mut ShardOut) {
+        let mut budget = BULK_STREAMS;
+        while budget > 0 {
+            let Some((session, streams)) = self.lost.front_mut() else { return };
+            let session = *session;
+            let Some(key) = streams.pop_first() else {
+                self.lost.pop_front();
+                continue;
+            };
+            budget -= 1;
+            let by = match self.streams.get(key).and_then(|s| s.side_of(session)) {
+                Some(0) => Side::Client,
+                Some(_) => Side::Agent,
+                None => continue,
+            };
+            self.reset(now, key, RstCode::Lost, by, Some(session), out);
+        }
+    }
+
+    /// After pressure fell: grants what was held back, in chunks.
+    fn relieve(&mut self, now: Instant, out: &mut ShardOut) {
+        if !self.relieving {
+            return;
+        }
+        for _ in 0..BULK_STREAMS {
+            let Some(key) = self.throttled.pop_first() else {
+                self.relieving = false;
+                return;
+            };
+            for h in 0..2 {
+                self.grant(now, key, h, true, out);
+                self.wake_source(key, h, out);
+            }
+        }
+        if self.throttled.is_empty() {
+            self.relieving = false;
+        }
+    }
+
+    /// The budget is exhausted: resets the stream that holds most. A walk over
+    /// all streams, at most once a second and only in this emergency.
+    fn free_memory(&mut self, now: Instant, out: &mut ShardOut) {
+        let weight = |s: &Stream| s.held() + s.halves.iter().map(|h| h.queued).sum::<u64>();
+        let worst = self.streams.iter().max_by_key(|(k, s)| (weight(s), std::cmp::Reverse(*k))).map(|(k, s)| (k, weight(s)));
+        if let Some((key, held)) = worst
+            && held > 0
+        {
+            self.counters.budget_resets += 1;
+            self.reset(now, key, RstCode::Budget, Side::Hub, None, out);
+        }
+    }
+
+    fn mint(&mut self) -> Cid {
+        self.minted += 1;
+        Cid::new(self.incarnation, self.lane, self.minted)
+    }
+
+    fn arm(&mut self, key: StreamKey, at: Instant) {
+        if let Some(s) = self.streams.get_mut(key) {
+            if let Some(old) = s.deadline.replace(at) {
+                self.timers.remove(&(old, key));
+            }
+            self.timers.insert((at, key));
+        }
+    }
+
+    fn disarm(&mut self, key: StreamKey) {
+        if let Some(s) = self.streams.get_mut(key)
+            && let Some(old) = s.deadline.take()
+        {
+            self.timers.remove(&(old, key));
+        }
+    }
+
+    /// Binds end 1 or 0 of a stream to a session in the session's own index.
+    fn index_session(&mut self, key: StreamKey, session: SessionKey, opening: bool) {
+        if let Some(info) = self.sessions.get_mut(&session) {
+            info.streams.insert(key);
+            info.pending_opens += u32::from(opening);
+        }
+    }
+
+    fn unindex_session(&mut self, key: StreamKey, session: SessionKey, was_opening: bool) {
+        if let Some(info) = self.sessions.get_mut(&session) {
+            info.streams.remove(&key);
+            info.pending_opens -= u32::from(was_opening && info.pending_opens > 0);
+        }
+    }
+
+    /// Removes a stream from every index and tells its story.
+    fn remove(&mut self, now: Instant, key: StreamKey, how: Terminal, by: Side, out: &mut ShardOut) -> Option<Stream> {
+        self.disarm(key);
+        let stream = self.streams.remove(key)?;
+        self.socket_held -= stream.held();
+        self.by_cid.remove(&stream.cid);
+        self.throttled.remove(&key);
+        for end in stream.ends {
+            if let End::Session(s) = end {
+                self.unindex_session(key, s, !stream.open);
+            }
+        }
+        if stream.cid.0 != 0 {
+            self.dedup.bury(stream.cid, how);
+        }
+        let cause = match how {
+            Terminal::Finished => {
+                self.counters.finished += 1;
+                Cause::Finished
+            }
+            Terminal::Reset(code) => {
+                if let Some(n) = self.counters.reset.get_mut(usize::from(code.number())) {
+                    *n += 1;
+                }
+                Cause::Reset(code)
+            }
+        };
+        if let Part::Origin(o) = &stream.part {
+            let ix = usize::from(o.listener.0);
+            if let Some(n) = self.clients.get_mut(ix) {
+                *n = n.saturating_sub(1);
+            }
+            if let Some(waiting) = self.waiting_route.get_mut(&self.connector_of(o.listener)) {
+                waiting.remove(&key);
+            }
+            if o.carrier.is_some()
+                && let Some(n) = self.load.get_mut(&stream.fence)
+            {
+                *n = n.saturating_sub(1);
+                if *n == 0 {
+                    self.load.remove(&stream.fence);
+                }
+            }
+            if !stream.open
+                && let Terminal::Reset(code) = how
+                && let Some(row) = self.counters.open_failures.get_mut(ix)
+                && let Some(n) = row.get_mut(usize::from(code.number()))
+            {
+                *n += 1;
+            }
+            let since = |at: Option<Instant>| at.map(|t| t.since(o.times.accepted));
+            out.observed.push(Observed::Stream(Box::new(StreamRecord {
+                cid: stream.cid,
+                sock: stream.socket().map(|(_, k)| k),
+                listener: o.listener,
+                agent_id: o.carrier.as_ref().map(|c| c.agent_id.clone()),
+                owner: o.carrier.as_ref().map(|c| c.owner.clone()),
+                local: o.carrier.as_ref().is_some_and(|c| c.local),
+                epoch: stream.fence.epoch,
+                route: since(o.times.routed),
+                open: since(o.times.opened),
+                first_byte: since(o.times.first_byte),
+                total: now.since(o.times.accepted),
+                bytes_up: stream.halves[0].next,
+                bytes_down: stream.halves[1].consumed.min(stream.halves[1].next),
+                cause,
+                by,
+            })));
+        }
+        self.note_if_drained(out);
+        Some(stream)
+    }
+
+    fn note_if_drained(&self, out: &mut ShardOut) {
+        if self.draining && self.streams.is_empty() {
+            out.notes.push(ShardNote::Drained);
+        }
+    }
+
+    /// Ends a stream abruptly: RST to every session it is bound to except
+    /// `silent`, abort to its socket (S5).
+    fn reset(
+        &mut self,
+        now: Instant,
+        key: StreamKey,
+        code: RstCode,
+        by: Side,
+        silent: Option<SessionKey>,
+        out: &mut ShardOut,
+    ) {
+        let Some(stream) = self.remove(now, key, Terminal::Reset(code), by, out) else { return };
+        for (side, end) in stream.ends.iter().enumerate() {
+            match *end {
+                End::Pending => {}
+                End::Socket(sock) => out.socks.push((sock, SockOp::Abort(code))),
+                End::Session(s) if Some(s) == silent => {}
+                End::Session(s) => {
+                    // An agent that has not answered refuses; everything else resets.
+                    let sending = usize::from(side == 0);
+                    let body = if !stream.open && side == 0 && !matches!(stream.part, Part::Origin(_)) {
+                        Body::OpenAck { result: Err(code) }
+                    } else {
+                        Body::Rst { code, final_off: stream.halves[sending].sent }
+                    };
+                    out.frames.push((s, Frame::stream(stream.cid, stream.fence.epoch, body)));
+                }
+            }
+        }
+    }
+
+    /// Ends a stream whose halves are both done.
+    fn finish_if_done(&mut self, now: Instant, key: StreamKey, by: Side, out: &mut ShardOut) {
+        if !self.streams.get(key).is_some_and(|s| s.halves.iter().all(crate::stream::Half::is_done)) {
+            return;
+        }
+        if let Some(stream) = self.remove(now, key, Terminal::Finished, by, out)
+            && let Some((_, sock)) = stream.socket()
+        {
+            out.socks.push((sock, SockOp::Close));
+        }
+    }
+
+    /// Takes bytes that continue half `h` and passes on what its sink allows.
+    fn take(&mut self, key: StreamKey, h: usize, bytes: Bytes, out: &mut ShardOut) {
+        let Some(s) = self.streams.get_mut(key) else { return };
+        let len = bytes.len() as u64;
+        let half = &mut s.halves[h];
+        half.next += len;
+        self.socket_held += len;
+        if half.waiting.is_empty() {
+            match s.ends[1 - h] {
+                End::Socket(sock) => {
+                    half.sent += len;
+                    out.socks.push((sock, SockOp::Write(bytes)));
+                    return;
+                }
+                End::Session(session) if half.sent + len <= half.limit => {
+                    let off = half.sent;
+                    half.sent += len;
+                    half.queued += len;
+                    self.socket_held -= len;
+                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Data { off, bytes })));
+                    return;
+                }
+                End::Session(_) | End::Pending => {}
+            }
+        }
+        half.waiting.push_back(bytes);
+        self.pass_on(key, h, out);
+    }
+
+    /// Passes on what waits in half `h`, then its end.
+    fn pass_on(&mut self, key: StreamKey, h: usize, out: &mut ShardOut) {
+        let Some(s) = self.streams.get_mut(key) else { return };
+        let sink = s.ends[1 - h];
+        let half = &mut s.halves[h];
+        while let Some(mut bytes) = half.waiting.pop_front() {
+            match sink {
+                End::Pending => {
+                    half.waiting.push_front(bytes);
+                    return;
+                }
+                End::Socket(sock) => {
+                    half.sent += bytes.len() as u64;
+                    out.socks.push((sock, SockOp::Write(bytes)));
+                }
+                End::Session(session) => {
+                    let room = half.limit.saturating_sub(half.sent);
+                    if room == 0 {
+                        half.waiting.push_front(bytes);
+                        return;
+                    }
+                    if room < bytes.len() as u64 {
+                        let rest = bytes.split_off(room as usize);
+                        half.waiting.push_front(rest);
+                    }
+                    let off = half.sent;
+                    let len = bytes.len() as u64;
+                    half.sent += len;
+                    half.queued += len;
+                    self.socket_held -= len;
+                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Data { off, bytes })));
+                }
+            }
+        }
+        if half.state == crate::stream::HalfState::Ending {
+            match sink {
+                End::Pending => return,
+                End::Socket(sock) => out.socks.push((sock, SockOp::ShutDown)),
+                End::Session(session) => out.frames.push((
+                    session,
+                    Frame::stream(s.cid, s.fence.epoch, Body::Fin { final_off: half.next }),
+                )),
+            }
+            half.state = half.state.after(HalfEvent::Passed);
+        }
+    }
+
+    /// Checks what must hold between any two calls; for tests and the simulator.
+    ///
+    /// # Panics
+    /// When an invariant is broken.
+    pub fn check_invariants(&self) {
+        let mut held = 0;
+        for (key, s) in self.streams.iter() {
+            held += s.held();
+            assert!(s.cid.0 == 0 || self.by_cid.get(&s.cid) == Some(&key), "the index names every live cid (B6)");
+            for (h, half) in s.halves.iter().enumerate() {
+                let waiting: u64 = half.waiting.iter().map(|b| b.len() as u64).sum();
+                assert_eq!(waiting, half.next - half.sent, "half {h}: what waits is what was not passed on (A3)");
+                if matches!(s.ends[1 - h], End::Session(_)) {
+                    assert!(half.sent <= half.limit, "half {h}: sent beyond the limit (B4)");
+                }
+            }
+            if let Some(at) = s.deadline {
+                assert!(self.timers.contains(&(at, key)), "an armed deadline is in the timers (B9)");
+            }
+            for end in s.ends {
+                if let End::Session(k) = end
+                    && let Some(info) = self.sessions.get(&k)
+                {
+                    assert!(info.streams.contains(&key), "a session's index names its streams (B5)");
+                }
+            }
+        }
+        assert_eq!(held, self.socket_held, "held bytes add up (B3)");
+        assert!(self.timers.len() <= self.streams.len(), "at most one timer a stream (B9)");
+    }
+}

@@ -1,0 +1,104 @@
+//! Notes between a shard and the control of its node. They are the only way
+//! the two speak, so the simulator can put drawn delays between them.
+
+use std::sync::Arc;
+
+use crate::error::{CloseCode, RstCode};
+use crate::id::{AgentId, Fence, Incarnation, Name, SessionKey};
+use crate::route::Routes;
+use crate::wire::Plane;
+
+/// From control to a shard.
+#[derive(Clone, Debug)]
+pub enum ControlNote {
+    /// New candidates.
+    Routes(Arc<Routes>),
+    /// The answer to `NeedRoute`: `Ok` after fresh routes were sent, or why there are none.
+    RouteAnswer {
+        /// The connector asked for.
+        connector: Name,
+        /// `Err` fails the streams that wait for it.
+        result: Result<(), RstCode>,
+    },
+    /// A session is established; streams may be bound to it.
+    SessionUp(SessionUp),
+    /// A session takes new streams, or not (suspect, suspended, draining).
+    SessionUsable {
+        /// The session.
+        session: SessionKey,
+        /// Whether it takes new streams.
+        usable: bool,
+    },
+    /// The peer changed what it takes directly after an OPEN.
+    InitialWindow {
+        /// The session.
+        session: SessionKey,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// A session is over; its streams end.
+    SessionLost {
+        /// The session.
+        session: SessionKey,
+    },
+    /// This hub holds an attachment (hub), or was granted one (agent).
+    Attach(Attach),
+    /// The attachment is over or replaced.
+    Detach {
+        /// Its agent.
+        agent_id: AgentId,
+        /// Its fence.
+        fence: Fence,
+    },
+    /// Take no new streams.
+    Drain,
+    /// End every stream now.
+    Shutdown,
+}
+
+/// A session a shard may use.
+#[derive(Clone, Debug)]
+pub struct SessionUp {
+    /// The session.
+    pub session: SessionKey,
+    /// Tunnel or link.
+    pub plane: Plane,
+    /// On a link: the peer's run, the only one whose cids it may mint.
+    pub peer: Option<Incarnation>,
+    /// Bytes of DATA the peer takes directly after an OPEN.
+    pub initial_window: u64,
+}
+
+/// An attachment a shard fences OPENs with.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// The agent.
+    pub agent_id: AgentId,
+    /// Its tunnel.
+    pub session: SessionKey,
+    /// The fence.
+    pub fence: Fence,
+    /// What may be opened.
+    pub connectors: Vec<Name>,
+}
+
+/// From a shard to control.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardNote {
+    /// A stream waits for candidates of this connector.
+    NeedRoute {
+        /// The connector.
+        connector: Name,
+        /// The known ones answered no: do not answer from memory.
+        afresh: bool,
+    },
+    /// A peer broke the rules of streams too often: close its session.
+    Misbehaved {
+        /// The session.
+        session: SessionKey,
+        /// The code for its GOAWAY.
+        code: CloseCode,
+    },
+    /// The last stream is gone (sent while draining).
+    Drained,
+}

@@ -1,0 +1,269 @@
+//! The origin's side of opening: which candidate, when the next one, when to
+//! give up. A candidate is left only on a definite no (S6); first bytes are
+//! kept until OPEN_ACK so that the next candidate gets them too. Every client
+//! is connected, refused, or still inside `open.timeout` (L12).
+
+use super::{Role, Shard, ShardNote, ShardOut};
+use crate::credit::{Pressure, RecvWindow, initial_window};
+use crate::dedup::Terminal;
+use crate::error::RstCode;
+use crate::id::{Cid, Fence, ListenerIx, Name, Secret, SockKey, StreamKey};
+use crate::observed::Side;
+use crate::route::Candidate;
+use crate::stream::{Carrier, End, Half, OpenTimes, Origin, OriginWait, Part, Stream};
+use crate::time::Instant;
+use crate::wire::{Body, Frame, Open};
+
+impl Shard {
+    /// A client was accepted.
+    ///
+    /// # Errors
+    /// When a limit refuses it; the caller resets the connection.
+    pub fn open(
+        &mut self,
+        now: Instant,
+        listener: ListenerIx,
+        sock: SockKey,
+        out: &mut ShardOut,
+    ) -> Result<StreamKey, RstCode> {
+        let ix = usize::from(listener.0);
+        let Role::Hub { listeners, open } = &self.role else { return Err(RstCode::Denied) };
+        let Some(config) = listeners.get(ix) else { return Err(RstCode::NoRoute) };
+        let code = if self.draining {
+            Some(RstCode::Draining)
+        } else if self.streams.len() >= self.limits.max_streams as usize
+            || self.clients.get(ix).is_some_and(|n| *n >= config.max_connections)
+        {
+            Some(RstCode::Busy)
+        } else if self.pressure == Pressure::Full {
+            Some(RstCode::Budget)
+        } else {
+            None
+        };
+        if let Some(code) = code {
+            if let Some(n) = self.counters.open_failures.get_mut(ix).and_then(|r| r.get_mut(usize::from(code.number()))) {
+                *n += 1;
+            }
+            return Err(code);
+        }
+        let (eager, wait) = (config.open == crate::config::OpenRule::Eager, open.first_byte_wait);
+        let give_up_at = now.after(open.timeout);
+        let key = self.streams.insert(Stream {
+            cid: Cid(0),
+            fence: Fence::default(),
+            ends: [End::Socket(sock), End::Pending],
+            halves: [Half::new(), Half::new()],
+            open: false,
+            part: Part::Origin(Box::new(Origin {
+                listener,
+                tried: Vec::new(),
+                last_no: None,
+                retained: Vec::new(),
+                asked_afresh: false,
+                give_up_at,
+                waits: OriginWait::FirstByte,
+                times: OpenTimes { accepted: now, ..OpenTimes::default() },
+                carrier: None,
+                key: self.rng.bytes(),
+            })),
+            deadline: None,
+        });
+        if let Some(n) = self.clients.get_mut(ix) {
+            *n += 1;
+        }
+        if eager {
+            self.try_open(now, key, out);
+        } else {
+            self.arm(key, now.after(wait));
+        }
+        Ok(key)
+    }
+
+    pub(super) fn connector_of(&self, listener: ListenerIx) -> Name {
+        match &self.role {
+            Role::Hub { listeners, .. } => listeners.get(usize::from(listener.0)).map(|l| l.connector.clone()),
+            Role::Agent { .. } => None,
+        }
+        .unwrap_or_else(|| Name::new("none").expect("a valid name"))
+    }
+
+    /// Opens at the best candidate not tried yet, or asks for routes, or fails.
+    pub(super) fn try_open(&mut self, now: Instant, key: StreamKey, out: &mut ShardOut) {
+        let Some(Stream { part: Part::Origin(o), .. }) = self.streams.get(key) else { return };
+        let connector = self.connector_of(o.listener);
+        let choice = self.choose(&connector, &o.tried);
+        let Role::Hub { open, .. } = &self.role else { return };
+        let attempt = open.attempt_timeout;
+        if let Some(candidate) = choice {
+            self.send_open(now, key, connector, candidate, out);
+            if let Some(give_up_at) = self.origin(key).map(|o| o.give_up_at) {
+                self.arm(key, now.after(attempt).min(give_up_at));
+            }
+            return;
+        }
+        let Some(o) = self.origin_mut(key) else { return };
+        if o.asked_afresh {
+            let code = o.last_no.unwrap_or(RstCode::NoRoute);
+            self.fail_open(now, key, code, Side::Hub, out);
+            return;
+        }
+        o.asked_afresh = true;
+        o.waits = OriginWait::Route;
+        let (afresh, give_up_at) = (!o.tried.is_empty(), o.give_up_at);
+        self.arm(key, give_up_at);
+        self.waiting_route.entry(connector.clone()).or_default().insert(key);
+        out.notes.push(ShardNote::NeedRoute { connector, afresh });
+    }
+
+    /// Lowest rank first; among equals the fewest streams per weight, then the
+    /// lowest fence (a total order, so the choice is reproducible).
+    fn choose(&self, connector: &Name, tried: &[Fence]) -> Option<Candidate> {
+        self.routes
+            .of(connector)
+            .iter()
+            .filter(|c| !tried.contains(&c.fence))
+            .filter(|c| self.sessions.get(&c.session).is_some_and(|s| s.usable && s.pending_opens < self.limits.max_pending_opens))
+            .min_by_key(|c| {
+                let streams = self.load.get(&c.fence).copied().unwrap_or(0);
+                (c.rank, (streams + 1) * 1000 / u64::from(c.weight.max(1)), c.fence)
+            })
+            .cloned()
+    }
+
+    fn send_open(&mut self, now: Instant, key: StreamKey, connector: Name, c: Candidate, out: &mut ShardOut) {
+        let cid = self.mint();
+        let granted = initial_window(self.limits.stream_window_initial_bytes, self.pressure);
+        let max = self.limits.stream_window_max_bytes;
+        let early = self.sessions.get(&c.session).map_or(0, |s| s.initial_window);
+        let Some(s) = self.streams.get_mut(key) else { return };
+        let Part::Origin(o) = &mut s.part else { return };
+        o.tried.push(c.fence);
+        o.waits = OriginWait::Answer;
+        o.times.routed = Some(now);
+        o.carrier = Some(Carrier { agent_id: c.agent_id.clone(), owner: c.owner, local: c.local });
+        s.cid = cid;
+        s.fence = c.fence;
+        s.ends[1] = End::Session(c.session);
+        // The up half starts over with what was kept; the client is not asked again.
+        let up = &mut s.halves[0];
+        self.socket_held -= up.waiting_bytes();
+        up.waiting = o.retained.iter().cloned().collect();
+        up.sent = 0;
+        up.queued = 0;
+        up.consumed = 0;
+        up.limit = early;
+        self.socket_held += up.waiting_bytes();
+        if up.state == crate::stream::HalfState::Ended {
+            up.state = crate::stream::HalfState::Ending;
+        }
+        let down = &mut s.halves[1];
+        down.granted = granted;
+        down.window = Some(Box::new(RecvWindow::new(granted, max)));
+        let open = Open { nonce: c.fence.nonce, connector, agent_id: c.agent_id, key: Secret(o.key), limit: granted };
+        out.frames.push((c.session, Frame::stream(cid, c.fence.epoch, Body::Open(Box::new(open)))));
+        self.by_cid.insert(cid, key);
+        *self.load.entry(c.fence).or_default() += 1;
+        self.index_session(key, c.session, true);
+        self.pass_on(key, 0, out);
+        self.wake_source(key, 0, out);
+    }
+
+    /// Takes back an attempt that was answered with a definite no.
+    fn take_back(&mut self, key: StreamKey) {
+        let Some(s) = self.streams.get_mut(key) else { return };
+        let (cid, fence) = (s.cid, s.fence);
+        if let End::Session(session) = s.ends[1] {
+            s.ends[1] = End::Pending;
+            self.unindex_session(key, session, true);
+        }
+        self.by_cid.remove(&cid);
+        if let Some(n) = self.load.get_mut(&fence) {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                self.load.remove(&fence);
+            }
+        }
+        if let Some(s) = self.streams.get_mut(key) {
+            s.cid = Cid(0);
+            // What was sent to that candidate waits again, for the next one.
+            let up = &mut s.halves[0];
+            self.socket_held -= up.waiting_bytes();
+            up.sent = 0;
+            up.queued = 0;
+            if let Part::Origin(o) = &mut s.part {
+                up.waiting = o.retained.iter().cloned().collect();
+                o.carrier = None;
+            }
+            self.socket_held += up.waiting_bytes();
+        }
+    }
+
+    /// The answer to an OPEN of ours was no.
+    pub(super) fn on_refused(&mut self, now: Instant, key: StreamKey, code: RstCode, out: &mut ShardOut) {
+        let Some(s) = self.streams.get(key) else { return };
+        let cid = s.cid;
+        let Some(o) = self.origin_mut(key) else { return };
+        o.last_no = Some(code);
+        if code.definite_no() && now < o.give_up_at {
+            self.take_back(key);
+            self.dedup.bury(cid, Terminal::Reset(code));
+            self.try_open(now, key, out);
+        } else {
+            // The peer holds nothing of it any more, so it is not told.
+            let session = self.streams.get(key).and_then(|s| if let End::Session(k) = s.ends[1] { Some(k) } else { None });
+            self.reset(now, key, code, Side::Agent, session, out);
+        }
+    }
+
+    /// Control answered a `NeedRoute`.
+    pub(super) fn on_route_answer(
+        &mut self,
+        now: Instant,
+        connector: &Name,
+        result: Result<(), RstCode>,
+        out: &mut ShardOut,
+    ) {
+        let Some(waiting) = self.waiting_route.remove(connector) else { return };
+        for key in waiting {
+            match result {
+                Ok(()) => self.try_open(now, key, out),
+                Err(code) => {
+                    let code = self.origin(key).and_then(|o| o.last_no).unwrap_or(code);
+                    self.fail_open(now, key, code, Side::Hub, out);
+                }
+            }
+        }
+    }
+
+    /// The deadline of an unopened stream passed.
+    pub(super) fn on_open_deadline(&mut self, now: Instant, key: StreamKey, out: &mut ShardOut) {
+        match self.streams.get(key).map(|s| (&s.part, s.open)) {
+            Some((Part::Origin(o), false)) if o.waits == OriginWait::FirstByte => self.try_open(now, key, out),
+            Some((Part::Origin(o), false)) => {
+                let code = if o.waits == OriginWait::Route { o.last_no.unwrap_or(RstCode::Timeout) } else { RstCode::Timeout };
+                self.fail_open(now, key, code, Side::Hub, out);
+            }
+            Some((Part::Agent, false)) => self.reset(now, key, RstCode::TargetTimeout, Side::Agent, None, out),
+            _ => {}
+        }
+    }
+
+    fn fail_open(&mut self, now: Instant, key: StreamKey, code: RstCode, by: Side, out: &mut ShardOut) {
+        self.reset(now, key, code, by, None, out);
+    }
+
+    pub(super) fn origin(&self, key: StreamKey) -> Option<&Origin> {
+        match &self.streams.get(key)?.part {
+            Part::Origin(o) => Some(o),
+            Part::Owner | Part::Agent => None,
+        }
+    }
+
+    pub(super) fn origin_mut(&mut self, key: StreamKey) -> Option<&mut Origin> {
+        match &mut self.streams.get_mut(key)?.part {
+            Part::Origin(o) => Some(o),
+            Part::Owner | Part::Agent => None,
+        }
+    }
+}
+
