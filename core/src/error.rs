@@ -162,7 +162,7 @@ codes! {
         Unexpected = 4, "UNEXPECTED";
         /// A message number that leaves a gap, or an ACK above what was sent.
         Numbering = 5, "NUMBERING";
-        /// A name or list in HELLO or CONNECTORS breaks its limits.
+        /// A name breaks its syntax, or a list its limit.
         BadName = 6, "BAD_NAME";
         /// A cid minted by the wrong side, or reused.
         BadCid = 7, "BAD_CID";

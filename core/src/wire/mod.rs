@@ -7,6 +7,7 @@
 mod binary;
 mod hello;
 mod json;
+mod types;
 
 use bytes::{Bytes, BytesMut};
 
@@ -15,7 +16,7 @@ pub use hello::{
     Welcome,
 };
 
-use crate::error::{CloseCode, ProtocolError, RstCode};
+use crate::error::{CloseCode, ProtocolError, ProtocolErrorKind, RstCode};
 use crate::id::{AgentId, Cid, Epoch, Instance, Name, Nonce, Secret};
 
 /// Largest payload of one DATA frame, bytes.
@@ -28,6 +29,20 @@ pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
 pub const JSON_DEPTH_MAX: usize = 8;
 /// Most connectors in one HELLO or CONNECTORS (attack 53).
 pub const CONNECTORS_MAX: usize = 256;
+/// Most capabilities in one HELLO or WELCOME.
+pub const CAPABILITIES_MAX: usize = 32;
+/// Most sessions in a hub's HELLO.
+pub const SESSIONS_MAX: usize = 16;
+/// Longest certificate chain in WELCOME or AUTH, certificates.
+pub const CHAIN_MAX: usize = 8;
+/// Longest certificate or signature in WELCOME or AUTH, bytes of base64 text.
+pub const SIGNATURE_TEXT_MAX_BYTES: usize = 8 * 1024;
+/// Longest credential in TOKEN, bytes.
+pub const TOKEN_MAX_BYTES: usize = 8 * 1024;
+/// A v2 message holds at most one frame per this many bytes of the message
+/// limit in force: 256 frames before authentication, 4096 afterwards. Without
+/// it a message of 3-byte frames would decode to 27 times its size.
+pub const MESSAGE_BYTES_PER_FRAME: usize = 64;
 /// Largest number on the wire outside epochs: what JSON numbers carry exactly.
 pub const NUMBER_MAX: u64 = (1 << 53) - 1;
 
@@ -341,6 +356,39 @@ pub const FRAME_KINDS: [&str; 18] = [
     "RST",
     "RESUME",
 ];
+
+fn malformed(detail: impl Into<std::borrow::Cow<'static, str>>) -> ProtocolError {
+    ProtocolError::new(ProtocolErrorKind::Malformed, detail)
+}
+
+fn too_large(detail: impl Into<std::borrow::Cow<'static, str>>) -> ProtocolError {
+    ProtocolError::new(ProtocolErrorKind::TooLarge, detail)
+}
+
+fn unexpected(detail: impl Into<std::borrow::Cow<'static, str>>) -> ProtocolError {
+    ProtocolError::new(ProtocolErrorKind::Unexpected, detail)
+}
+
+fn bad_name(detail: impl Into<std::borrow::Cow<'static, str>>) -> ProtocolError {
+    ProtocolError::new(ProtocolErrorKind::BadName, detail)
+}
+
+fn check_message_size(len: usize, limits: &WireLimits) -> Result<(), ProtocolError> {
+    if len <= limits.message_bytes {
+        return Ok(());
+    }
+    Err(too_large(format!("a message of at most {} bytes was expected, it has {len}", limits.message_bytes)))
+}
+
+fn check_payload_size(len: usize, limits: &WireLimits) -> Result<(), ProtocolError> {
+    if len == 0 {
+        return Err(malformed("DATA: at least one byte of payload was expected, it has none"));
+    }
+    if len <= limits.payload_bytes {
+        return Ok(());
+    }
+    Err(too_large(format!("DATA: a payload of at most {} bytes was expected, it has {len}", limits.payload_bytes)))
+}
 
 /// What one message held.
 #[derive(Clone, Debug, Default, PartialEq)]
