@@ -1,1 +1,648 @@
-//! Sessions and streams of one node.
+//! The sessions of one node and the connections that carry them.
+//!
+//! Owns every [`Session`], which connection it is on, and the process budget.
+//! A connection is either in its handshake (control's business; its outgoing
+//! messages wait in a small outbox here) or carries one session. Keeps B2 (by
+//! the session's caps), B3 and B5. Knows nothing of agents, registries and
+//! routes: what a lost session means is for control to say.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::smallvec;
+
+use crate::credit::Budget;
+use crate::error::{CloseCode, ProtocolError, RstCode};
+use crate::id::{AgentId, ConnKey, Incarnation, Instance, Name, SessionId, SessionKey, SockKey, StreamKey, TargetIx};
+use crate::observed::Observed;
+use crate::principal::{HubGrant, Principal};
+use crate::registry::{RegistryOp, RegistryResult, Token};
+use crate::session::{Released, Session, SessionEvent, TxBatch, TxMessage, TxState};
+use crate::shard::{ControlNote, Shard, ShardOut, SockEvent, SockOp};
+use crate::slots::Slots;
+use crate::time::{Deadline, Instant};
+use crate::wire::{Dialect, Frame, Plane};
+
+/// What happened outside a node.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A dial succeeded up to the WebSocket upgrade.
+    Connected {
+        /// Which target was dialled.
+        target: TargetIx,
+        /// The connection.
+        conn: ConnKey,
+        /// What the peer chose.
+        dialect: Dialect,
+        /// What TLS said of the peer.
+        peer: HubGrant,
+    },
+    /// A dial failed before that.
+    DialFailed {
+        /// Which target was dialled.
+        target: TargetIx,
+    },
+    /// A peer connected and was authenticated as far as its plane demands.
+    Accepted {
+        /// The connection.
+        conn: ConnKey,
+        /// What was agreed.
+        dialect: Dialect,
+        /// Who it is.
+        principal: Principal,
+    },
+    /// A WebSocket message arrived.
+    Message {
+        /// The connection.
+        conn: ConnKey,
+        /// The message.
+        message: Bytes,
+    },
+    /// A connection ended or failed.
+    Disconnected {
+        /// The connection.
+        conn: ConnKey,
+        /// Why; [`CloseCode::Transport`] unless the WebSocket layer knows better.
+        cause: CloseCode,
+    },
+    /// Something happened at a client or target socket.
+    Socket {
+        /// Its stream.
+        stream: StreamKey,
+        /// What.
+        event: SockEvent,
+    },
+    /// A target was connected, or not (agent).
+    Target {
+        /// Its stream.
+        stream: StreamKey,
+        /// The socket, or why there is none.
+        result: Result<SockKey, RstCode>,
+    },
+    /// The registry answered (hub).
+    Registry {
+        /// Which operation.
+        token: Token,
+        /// With what.
+        result: RegistryResult,
+    },
+    /// Take no new streams; peers are told.
+    Drain,
+    /// End everything now.
+    Shutdown,
+}
+
+/// What a node wants done. Owned by the caller, drained each turn, reused.
+#[derive(Debug, Default)]
+pub struct NodeOut {
+    /// Targets to dial; answer with `Connected` or `DialFailed`.
+    pub dial: Vec<TargetIx>,
+    /// Connections that have something to transmit.
+    pub wake: Vec<ConnKey>,
+    /// Connections to close once their outbox is flushed.
+    pub close: Vec<(ConnKey, CloseCode)>,
+    /// Socket operations, in order.
+    pub socks: Vec<(SockKey, SockOp)>,
+    /// Targets of streams to connect; answer with `Target`.
+    pub targets: Vec<(StreamKey, Name)>,
+    /// Registry operations; answer with `Registry`.
+    pub registry: Vec<(Token, RegistryOp)>,
+    /// Events.
+    pub observed: Vec<Observed>,
+    /// Every stream is gone after `Drain`.
+    pub drained: bool,
+}
+
+/// Who is at the other end of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// An agent (seen from a hub).
+    Agent {
+        /// Its id.
+        id: AgentId,
+        /// Its run.
+        instance: Instance,
+    },
+    /// A hub (seen from a hub or an agent).
+    Hub {
+        /// Its replica id.
+        replica_id: Name,
+        /// Its run.
+        incarnation: Incarnation,
+    },
+}
+
+impl Peer {
+    /// Its name for logs.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Agent { id, .. } => id.as_str(),
+            Self::Hub { replica_id, .. } => replica_id.as_str(),
+        }
+    }
+}
+
+/// A session and what carries it.
+#[derive(Debug)]
+pub struct Entry {
+    /// The state machine.
+    pub session: Session,
+    /// Tunnel or link.
+    pub plane: Plane,
+    /// The other end.
+    pub peer: Peer,
+    /// Which target we dial to get it back; `None` for sessions we accepted.
+    pub dialled: Option<TargetIx>,
+    /// The connection it is on.
+    pub conn: Option<ConnKey>,
+    /// Since when it has none.
+    pub suspended_at: Option<Instant>,
+    /// How long it may have none.
+    pub resume_window: Duration,
+    usable: bool,
+    held: u64,
+}
+
+/// What happened to sessions, for control to act upon.
+#[derive(Debug, PartialEq)]
+pub enum SessionNews {
+    /// Its connection is gone; it may come back.
+    Suspended {
+        /// Which.
+        key: SessionKey,
+        /// Why the connection ended.
+        cause: CloseCode,
+    },
+    /// It did not come back in time, or its end was announced.
+    Over {
+        /// Which.
+        key: SessionKey,
+        /// Why.
+        cause: CloseCode,
+    },
+}
+
+#[derive(Debug)]
+struct Outbox {
+    messages: VecDeque<Bytes>,
+}
+
+/// The sessions of a node.
+#[derive(Debug)]
+pub struct Mux {
+    sessions: Slots<SessionKey, Entry>,
+    by_id: BTreeMap<SessionId, SessionKey>,
+    carried: BTreeMap<ConnKey, SessionKey>,
+    outboxes: BTreeMap<ConnKey, Outbox>,
+    deadlines: BTreeSet<(Instant, SessionKey)>,
+    budget: Budget,
+    session_held: u64,
+    touched: Vec<SessionKey>,
+    rtt: Vec<Duration>,
+    frames: Vec<Frame>,
+    released: Vec<Released>,
+    shard_out: ShardOut,
+    /// Sessions ever suspended, resumed and lost, by plane (tunnel, link).
+    pub totals: [SessionTotals; 2],
+}
+
+/// How often sessions of a plane changed state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionTotals {
+    /// Established anew.
+    pub established: u64,
+    /// Lost their connection.
+    pub suspended: u64,
+    /// Went on over another.
+    pub resumed: u64,
+    /// Are over.
+    pub lost: u64,
+    /// Ended by a protocol error.
+    pub protocol_errors: u64,
+}
+
+const fn plane_ix(plane: Plane) -> usize {
+    match plane {
+        Plane::Tunnel => 0,
+        Plane::Mesh => 1,
+    }
+}
+
+impl Mux {
+    /// No sessions, and `budget_bytes` of payload to hold.
+    #[must_use]
+    pub fn new(budget_bytes: u64) -> Self {
+        Self {
+            sessions: Slots::new(),
+            by_id: BTreeMap::new(),
+            carried: BTreeMap::new(),
+            outboxes: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            budget: Budget::new(budget_bytes),
+            session_held: 0,
+            touched: Vec::new(),
+            rtt: Vec::new(),
+            frames: Vec::new(),
+            released: Vec::new(),
+            shard_out: ShardOut::default(),
+            totals: [SessionTotals::default(); 2],
+        }
+    }
+
+    /// A session.
+    #[must_use]
+    pub fn get(&self, key: SessionKey) -> Option<&Entry> {
+        self.sessions.get(key)
+    }
+
+    /// A session, to be changed.
+    pub fn get_mut(&mut self, key: SessionKey) -> Option<&mut Entry> {
+        self.sessions.get_mut(key)
+    }
+
+    /// All sessions.
+    pub fn iter(&self) -> impl Iterator<Item = (SessionKey, &Entry)> {
+        self.sessions.iter()
+    }
+
+    /// How many sessions there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether there is no session.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// The session with this wire name.
+    #[must_use]
+    pub fn find(&self, id: SessionId) -> Option<SessionKey> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// The session a connection carries.
+    #[must_use]
+    pub fn carried_by(&self, conn: ConnKey) -> Option<SessionKey> {
+        self.carried.get(&conn).copied()
+    }
+
+    /// Payload bytes this node holds, and may hold.
+    #[must_use]
+    pub const fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Queues a handshake message on a connection.
+    pub fn post(&mut self, conn: ConnKey, message: Bytes, out: &mut NodeOut) {
+        self.outboxes.entry(conn).or_insert_with(|| Outbox { messages: VecDeque::new() }).messages.push_back(message);
+        out.wake.push(conn);
+    }
+
+    /// Adds a session that was just established on `conn`.
+    pub fn establish(
+        &mut self,
+        session: Session,
+        plane: Plane,
+        peer: Peer,
+        dialled: Option<TargetIx>,
+        conn: ConnKey,
+        resume_window: Duration,
+    ) -> SessionKey {
+        let id = session.id();
+        let key = self.sessions.insert(Entry {
+            session,
+            plane,
+            peer,
+            dialled,
+            conn: Some(conn),
+            suspended_at: None,
+            resume_window,
+            usable: true,
+            held: 0,
+        });
+        self.by_id.insert(id, key);
+        self.carried.insert(conn, key);
+        self.totals[plane_ix(plane)].established += 1;
+        self.rearm(key, None);
+        key
+    }
+
+    /// Puts a resumed session on its new connection. Returns the connection it
+    /// was still on, if any, which the caller closes.
+    pub fn rebind(&mut self, now: Instant, key: SessionKey, conn: ConnKey, out: &mut NodeOut) -> Option<ConnKey> {
+        let before = self.next_deadline(key);
+        let entry = self.sessions.get_mut(key)?;
+        let old = entry.conn.replace(conn);
+        if let Some(old) = old {
+            self.carried.remove(&old);
+        }
+        self.carried.insert(conn, key);
+        self.totals[plane_ix(entry.plane)].resumed += 1;
+        let after = entry.suspended_at.take().map_or(Duration::ZERO, |t| now.since(t));
+        out.observed.push(Observed::SessionResumed { plane: entry.plane, peer: entry.peer.name().to_owned(), after });
+        out.wake.push(conn);
+        self.touched.push(key);
+        self.rearm(key, before);
+        old
+    }
+
+    /// Queues a frame on a session; stale keys are ignored (C5).
+    pub fn send(&mut self, now: Instant, key: SessionKey, frame: Frame, out: &mut NodeOut) {
+        let before = self.next_deadline(key);
+        let Some(entry) = self.sessions.get_mut(key) else { return };
+        entry.session.send(now, frame, &mut self.released);
+        if let Some(conn) = entry.conn
+            && out.wake.last() != Some(&conn)
+        {
+            out.wake.push(conn);
+        }
+        self.account(key);
+        self.rearm(key, before);
+    }
+
+    /// A connection ended. Its session, if any, is suspended.
+    pub fn on_disconnected(&mut self, now: Instant, conn: ConnKey, cause: CloseCode, news: &mut Vec<SessionNews>) {
+        self.outboxes.remove(&conn);
+        let Some(key) = self.carried.remove(&conn) else { return };
+        self.suspend(now, key, cause, news);
+    }
+
+    fn suspend(&mut self, now: Instant, key: SessionKey, cause: CloseCode, news: &mut Vec<SessionNews>) {
+        let before = self.next_deadline(key);
+        let Some(entry) = self.sessions.get_mut(key) else { return };
+        entry.conn = None;
+        entry.suspended_at = Some(now);
+        entry.session.on_connection_lost(now);
+        self.touched.push(key);
+        self.totals[plane_ix(entry.plane)].suspended += 1;
+        news.push(SessionNews::Suspended { key, cause });
+        self.rearm(key, before);
+    }
+
+    /// Removes a session for ever.
+    pub fn remove(&mut self, key: SessionKey, cause: CloseCode, out: &mut NodeOut) -> Option<Entry> {
+        if let Some(at) = self.next_deadline(key) {
+            self.deadlines.remove(&(at, key));
+        }
+        let entry = self.sessions.remove(key)?;
+        self.by_id.remove(&entry.session.id());
+        self.session_held -= entry.held;
+        if let Some(conn) = entry.conn {
+            self.carried.remove(&conn);
+            self.close(conn, entry.session.dialect(), cause, 0, out);
+        }
+        self.totals[plane_ix(entry.plane)].lost += 1;
+        out.observed.push(Observed::SessionLost { plane: entry.plane, peer: entry.peer.name().to_owned(), cause });
+        Some(entry)
+    }
+
+    /// Says GOAWAY on a connection and closes it.
+    pub fn close(&mut self, conn: ConnKey, dialect: Dialect, code: CloseCode, retry_after_ms: u64, out: &mut NodeOut) {
+        let goaway = crate::wire::encode_message(dialect, 0, &[Frame::GoAway { code, retry_after_ms }]);
+        self.post(conn, goaway, out);
+        out.close.push((conn, code));
+    }
+
+    /// A message arrived on a connection that carries a session. Stream frames
+    /// go to the shard; what is left for control is returned with the session.
+    ///
+    /// # Errors
+    /// When the peer broke the protocol; the caller ends the session.
+    pub fn on_message(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        message: &Bytes,
+        shard: &mut Shard,
+        control: &mut Vec<Frame>,
+        out: &mut NodeOut,
+    ) -> Result<(), ProtocolError> {
+        let Some(&key) = self.carried.get(&conn) else { return Ok(()) };
+        let before = self.next_deadline(key);
+        let mut frames = std::mem::take(&mut self.frames);
+        frames.clear();
+        let Some(entry) = self.sessions.get_mut(key) else { return Ok(()) };
+        let result = entry.session.on_message(now, message, &mut frames);
+        if entry.session.wants_transmit(now) {
+            out.wake.push(conn);
+        }
+        if !entry.usable {
+            self.touched.push(key);
+        }
+        entry.session.take_rtt_samples(&mut self.rtt);
+        out.observed.extend(self.rtt.drain(..).map(|sample| Observed::Rtt { plane: entry.plane, sample }));
+        self.account(key);
+        self.rearm(key, before);
+        match result {
+            Ok(()) => {
+                for frame in frames.drain(..) {
+                    match frame {
+                        Frame::Stream { cid, epoch, body } => {
+                            shard.on_frame(now, key, cid, epoch, body, &mut self.shard_out);
+                        }
+                        Frame::Hello(_)
+                        | Frame::Welcome(_)
+                        | Frame::Auth(_)
+                        | Frame::Ack { .. }
+                        | Frame::Ping { .. }
+                        | Frame::Pong { .. }
+                        | Frame::GoAway { .. }
+                        | Frame::Epoch(_)
+                        | Frame::Status(_)
+                        | Frame::Connectors { .. }
+                        | Frame::Token { .. } => control.push(frame),
+                    }
+                }
+                self.frames = frames;
+                Ok(())
+            }
+            Err(e) => {
+                if let Some(entry) = self.sessions.get(key) {
+                    self.totals[plane_ix(entry.plane)].protocol_errors += 1;
+                }
+                self.frames = frames;
+                Err(e)
+            }
+        }
+    }
+
+    /// Takes messages for a connection: the handshake's first, then the session's.
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        budget_bytes: usize,
+        batch: &mut TxBatch,
+        shard: &mut Shard,
+        out: &mut NodeOut,
+    ) -> TxState {
+        if let Some(outbox) = self.outboxes.get_mut(&conn) {
+            while let Some(m) = outbox.messages.pop_front() {
+                let len = m.len();
+                batch.bytes += len;
+                batch.messages.push_back(TxMessage { chunks: smallvec![m], len });
+            }
+            self.outboxes.remove(&conn);
+        }
+        let Some(&key) = self.carried.get(&conn) else { return TxState::Idle };
+        let before = self.next_deadline(key);
+        let Some(entry) = self.sessions.get_mut(key) else { return TxState::Idle };
+        let state = entry.session.poll_transmit(now, budget_bytes, batch, &mut self.released);
+        for r in self.released.drain(..) {
+            shard.on_released(r.cid, key, r.bytes, &mut self.shard_out);
+        }
+        self.account(key);
+        self.rearm(key, before);
+        self.flush_shard(now, shard, out, &mut Vec::new());
+        state
+    }
+
+    /// Carries out what the shard wants: frames into sessions, the rest to the
+    /// caller. Notes for control are appended to `notes`.
+    pub fn flush_shard(
+        &mut self,
+        now: Instant,
+        shard: &mut Shard,
+        out: &mut NodeOut,
+        notes: &mut Vec<crate::shard::ShardNote>,
+    ) {
+        let mut so = std::mem::take(&mut self.shard_out);
+        while !so.frames.is_empty() {
+            for (key, frame) in so.frames.drain(..) {
+                self.send(now, key, frame, out);
+                // Discarded by a reset: the stream is gone, nobody waits for it.
+                self.released.clear();
+            }
+        }
+        out.socks.append(&mut so.socks);
+        out.targets.append(&mut so.targets);
+        out.observed.append(&mut so.observed);
+        for note in so.notes.drain(..) {
+            if note == crate::shard::ShardNote::Drained {
+                out.drained = true;
+            } else {
+                notes.push(note);
+            }
+        }
+        self.shard_out = so;
+        self.budget.set_held(self.session_held + shard.held_bytes());
+        shard.set_pressure(now, self.budget.pressure());
+    }
+
+    /// The shard's output vector, for calls into the shard between flushes.
+    pub const fn shard_out(&mut self) -> &mut ShardOut {
+        &mut self.shard_out
+    }
+
+    /// Lets a session's timers run and gives up those without a connection
+    /// for too long.
+    pub fn handle_timeout(&mut self, now: Instant, news: &mut Vec<SessionNews>, out: &mut NodeOut) {
+        while let Some((at, key)) = self.deadlines.first().copied() {
+            if at > now {
+                break;
+            }
+            self.deadlines.pop_first();
+            let Some(entry) = self.sessions.get_mut(key) else { continue };
+            self.touched.push(key);
+            if let Some(since) = entry.suspended_at {
+                if now.since(since) >= entry.resume_window {
+                    news.push(SessionNews::Over { key, cause: CloseCode::Transport });
+                } else {
+                    self.rearm(key, None);
+                }
+                continue;
+            }
+            match entry.session.handle_timeout(now) {
+                SessionEvent::None => {}
+                SessionEvent::Dead => {
+                    if let Some(conn) = entry.conn {
+                        let dialect = entry.session.dialect();
+                        self.carried.remove(&conn);
+                        self.close(conn, dialect, CloseCode::Dead, 0, out);
+                        self.suspend(now, key, CloseCode::Dead, news);
+                    }
+                    continue;
+                }
+            }
+            if let (Some(conn), true) = (entry.conn, entry.session.wants_transmit(now)) {
+                out.wake.push(conn);
+            }
+            self.rearm(key, None);
+        }
+    }
+
+    /// Tells the shard which sessions take new streams, where that changed
+    /// since the last call. Only sessions that were touched are looked at.
+    pub fn refresh_usable(&mut self, now: Instant, notes: &mut Vec<ControlNote>) {
+        for key in std::mem::take(&mut self.touched) {
+            let Some(entry) = self.sessions.get_mut(key) else { continue };
+            let usable = entry.conn.is_some() && !entry.session.is_suspect(now);
+            if usable != entry.usable {
+                entry.usable = usable;
+                notes.push(ControlNote::SessionUsable { session: key, usable });
+            }
+        }
+    }
+
+    /// The next moment a session needs `handle_timeout`.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        self.deadlines.first().map(|(at, _)| Deadline { at: *at, why: "session" })
+    }
+
+    fn next_deadline(&self, key: SessionKey) -> Option<Instant> {
+        let entry = self.sessions.get(key)?;
+        match entry.suspended_at {
+            Some(since) => Some(since.after(entry.resume_window)),
+            None => entry.session.poll_timeout().map(|d| d.at),
+        }
+    }
+
+    fn rearm(&mut self, key: SessionKey, before: Option<Instant>) {
+        let after = self.next_deadline(key);
+        if before == after && before.is_some_and(|at| self.deadlines.contains(&(at, key))) {
+            return;
+        }
+        if let Some(at) = before {
+            self.deadlines.remove(&(at, key));
+        }
+        if let Some(at) = after {
+            self.deadlines.insert((at, key));
+        }
+    }
+
+    fn account(&mut self, key: SessionKey) {
+        if let Some(entry) = self.sessions.get_mut(key) {
+            let held = entry.session.held_bytes();
+            self.session_held = self.session_held - entry.held + held;
+            entry.held = held;
+        }
+    }
+
+    /// Checks what must hold between any two calls.
+    ///
+    /// # Panics
+    /// When an invariant is broken.
+    pub fn check_invariants(&self) {
+        let mut held = 0;
+        for (key, e) in self.sessions.iter() {
+            e.session.check_invariants();
+            held += e.session.held_bytes();
+            assert_eq!(e.conn.is_none(), e.suspended_at.is_some(), "a session is carried or suspended");
+            if let Some(conn) = e.conn {
+                assert_eq!(self.carried.get(&conn), Some(&key), "the connection index agrees");
+            }
+            if let Some(at) = self.next_deadline(key) {
+                assert!(self.deadlines.contains(&(at, key)), "a session's deadline is armed (B9)");
+            }
+        }
+        assert_eq!(held, self.session_held, "held bytes add up (B3)");
+        assert_eq!(self.by_id.len(), self.sessions.len(), "one name a session");
+    }
+}
+

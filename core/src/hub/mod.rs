@@ -1,1 +1,240 @@
-//! Hub.
+//! A hub: control, sessions and shard composed into one machine. The simulator,
+//! fuzzers and the one-core driver run this object.
+//!
+//! Contract (checked by tests):
+//! - C1 `now` never decreases. C2 After any call everything due is in `out`;
+//!   there is no hidden queue except session queues (reported by `out.wake` and
+//!   [`Hub::poll_transmit`]) and chunked work (reported by `poll_timeout`).
+//! - C3 One input does O(1) work plus what it carries; ends of many streams come
+//!   in chunks of 256 a call.
+//! - C4 A peer's misbehaviour never returns an error here: it becomes a close, a
+//!   reset and a counter. C5 Stale keys and tokens are ignored.
+
+mod attach;
+mod control;
+mod handshake;
+mod mesh;
+mod registry;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use crate::config::{HubConfig, Mode};
+use crate::error::RstCode;
+use crate::id::{ConnKey, Incarnation, ListenerIx, Name, SockKey, StreamKey};
+use crate::mux::{Input, Mux, NodeOut, SessionNews};
+use crate::registry::HubRun;
+use crate::rng::Seed;
+use crate::session::{TxBatch, TxState};
+use crate::shard::{ControlNote, Role, Shard, ShardNote};
+use crate::time::{Deadline, Instant};
+use crate::wire::Frame;
+
+pub use control::{Control, LinkView, TunnelView};
+
+/// A hub.
+#[derive(Debug)]
+pub struct Hub {
+    control: Control,
+    mux: Mux,
+    shard: Shard,
+    notes: Vec<ControlNote>,
+    shard_notes: Vec<ShardNote>,
+    news: Vec<SessionNews>,
+    frames: Vec<Frame>,
+}
+
+impl Hub {
+    /// A hub that starts now. Its dials and first registry operations are in `out`.
+    #[must_use]
+    pub fn new(config: Arc<HubConfig>, seed: Seed, now: Instant, out: &mut NodeOut) -> Self {
+        let incarnation = Incarnation(seed.fork("incarnation").rng().next_u64());
+        let shard = Shard::new(
+            Role::Hub { listeners: config.listeners.clone(), open: config.open },
+            config.limits.clone(),
+            incarnation,
+            0,
+            &seed,
+        );
+        let mut hub = Self {
+            mux: Mux::new(config.limits.memory_budget_bytes),
+            control: Control::new(config, incarnation, &seed, now),
+            shard,
+            notes: Vec::new(),
+            shard_notes: Vec::new(),
+            news: Vec::new(),
+            frames: Vec::new(),
+        };
+        hub.control.start(now, out);
+        hub
+    }
+
+    /// A client was accepted. Its stream's key names it from now on.
+    ///
+    /// # Errors
+    /// When a limit refuses it; the caller resets the connection.
+    pub fn open(
+        &mut self,
+        now: Instant,
+        listener: ListenerIx,
+        sock: SockKey,
+        out: &mut NodeOut,
+    ) -> Result<StreamKey, RstCode> {
+        let result = self.shard.open(now, listener, sock, self.mux.shard_out());
+        self.settle(now, out);
+        result
+    }
+
+    /// Takes one input.
+    pub fn handle(&mut self, now: Instant, input: Input, out: &mut NodeOut) {
+        match input {
+            Input::Message { conn, message } => {
+                if self.mux.carried_by(conn).is_some() {
+                    self.on_session_message(now, conn, &message, out);
+                } else {
+                    self.control.on_handshake_message(now, conn, &message, &mut self.mux, &mut self.notes, out);
+                }
+            }
+            Input::Socket { stream, event } => {
+                self.shard.on_socket(now, stream, event, self.mux.shard_out());
+            }
+            Input::Target { .. } => {}
+            Input::Connected { target, conn, dialect, peer } => {
+                self.control.on_connected(now, target, conn, dialect, peer, &mut self.mux, out);
+            }
+            Input::DialFailed { target } => self.control.on_dial_failed(now, target, out),
+            Input::Accepted { conn, dialect, principal } => {
+                self.control.on_accepted(now, conn, dialect, principal, &mut self.mux, out);
+            }
+            Input::Disconnected { conn, cause } => {
+                self.control.on_handshake_lost(now, conn, cause, out);
+                self.mux.on_disconnected(now, conn, cause, &mut self.news);
+            }
+            Input::Registry { token, result } => {
+                self.control.on_registry(now, token, result, &mut self.mux, &mut self.notes, out);
+            }
+            Input::Drain => self.control.drain(now, &mut self.mux, &mut self.notes, out),
+            Input::Shutdown => {
+                self.notes.push(ControlNote::Shutdown);
+                self.settle(now, out);
+                self.control.shutdown(now, &mut self.mux, out);
+            }
+        }
+        self.settle(now, out);
+    }
+
+    fn on_session_message(&mut self, now: Instant, conn: ConnKey, message: &bytes::Bytes, out: &mut NodeOut) {
+        let key = self.mux.carried_by(conn);
+        let mut frames = std::mem::take(&mut self.frames);
+        let result = self.mux.on_message(now, conn, message, &mut self.shard, &mut frames, out);
+        if let Some(key) = key {
+            match result {
+                Ok(()) => {
+                    for frame in frames.drain(..) {
+                        self.control.on_frame(now, key, frame, &mut self.mux, &mut self.notes, out);
+                    }
+                }
+                Err(e) => self.control.on_violation(now, key, &e, &mut self.mux, &mut self.notes, out),
+            }
+        }
+        frames.clear();
+        self.frames = frames;
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut NodeOut) {
+        self.mux.handle_timeout(now, &mut self.news, out);
+        self.control.handle_timeout(now, &mut self.mux, &mut self.notes, out);
+        self.shard.handle_timeout(now, self.mux.shard_out());
+        self.settle(now, out);
+    }
+
+    /// When `handle_timeout` is due next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        Deadline::earliest(
+            self.shard.poll_timeout(),
+            Deadline::earliest(self.mux.poll_timeout(), self.control.poll_timeout()),
+        )
+    }
+
+    /// Takes messages for a connection, at most about `budget_bytes`.
+    pub fn poll_transmit(&mut self, now: Instant, conn: ConnKey, budget_bytes: usize, batch: &mut TxBatch, out: &mut NodeOut) -> TxState {
+        let state = self.mux.poll_transmit(now, conn, budget_bytes, batch, &mut self.shard, out);
+        self.settle(now, out);
+        state
+    }
+
+    /// How many bytes may be read from a client now; 0 = wait for `Readable`.
+    pub fn read_budget(&mut self, stream: StreamKey) -> usize {
+        self.shard.read_budget(stream)
+    }
+
+    /// Lets notes, news and frames run between the parts until all is quiet.
+    fn settle(&mut self, now: Instant, out: &mut NodeOut) {
+        loop {
+            self.mux.flush_shard(now, &mut self.shard, out, &mut self.shard_notes);
+            for note in std::mem::take(&mut self.shard_notes) {
+                self.control.on_shard_note(now, note, &mut self.mux, &mut self.notes, out);
+            }
+            for news in std::mem::take(&mut self.news) {
+                self.control.on_session_news(now, news, &mut self.mux, &mut self.notes, &self.shard, out);
+            }
+            self.mux.refresh_usable(now, &mut self.notes);
+            self.control.publish_routes(&self.mux, &mut self.notes);
+            if self.notes.is_empty() {
+                break;
+            }
+            for note in std::mem::take(&mut self.notes) {
+                self.shard.on_note(now, note, self.mux.shard_out());
+            }
+        }
+    }
+
+    /// This hub's run.
+    #[must_use]
+    pub const fn run(&self) -> &HubRun {
+        self.control.run()
+    }
+
+    /// The shard, for counters and state.
+    #[must_use]
+    pub const fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// The sessions, for gauges.
+    #[must_use]
+    pub const fn mux(&self) -> &Mux {
+        &self.mux
+    }
+
+    /// The control, for readiness and `status`.
+    #[must_use]
+    pub const fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The mode it runs in.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.control.config().mode
+    }
+
+    /// Whether a client of this connector could be carried now.
+    #[must_use]
+    pub fn could_open(&self, connector: &Name) -> bool {
+        !self.control.is_draining() && self.control.has_candidate(connector, &self.mux)
+    }
+
+    /// Checks what must hold between any two calls.
+    ///
+    /// # Panics
+    /// When an invariant is broken.
+    pub fn check_invariants(&self) {
+        self.mux.check_invariants();
+        self.shard.check_invariants();
+        self.control.check_invariants(&self.mux);
+    }
+}

@@ -1,0 +1,317 @@
+//! Tunnels: an agent's HELLO, the claim of its attachment, its connectors and
+//! its end. Keeps I1 and I4 (what a token allows), O1 (one attachment per
+//! agent and hub), O2 (epochs never fall, with or without a registry).
+
+use super::control::{Asked, AttachmentState, Control};
+use super::handshake::{Claiming, Stage};
+use crate::config::Mode;
+use crate::error::{CloseCode, RstCode};
+use crate::id::{ClaimId, ConnKey, Epoch, Fence, Name, Nonce, SessionKey};
+use crate::mux::{Mux, NodeOut, Peer};
+use crate::observed::Observed;
+use crate::principal::AgentGrant;
+use crate::registry::{Claim, Located, RegistryError, RegistryOp, RegistryReply, RegistryResult};
+use crate::session::Session;
+use crate::shard::{Attach, ControlNote, SessionUp};
+use crate::time::Instant;
+use crate::wire::{Attachment, ConnectorAd, EpochNotice, Frame, Hello, HelloRole, Plane, encode_message};
+
+/// May this grant expose these connectors? (I1, chisel's lesson: also asked at
+/// every change, not at HELLO alone.)
+fn allowed(grant: &AgentGrant, connectors: &[ConnectorAd], insecure_allow_unscoped: bool) -> bool {
+    match &grant.connectors {
+        Some(scope) => connectors.iter().all(|ad| scope.contains(&ad.name)),
+        None => insecure_allow_unscoped,
+    }
+}
+
+fn names(connectors: &[ConnectorAd]) -> Vec<Name> {
+    connectors.iter().map(|ad| ad.name.clone()).collect()
+}
+
+impl Control {
+    pub(super) fn on_agent_hello(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        hello: Hello,
+        grant: AgentGrant,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let HelloRole::Agent(agent) = &hello.role else {
+            return self.refuse_handshake(now, conn, CloseCode::Protocol, "a hub's HELLO on /tunnel", mux, out);
+        };
+        if !agent.agent_id.covered_by_subject(&grant.subject) {
+            let detail = "the token's sub is not this agent_id (or its part before '/')";
+            return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
+        }
+        if !allowed(&grant, &agent.connectors, self.config.insecure_allow_unscoped) {
+            let detail = "HELLO names a connector outside the token's claim `connectors`";
+            return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
+        }
+        if self.draining && hello.resume.is_none() {
+            return self.refuse_handshake(now, conn, CloseCode::Draining, "this hub is draining", mux, out);
+        }
+        if let Some(request) = hello.resume.clone() {
+            let wanted = Peer::Agent { id: agent.agent_id.clone(), instance: agent.instance };
+            return self.resume(now, conn, &hello, &request, &wanted, mux, notes, out);
+        }
+        let Some(dialect) = self.handshakes.get(&conn).map(|h| h.dialect) else { return };
+        let seen = agent.seen.max(self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default());
+        let claim = Claim {
+            agent_id: agent.agent_id.clone(),
+            instance: agent.instance,
+            hub: self.run.clone(),
+            claim_id: ClaimId(self.rng.next_u128()),
+            nonce: Nonce(self.rng.next_u64()),
+            seen,
+            connectors: agent.connectors.clone(),
+        };
+        let nonce = claim.nonce;
+        if let Some(h) = self.handshakes.get_mut(&conn) {
+            h.stage = Stage::Claim(Box::new(Claiming { hello, grant }));
+        }
+        if self.config.mode == Mode::Off {
+            return self.attach(now, conn, Fence { epoch: Epoch(seen.0.saturating_add(1)), nonce }, true, Vec::new(), mux, notes, out);
+        }
+        let _ = dialect;
+        if !self.ask(now, RegistryOp::Claim(Box::new(claim)), Asked::Claim { conn }, out) {
+            self.attach_provisionally(now, conn, mux, notes, out);
+        }
+    }
+
+    /// The registry answered a claim, or will not.
+    pub(super) fn on_claimed(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        result: RegistryResult,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        match result {
+            Ok(RegistryReply::Claimed { epoch, nonce, superseded }) => {
+                self.attach(now, conn, Fence { epoch, nonce }, true, superseded, mux, notes, out);
+            }
+            Ok(_) | Err(RegistryError::Definite(_) | RegistryError::Unknown(_)) => {
+                self.attach_provisionally(now, conn, mux, notes, out);
+            }
+        }
+    }
+
+    /// Without the registry: max(seen) + 1, no clock (semantics 4).
+    fn attach_provisionally(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(Stage::Claim(c)) = self.handshakes.get(&conn).map(|h| &h.stage) else { return };
+        let HelloRole::Agent(agent) = &c.hello.role else { return };
+        let seen = agent.seen.max(self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default());
+        let fence = Fence { epoch: Epoch(seen.0.saturating_add(1)), nonce: Nonce(self.rng.next_u64()) };
+        self.attach(now, conn, fence, false, Vec::new(), mux, notes, out);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one attachment's facts, used once")]
+    fn attach(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        fence: Fence,
+        firm: bool,
+        superseded: Vec<Located>,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(h) = self.handshakes.remove(&conn) else {
+            return;
+        };
+        let Stage::Claim(claiming) = h.stage else {
+            self.handshakes.insert(conn, h);
+            return;
+        };
+        let Claiming { hello, grant } = *claiming;
+        let initial_window = hello.initial_window;
+        let HelloRole::Agent(agent) = hello.role else { return };
+        let takeover = !superseded.is_empty()
+            || self.attachments.get(&agent.agent_id).is_some_and(|a| a.instance != agent.instance);
+        if let Some(old) = self.attachments.get(&agent.agent_id) {
+            // Replaced by itself or superseded by another instance: either way
+            // one attachment per agent and hub (O1).
+            let key = old.session;
+            self.lose(now, key, CloseCode::Superseded, mux, notes, out);
+        }
+        let highest = self.highest_epoch.entry(agent.agent_id.clone()).or_default();
+        *highest = (*highest).max(fence.epoch);
+
+        let config = self.new_session(h.dialect);
+        let mut welcome = self.welcome(config.id);
+        welcome.secret = Some(config.secret);
+        welcome.attachment = Some(Attachment { epoch: fence.epoch, nonce: fence.nonce, firm });
+        mux.post(conn, encode_message(h.dialect, 0, &[Frame::Welcome(Box::new(welcome))]), out);
+        let seed = crate::rng::Seed(self.rng.bytes());
+        let session = Session::new(config, seed, now);
+        let peer = Peer::Agent { id: agent.agent_id.clone(), instance: agent.instance };
+        let key = mux.establish(session, Plane::Tunnel, peer, None, conn, self.config.resume_window);
+        mux.send(now, key, Frame::Status(self.status()), out);
+
+        notes.push(ControlNote::SessionUp(SessionUp { session: key, plane: Plane::Tunnel, peer: None, initial_window }));
+        notes.push(ControlNote::Attach(Attach {
+            agent_id: agent.agent_id.clone(),
+            session: key,
+            fence,
+            connectors: names(&agent.connectors),
+        }));
+        out.observed.push(Observed::SessionUp { plane: Plane::Tunnel, peer: agent.agent_id.as_str().to_owned() });
+        out.observed.push(Observed::Attached { agent_id: agent.agent_id.clone(), epoch: fence.epoch, firm, takeover });
+        let notice = EpochNotice {
+            agent_id: agent.agent_id.clone(),
+            instance: agent.instance,
+            replica_id: self.run.replica_id.clone(),
+            epoch: fence.epoch,
+            nonce: fence.nonce,
+            firm,
+        };
+        let links: Vec<SessionKey> = self.links.values().copied().collect();
+        for link in links {
+            mux.send(now, link, Frame::Epoch(Box::new(notice.clone())), out);
+        }
+        self.attachments.insert(
+            agent.agent_id,
+            AttachmentState {
+                session: key,
+                instance: agent.instance,
+                fence,
+                firm,
+                connectors: agent.connectors,
+                connectors_generation: 0,
+                grant,
+            },
+        );
+        self.routes_dirty = true;
+        // Clients may be waiting for just this connector.
+        self.answer_waiting(notes);
+    }
+
+    /// Another hub holds an attachment of this agent now.
+    pub(super) fn on_epoch_notice(
+        &mut self,
+        now: Instant,
+        notice: &EpochNotice,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let highest = self.highest_epoch.entry(notice.agent_id.clone()).or_default();
+        *highest = (*highest).max(notice.epoch);
+        let superseded = self.attachments.get(&notice.agent_id).and_then(|a| {
+            (a.instance != notice.instance && a.fence.epoch < notice.epoch).then_some(a.session)
+        });
+        if let Some(key) = superseded {
+            self.lose(now, key, CloseCode::Superseded, mux, notes, out);
+        }
+        self.forget_lookups(now, &notice.agent_id, out);
+    }
+
+    /// An agent adds or withdraws connectors on a live tunnel.
+    pub(super) fn on_connectors(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        generation: u64,
+        connectors: Vec<ConnectorAd>,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let unscoped = self.config.insecure_allow_unscoped;
+        let Some((agent_id, a)) = self.attachments.iter_mut().find(|(_, a)| a.session == key) else { return };
+        if generation <= a.connectors_generation {
+            return;
+        }
+        if !allowed(&a.grant, &connectors, unscoped) {
+            return self.lose(now, key, CloseCode::Auth, mux, notes, out);
+        }
+        a.connectors_generation = generation;
+        a.connectors.clone_from(&connectors);
+        let (agent_id, fence) = (agent_id.clone(), a.fence);
+        notes.push(ControlNote::Attach(Attach {
+            agent_id: agent_id.clone(),
+            session: key,
+            fence,
+            connectors: names(&connectors),
+        }));
+        self.routes_dirty = true;
+        if self.config.mode != Mode::Off {
+            let op = RegistryOp::SetConnectors { agent_id: agent_id.clone(), hub: self.run.clone(), fence, connectors };
+            self.ask(now, op, Asked::SetConnectors { agent_id, fence }, out);
+        }
+        self.answer_waiting(notes);
+    }
+
+    /// Goes on with a suspended session, on either plane.
+    #[expect(clippy::too_many_arguments, reason = "one resumption's facts, used in two places")]
+    pub(super) fn resume(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        hello: &Hello,
+        request: &crate::wire::ResumeRequest,
+        wanted: &Peer,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(dialect) = self.handshakes.get(&conn).map(|h| h.dialect) else { return };
+        let mut welcome = self.welcome(request.session);
+        let key = mux.find(request.session);
+        let accepted = key.and_then(|key| {
+            let entry = mux.get_mut(key)?;
+            // Only the dialler resumes, only as who it was, only in its encoding (attack 51).
+            if entry.dialled.is_some() || entry.peer != *wanted || entry.session.dialect() != dialect {
+                return None;
+            }
+            entry.session.accept_resume(now, request, &hello.challenge, &welcome.challenge).ok().map(|a| (key, a))
+        });
+        let Some((key, accept)) = accepted else {
+            return self.refuse_handshake(now, conn, CloseCode::ResumeRefused, "no such session for this peer, proof or position", mux, out);
+        };
+        self.handshakes.remove(&conn);
+        welcome.resumed = Some(accept);
+        if let Peer::Agent { id, .. } = wanted {
+            welcome.attachment =
+                self.attachments.get(id).map(|a| Attachment { epoch: a.fence.epoch, nonce: a.fence.nonce, firm: a.firm });
+        }
+        mux.post(conn, encode_message(dialect, 0, &[Frame::Welcome(Box::new(welcome))]), out);
+        if let Some(old) = mux.rebind(now, key, conn, out) {
+            out.close.push((old, CloseCode::Superseded));
+        }
+        notes.push(ControlNote::InitialWindow { session: key, bytes: hello.initial_window });
+        self.routes_dirty = true;
+        self.answer_waiting(notes);
+    }
+
+    /// Lets streams that wait for a connector look at the routes again: only
+    /// those whose connector this hub can reach by itself.
+    pub(super) fn answer_waiting(&mut self, notes: &mut Vec<ControlNote>) {
+        let local: Vec<Name> = self.attachments.values().flat_map(|a| names(&a.connectors)).collect();
+        for (connector, remote) in &mut self.remote {
+            if remote.wanted && local.contains(connector) {
+                remote.wanted = false;
+                notes.push(ControlNote::RouteAnswer { connector: connector.clone(), result: Ok(()) });
+            }
+        }
+    }
+
+    /// What a stream without any candidate is told.
+    pub(super) fn refusal(&self) -> RstCode {
+        self.no_route()
+    }
+}

@@ -1,0 +1,581 @@
+//! A hub's control plane: peers, attachments, registry, routes. Owns who may
+//! attach and what is published to the shard; never sees a payload byte.
+//! Keeps O1, O4 (by giving shards the fences), O7, L4, I3.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::handshake::Handshake;
+use crate::config::{HubConfig, Mode};
+use crate::error::{CloseCode, ProtocolError, RstCode};
+use crate::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Name, SessionId, SessionKey, TargetIx};
+use crate::link::Link;
+use crate::mux::{Mux, NodeOut, Peer, SessionNews};
+use crate::observed::Observed;
+use crate::principal::AgentGrant;
+use crate::registry::{HubRun, Located, RegistryOp, Token};
+use crate::rng::{Rng, Seed};
+use crate::route::{Candidate, Routes};
+use crate::shard::{ControlNote, Shard, ShardNote};
+use crate::time::{Deadline, Instant};
+use crate::wire::{ConnectorAd, Frame, Plane, Status};
+
+/// One configured mesh peer.
+#[derive(Debug)]
+pub(super) struct PeerState {
+    pub(super) link: Link,
+    /// Learned from its WELCOME, or configured.
+    pub(super) replica: Option<Name>,
+    /// It is this very hub.
+    pub(super) itself: bool,
+    /// A dial is under way in the driver.
+    pub(super) dialling: bool,
+}
+
+/// One attachment of this hub.
+#[derive(Debug)]
+pub(super) struct AttachmentState {
+    pub(super) session: SessionKey,
+    pub(super) instance: Instance,
+    pub(super) fence: Fence,
+    pub(super) firm: bool,
+    pub(super) connectors: Vec<ConnectorAd>,
+    pub(super) connectors_generation: u64,
+    pub(super) grant: AgentGrant,
+}
+
+/// An operation the registry was asked for.
+#[derive(Debug)]
+pub(super) struct PendingOp {
+    pub(super) deadline: Instant,
+    pub(super) what: Asked,
+}
+
+/// What a registry reply is for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Asked {
+    Renew { sent: Instant },
+    Claim { conn: ConnKey },
+    SetConnectors { agent_id: AgentId, fence: Fence },
+    Release,
+    Lookup { connector: Name },
+    Sweep,
+}
+
+/// Remote candidates of a connector, as last looked up.
+#[derive(Debug, Default)]
+pub(super) struct Remote {
+    pub(super) located: Vec<Located>,
+    pub(super) looked_up: Option<Instant>,
+    pub(super) asking: bool,
+    /// Shards wait for this lookup's answer.
+    pub(super) wanted: bool,
+    /// What waits must not be answered by a lookup sent before.
+    pub(super) again: bool,
+}
+
+/// A hub's control plane.
+#[derive(Debug)]
+pub struct Control {
+    pub(super) config: Arc<HubConfig>,
+    pub(super) run: HubRun,
+    pub(super) rng: Rng,
+    pub(super) handshakes: BTreeMap<ConnKey, Handshake>,
+    pub(super) peers: Vec<PeerState>,
+    /// The one session per peer hub.
+    pub(super) links: BTreeMap<Name, SessionKey>,
+    pub(super) statuses: BTreeMap<SessionKey, Status>,
+    pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
+    pub(super) highest_epoch: BTreeMap<AgentId, Epoch>,
+    pub(super) pending: BTreeMap<Token, PendingOp>,
+    pub(super) next_token: u64,
+    pub(super) remote: BTreeMap<Name, Remote>,
+    pub(super) registry_healthy: bool,
+    pub(super) registry_failures: u32,
+    pub(super) lease_until: Option<Instant>,
+    pub(super) lease_seen: Option<Incarnation>,
+    pub(super) renew_at: Option<Instant>,
+    pub(super) sweep_at: Option<Instant>,
+    pub(super) draining: bool,
+    pub(super) routes_dirty: bool,
+    pub(super) last_status: Option<Status>,
+    routes: Arc<Routes>,
+}
+
+impl Control {
+    pub(super) fn new(config: Arc<HubConfig>, incarnation: Incarnation, seed: &Seed, now: Instant) -> Self {
+        let peers = config
+            .peers
+            .iter()
+            .enumerate()
+            .map(|(ix, p)| PeerState {
+                link: Link::new(config.backoff, seed.fork(&format!("peer {ix}")), now),
+                replica: p.replica_id.clone(),
+                itself: false,
+                dialling: false,
+            })
+            .collect();
+        Self {
+            run: HubRun { replica_id: config.replica_id.clone(), incarnation },
+            rng: seed.fork("control").rng(),
+            handshakes: BTreeMap::new(),
+            peers,
+            links: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            attachments: BTreeMap::new(),
+            highest_epoch: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            next_token: 0,
+            remote: BTreeMap::new(),
+            registry_healthy: false,
+            registry_failures: 0,
+            lease_until: None,
+            lease_seen: None,
+            renew_at: None,
+            sweep_at: None,
+            draining: false,
+            routes_dirty: true,
+            last_status: None,
+            routes: Arc::default(),
+            config,
+        }
+    }
+
+    /// Dials every peer and takes the lease, as the mode demands.
+    pub(super) fn start(&mut self, now: Instant, out: &mut NodeOut) {
+        if self.config.mode == Mode::Off {
+            return;
+        }
+        for ix in 0..self.peers.len() {
+            self.dial(ix, out);
+        }
+        self.renew(now, out);
+        self.sweep_at = Some(now.after(self.config.registry.lease));
+        if self.config.mode == Mode::Active {
+            for listener in self.config.listeners.clone() {
+                self.look_up(now, &listener.connector, out);
+            }
+        }
+    }
+
+    /// This hub's run.
+    pub(super) const fn run(&self) -> &HubRun {
+        &self.run
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &HubConfig {
+        &self.config
+    }
+
+    /// Whether it takes no new streams.
+    #[must_use]
+    pub const fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Whether the registry answered lately (always in `off`).
+    #[must_use]
+    pub fn registry_healthy(&self) -> bool {
+        self.config.mode == Mode::Off || self.registry_healthy
+    }
+
+    /// The links to peers, for gauges and readiness: configured peers first.
+    #[must_use]
+    pub fn links<'a>(&'a self, mux: &'a Mux) -> Vec<LinkView<'a>> {
+        let mut views: Vec<LinkView<'a>> = Vec::new();
+        for p in self.peers.iter().filter(|p| !p.itself) {
+            let session = p.replica.as_ref().and_then(|r| self.links.get(r)).copied();
+            views.push(LinkView {
+                replica: p.replica.as_ref(),
+                state: if session.is_some_and(|k| mux.get(k).is_some_and(|e| e.conn.is_some())) {
+                    crate::link::State::Established
+                } else {
+                    p.link.state()
+                },
+                session,
+                reconnects: p.link.reconnects(),
+                errors: p.link.errors(),
+            });
+        }
+        for (replica, key) in &self.links {
+            if !views.iter().any(|v| v.replica == Some(replica)) {
+                let up = mux.get(*key).is_some_and(|e| e.conn.is_some());
+                let state = if up { crate::link::State::Established } else { crate::link::State::Backoff };
+                views.push(LinkView { replica: Some(replica), state, session: Some(*key), reconnects: 0, errors: 0 });
+            }
+        }
+        views
+    }
+
+    /// The attachments of this hub, by agent.
+    pub fn tunnels(&self) -> impl Iterator<Item = TunnelView<'_>> {
+        self.attachments.iter().map(|(agent_id, a)| TunnelView { agent_id, fence: a.fence, firm: a.firm, session: a.session })
+    }
+
+    pub(super) fn has_candidate(&self, connector: &Name, mux: &Mux) -> bool {
+        self.routes.of(connector).iter().any(|c| mux.get(c.session).is_some_and(|e| e.conn.is_some()))
+    }
+
+    /// A frame that is not the shard's business.
+    pub(super) fn on_frame(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        frame: Frame,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(entry) = mux.get(key) else { return };
+        let plane = entry.plane;
+        match frame {
+            Frame::GoAway { code, retry_after_ms } => {
+                if let (Some(target), true) = (entry.dialled, retry_after_ms > 0)
+                    && let Some(p) = self.peers.get_mut(usize::from(target.0))
+                {
+                    p.link.on_retry_after(now, Duration::from_millis(retry_after_ms));
+                }
+                match code {
+                    // The peer only leaves slowly: its streams go on.
+                    CloseCode::Draining => {}
+                    // Its end of the connection is gone, the session may come back.
+                    CloseCode::Dead | CloseCode::Transport => {}
+                    _ => self.lose(now, key, code, mux, notes, out),
+                }
+            }
+            Frame::Epoch(notice) if plane == Plane::Mesh => {
+                self.on_epoch_notice(now, &notice, mux, notes, out);
+            }
+            Frame::Status(status) => {
+                if plane == Plane::Mesh {
+                    self.statuses.insert(key, status);
+                    self.routes_dirty = true;
+                }
+                notes.push(ControlNote::InitialWindow { session: key, bytes: status.initial_window });
+            }
+            Frame::Connectors { generation, connectors } if plane == Plane::Tunnel => {
+                self.on_connectors(now, key, generation, connectors, mux, notes, out);
+            }
+            // A fresh token is checked by the driver, which sees it first.
+            Frame::Token { .. } if plane == Plane::Tunnel => {}
+            Frame::Epoch(_)
+            | Frame::Connectors { .. }
+            | Frame::Token { .. }
+            | Frame::Hello(_)
+            | Frame::Welcome(_)
+            | Frame::Auth(_)
+            | Frame::Ack { .. }
+            | Frame::Ping { .. }
+            | Frame::Pong { .. }
+            | Frame::Stream { .. } => {
+                let e = ProtocolError::new(
+                    crate::error::ProtocolErrorKind::Unexpected,
+                    "a frame that this plane does not carry in this phase",
+                );
+                self.on_violation(now, key, &e, mux, notes, out);
+            }
+        }
+    }
+
+    /// A peer broke the protocol: its session ends, definitely.
+    pub(super) fn on_violation(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        e: &ProtocolError,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        if let Some(entry) = mux.get(key) {
+            out.observed.push(Observed::ProtocolViolation { plane: entry.plane, kind: e.kind, detail: e.detail.to_string() });
+        }
+        self.lose(now, key, CloseCode::Protocol, mux, notes, out);
+    }
+
+    /// What became of a session's connection.
+    pub(super) fn on_session_news(
+        &mut self,
+        now: Instant,
+        news: SessionNews,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        shard: &Shard,
+        out: &mut NodeOut,
+    ) {
+        match news {
+            SessionNews::Suspended { key, cause } => {
+                self.routes_dirty = true;
+                let Some(entry) = mux.get(key) else { return };
+                out.observed.push(Observed::SessionSuspended {
+                    plane: entry.plane,
+                    peer: entry.peer.name().to_owned(),
+                    cause,
+                });
+                if let Some(target) = entry.dialled
+                    && let Some(p) = self.peers.get_mut(usize::from(target.0))
+                {
+                    p.link.set_streams_wait(now, shard.has_streams(key));
+                    p.link.on_event(now, crate::link::Event::Lost);
+                }
+                if entry.resume_window.is_zero() {
+                    self.lose(now, key, cause, mux, notes, out);
+                }
+            }
+            SessionNews::Over { key, cause } => self.lose(now, key, cause, mux, notes, out),
+        }
+    }
+
+    /// Ends a session for ever, with everything that depends on it.
+    pub(super) fn lose(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        cause: CloseCode,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(entry) = mux.remove(key, cause, out) else { return };
+        self.routes_dirty = true;
+        self.statuses.remove(&key);
+        notes.push(ControlNote::SessionLost { session: key });
+        match &entry.peer {
+            Peer::Agent { id, .. } => {
+                if self.attachments.get(id).is_some_and(|a| a.session == key)
+                    && let Some(a) = self.attachments.remove(id)
+                {
+                    notes.push(ControlNote::Detach { agent_id: id.clone(), fence: a.fence });
+                    out.observed.push(Observed::Detached { agent_id: id.clone(), epoch: a.fence.epoch });
+                    if self.config.mode != Mode::Off {
+                        let op = RegistryOp::Release { agent_id: id.clone(), hub: self.run.clone(), fence: a.fence };
+                        self.ask(now, op, Asked::Release, out);
+                    }
+                }
+            }
+            Peer::Hub { replica_id, .. } => {
+                if self.links.get(replica_id) == Some(&key) {
+                    self.links.remove(replica_id);
+                }
+                let replica_id = replica_id.clone();
+                for ix in 0..self.peers.len() {
+                    let Some(p) = self.peers.get_mut(ix) else { continue };
+                    if p.replica.as_ref() != Some(&replica_id) {
+                        continue;
+                    }
+                    // The peer's own dial may have carried it: now it is ours to dial.
+                    p.link.set_streams_wait(now, false);
+                    p.link.on_event(now, crate::link::Event::Lost);
+                }
+            }
+        }
+    }
+
+    /// A note from the shard.
+    pub(super) fn on_shard_note(
+        &mut self,
+        now: Instant,
+        note: ShardNote,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        match note {
+            ShardNote::NeedRoute { connector, afresh } => self.on_need_route(now, connector, afresh, notes, out),
+            ShardNote::Misbehaved { session, code } => {
+                if let Some(entry) = mux.get(session) {
+                    out.observed.push(Observed::ProtocolViolation {
+                        plane: entry.plane,
+                        kind: crate::error::ProtocolErrorKind::BadCid,
+                        detail: format!("stream rules broken: {code}"),
+                    });
+                }
+                self.lose(now, session, code, mux, notes, out);
+            }
+            ShardNote::Drained => {}
+        }
+    }
+
+    /// Rebuilds the candidates, if something they depend on changed.
+    pub(super) fn publish_routes(&mut self, mux: &Mux, notes: &mut Vec<ControlNote>) {
+        if !std::mem::take(&mut self.routes_dirty) {
+            return;
+        }
+        let mut by_connector: BTreeMap<Name, Vec<Candidate>> = BTreeMap::new();
+        for (agent_id, a) in &self.attachments {
+            if mux.get(a.session).is_none_or(|e| e.conn.is_none()) {
+                continue;
+            }
+            for ad in &a.connectors {
+                by_connector.entry(ad.name.clone()).or_default().push(Candidate {
+                    agent_id: agent_id.clone(),
+                    fence: a.fence,
+                    session: a.session,
+                    owner: self.run.replica_id.clone(),
+                    local: true,
+                    rank: u64::from(ad.priority) << 2,
+                    weight: ad.weight,
+                });
+            }
+        }
+        if self.config.mode == Mode::Active {
+            for (connector, remote) in &self.remote {
+                for l in remote.located.iter().filter(|l| l.hub.replica_id != self.run.replica_id) {
+                    let Some(key) = self.links.get(&l.hub.replica_id) else { continue };
+                    let usable = mux.get(*key).is_some_and(|e| {
+                        e.conn.is_some()
+                            && matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == l.hub.incarnation)
+                    }) && self.statuses.get(key).is_none_or(|s| s.active && !s.draining);
+                    let Some(ad) = l.connectors.iter().find(|ad| ad.name == *connector) else { continue };
+                    if usable {
+                        let elsewhere = u64::from(l.region != self.config.region);
+                        by_connector.entry(connector.clone()).or_default().push(Candidate {
+                            agent_id: l.agent_id.clone(),
+                            fence: l.fence,
+                            session: *key,
+                            owner: l.hub.replica_id.clone(),
+                            local: false,
+                            rank: (u64::from(ad.priority) << 2) | 2 | elsewhere,
+                            weight: ad.weight,
+                        });
+                    }
+                }
+            }
+        }
+        let routes = Routes { by_connector };
+        if routes != *self.routes {
+            self.routes = Arc::new(routes);
+            notes.push(ControlNote::Routes(Arc::clone(&self.routes)));
+        }
+    }
+
+    /// What this hub wants its peers to know of it.
+    pub(super) fn status(&self) -> Status {
+        Status {
+            registry_healthy: self.registry_healthy(),
+            draining: self.draining,
+            active: self.config.mode == Mode::Active,
+            initial_window: self.config.limits.stream_window_initial_bytes,
+        }
+    }
+
+    /// Tells every session, if the status changed.
+    pub(super) fn broadcast_status(&mut self, now: Instant, mux: &mut Mux, out: &mut NodeOut) {
+        let status = self.status();
+        if self.last_status == Some(status) {
+            return;
+        }
+        self.last_status = Some(status);
+        let keys: Vec<SessionKey> = mux.iter().map(|(k, _)| k).collect();
+        for key in keys {
+            mux.send(now, key, Frame::Status(status), out);
+        }
+    }
+
+    pub(super) fn drain(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
+        if std::mem::replace(&mut self.draining, true) {
+            return;
+        }
+        notes.push(ControlNote::Drain);
+        self.broadcast_status(now, mux, out);
+        let keys: Vec<SessionKey> = mux.iter().map(|(k, _)| k).collect();
+        for key in keys {
+            mux.send(now, key, Frame::GoAway { code: CloseCode::Draining, retry_after_ms: 0 }, out);
+        }
+    }
+
+    pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, out: &mut NodeOut) {
+        self.draining = true;
+        let mut notes = Vec::new();
+        let keys: BTreeSet<SessionKey> = mux.iter().map(|(k, _)| k).collect();
+        for key in keys {
+            self.lose(now, key, CloseCode::Shutdown, mux, &mut notes, out);
+        }
+        for p in &mut self.peers {
+            p.link.on_event(now, crate::link::Event::Shutdown);
+        }
+        if self.config.mode != Mode::Off {
+            let op = RegistryOp::Resign { hub: self.run.clone() };
+            self.ask(now, op, Asked::Release, out);
+            self.renew_at = None;
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
+        for ix in 0..self.peers.len() {
+            let Some(p) = self.peers.get_mut(ix) else { continue };
+            if p.link.handle_timeout(now) == Some(crate::link::Action::Dial) {
+                self.dial(ix, out);
+            }
+        }
+        self.expire_handshakes(now, mux, out);
+        self.registry_timeouts(now, mux, notes, out);
+        self.broadcast_status(now, mux, out);
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Deadline> {
+        let mut d = self.peers.iter().filter(|p| !p.itself).filter_map(|p| p.link.poll_timeout()).min();
+        d = Deadline::earliest(d, self.handshakes.values().map(|h| Deadline { at: h.deadline, why: "handshake" }).min());
+        d = Deadline::earliest(d, self.pending.values().map(|p| Deadline { at: p.deadline, why: "registry operation" }).min());
+        d = Deadline::earliest(d, self.renew_at.map(|at| Deadline { at, why: "lease renewal" }));
+        d = Deadline::earliest(d, self.sweep_at.map(|at| Deadline { at, why: "registry sweep" }));
+        Deadline::earliest(d, self.next_lookup().map(|at| Deadline { at, why: "registry lookup" }))
+    }
+
+    pub(super) fn new_session_id(&mut self) -> SessionId {
+        SessionId(self.rng.next_u128())
+    }
+
+    pub(super) fn no_route(&self) -> RstCode {
+        if self.config.mode == Mode::Active && !self.registry_healthy { RstCode::RegistryDown } else { RstCode::NoRoute }
+    }
+
+    pub(super) fn check_invariants(&self, mux: &Mux) {
+        for (agent, a) in &self.attachments {
+            let entry = mux.get(a.session).expect("an attachment has a session (B5)");
+            assert!(matches!(&entry.peer, Peer::Agent { id, .. } if id == agent), "of its own agent (I1)");
+        }
+        for (replica, key) in &self.links {
+            let entry = mux.get(*key).expect("a link has a session (B5)");
+            assert!(matches!(&entry.peer, Peer::Hub { replica_id, .. } if replica_id == replica), "to its own hub (I3)");
+        }
+        let mesh = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).count();
+        assert_eq!(mesh, self.links.len(), "one session per hub pair (L4)");
+    }
+}
+
+/// A link as gauges and readiness show it.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkView<'a> {
+    /// The peer's replica id, once known.
+    pub replica: Option<&'a Name>,
+    /// Where the link stands.
+    pub state: crate::link::State,
+    /// Its session, connected or suspended.
+    pub session: Option<SessionKey>,
+    /// Times it was established again.
+    pub reconnects: u64,
+    /// Failed dials and lost connections.
+    pub errors: u64,
+}
+
+/// An attachment as `status` shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct TunnelView<'a> {
+    /// The agent.
+    pub agent_id: &'a AgentId,
+    /// Its fence.
+    pub fence: Fence,
+    /// Granted by the registry.
+    pub firm: bool,
+    /// Its session.
+    pub session: SessionKey,
+}
+
+/// Which peer a dial goes to, as an index.
+pub(super) fn target(ix: usize) -> TargetIx {
+    TargetIx(u16::try_from(ix).unwrap_or(u16::MAX))
+}

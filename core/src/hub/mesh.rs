@@ -1,0 +1,283 @@
+//! Links: HELLO, WELCOME and AUTH between hubs, and which of two simultaneous
+//! dials survives. Keeps I3 (a peer speaks for the replica its certificate
+//! names) and L4 (one session per pair; the lower replica id's dial survives).
+
+use super::control::Control;
+use super::handshake::{Accepting, Stage};
+use crate::config::Mode;
+use crate::error::CloseCode;
+use crate::id::{ConnKey, Incarnation, Name, SessionKey, TargetIx};
+use crate::link;
+use crate::mux::{Mux, NodeOut, Peer};
+use crate::observed::Observed;
+use crate::principal::HubGrant;
+use crate::session::{Session, SessionConfig};
+use crate::shard::{ControlNote, SessionUp};
+use crate::time::Instant;
+use crate::wire::{Auth, Frame, Hello, HelloRole, Plane, Welcome, encode_message};
+
+impl Control {
+    pub(super) fn on_hub_hello(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        hello: Hello,
+        grant: &HubGrant,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let HelloRole::Hub(peer) = &hello.role else {
+            return self.refuse_handshake(now, conn, CloseCode::Protocol, "an agent's HELLO on /mesh", mux, out);
+        };
+        if self.config.mode == Mode::Off {
+            return self.refuse_handshake(now, conn, CloseCode::Draining, "this hub runs with ha.mode off", mux, out);
+        }
+        if peer.namespace != self.config.namespace {
+            return self.refuse_handshake(now, conn, CloseCode::Namespace, "ha.namespace differs", mux, out);
+        }
+        if peer.replica_id == self.run.replica_id {
+            return self.refuse_handshake(now, conn, CloseCode::Itself, "the peer has our own ha.replica_id", mux, out);
+        }
+        let proven = match &grant.dns_names {
+            // Exactly the replica id, no suffix, no wildcard (planted bug 55).
+            Some(names) => names.iter().any(|n| n == peer.replica_id.as_str()),
+            None => self.config.insecure_mesh,
+        };
+        if !proven {
+            let detail = "no certificate whose SAN (dNSName) equals the peer's replica_id";
+            return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
+        }
+        let wanted = Peer::Hub { replica_id: peer.replica_id.clone(), incarnation: peer.incarnation };
+        if let Some(request) = hello.resume.clone() {
+            return self.resume(now, conn, &hello, &request, &wanted, mux, notes, out);
+        }
+        if let Some(key) = self.links.get(&peer.replica_id).copied() {
+            let (listed, same_run, ours, up) = mux.get(key).map_or((false, false, false, false), |e| {
+                (peer.sessions.contains(&e.session.id()), e.peer == wanted, e.dialled.is_some(), e.conn.is_some())
+            });
+            // Of two sessions the lower replica id's dial survives. A session the
+            // peer does not list is dead there, unless it is our own dial's and
+            // the peer may just not have heard of it when it said HELLO.
+            if same_run && up && ours && self.run.replica_id < peer.replica_id {
+                return self.refuse_handshake(now, conn, CloseCode::Duplicate, "our own dial survives", mux, out);
+            }
+            if same_run && up && listed {
+                return self.refuse_handshake(now, conn, CloseCode::Duplicate, "the session is alive", mux, out);
+            }
+        }
+        let Some(dialect) = self.handshakes.get(&conn).map(|h| h.dialect) else { return };
+        let session = self.new_session(dialect);
+        let mut welcome = self.welcome(session.id);
+        welcome.secret = Some(session.secret);
+        mux.post(conn, encode_message(dialect, 0, &[Frame::Welcome(Box::new(welcome))]), out);
+        if let Some(h) = self.handshakes.get_mut(&conn) {
+            let accepting = Accepting { peer: peer.clone(), initial_window: hello.initial_window, session };
+            h.stage = Stage::Auth(Box::new(accepting));
+        }
+    }
+
+    /// The peer we welcomed confirmed: the session exists on both sides.
+    pub(super) fn on_hub_auth(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(h) = self.handshakes.remove(&conn) else { return };
+        let Stage::Auth(a) = h.stage else { return };
+        let Accepting { peer, initial_window, session } = *a;
+        let wins = self.settle_duplicate(now, &peer.replica_id, peer.incarnation, false, mux, notes, out);
+        if !wins {
+            out.observed.push(Observed::HandshakeFailed {
+                plane: Plane::Mesh,
+                cause: CloseCode::Duplicate,
+                detail: "of two simultaneous dials the other survives",
+            });
+            return mux.close(conn, h.dialect, CloseCode::Duplicate, 0, out);
+        }
+        self.establish_link(now, conn, session, peer.replica_id, peer.incarnation, initial_window, None, mux, notes, out);
+    }
+
+    pub(super) fn on_hub_welcome(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        welcome: Welcome,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(h) = self.handshakes.get(&conn) else { return };
+        let Stage::Welcome { target, challenge, resume, peer } = &h.stage else { return };
+        let (dialect, target, challenge, resume) = (h.dialect, *target, *challenge, *resume);
+        let dns_names = peer.dns_names.clone();
+        let ix = usize::from(target.0);
+        if welcome.namespace != self.config.namespace {
+            return self.refuse_handshake(now, conn, CloseCode::Namespace, "ha.namespace differs", mux, out);
+        }
+        if welcome.replica_id == self.run.replica_id {
+            if let Some(p) = self.peers.get_mut(ix) {
+                p.itself = true;
+                out.observed.push(Observed::PeerIsSelf { peer: target.0 });
+            }
+            return self.refuse_handshake(now, conn, CloseCode::Itself, "this peer is the hub itself", mux, out);
+        }
+        let expected = self.config.peers.get(ix).and_then(|p| p.replica_id.clone());
+        if expected.as_ref().is_some_and(|e| *e != welcome.replica_id) {
+            let detail = "the peer's replica_id is not the one configured for this url";
+            return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
+        }
+        // With TLS the driver checked the certificate against the url's host;
+        // here it must also name the replica, or the replica be configured for
+        // this url (semantics 8).
+        let proven = match &dns_names {
+            Some(names) => expected.is_some() || names.iter().any(|n| n == welcome.replica_id.as_str()),
+            None => self.config.insecure_mesh,
+        };
+        if !proven {
+            let detail = "the peer's certificate does not name its replica_id (SAN dNSName); configure {url, replica_id}";
+            return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
+        }
+        if let (Some(key), Some(accept)) = (resume, &welcome.resumed) {
+            let ok = mux.get_mut(key).is_some_and(|e| {
+                matches!(&e.peer, Peer::Hub { replica_id, incarnation } if *replica_id == welcome.replica_id && *incarnation == welcome.incarnation)
+                    && e.session.on_resume_accepted(now, accept, &challenge, &welcome.challenge).is_ok()
+            });
+            if !ok {
+                self.refuse_handshake(now, conn, CloseCode::ResumeRefused, "the acceptor's proof or position is wrong", mux, out);
+                return self.lose(now, key, CloseCode::ResumeRefused, mux, notes, out);
+            }
+            self.handshakes.remove(&conn);
+            self.link_up(now, target);
+            if let Some(old) = mux.rebind(now, key, conn, out) {
+                out.close.push((old, CloseCode::Superseded));
+            }
+            notes.push(ControlNote::InitialWindow { session: key, bytes: welcome.initial_window });
+            self.routes_dirty = true;
+            return;
+        }
+        let Some(secret) = welcome.secret else {
+            return self.refuse_handshake(now, conn, CloseCode::Protocol, "WELCOME without a secret", mux, out);
+        };
+        self.handshakes.remove(&conn);
+        if let Some(p) = self.peers.get_mut(ix) {
+            p.replica = Some(welcome.replica_id.clone());
+        }
+        let wins = self.settle_duplicate(now, &welcome.replica_id, welcome.incarnation, true, mux, notes, out);
+        if !wins {
+            // The session the peer dialled survives; ours was never confirmed.
+            mux.close(conn, dialect, CloseCode::Duplicate, 0, out);
+            self.dial_covered(now, target, mux);
+            return;
+        }
+        mux.post(conn, encode_message(dialect, 0, &[Frame::Auth(Box::new(Auth::default()))]), out);
+        let mut session = self.new_session(dialect);
+        session.id = welcome.session;
+        session.secret = secret;
+        self.link_up(now, target);
+        self.establish_link(
+            now,
+            conn,
+            session,
+            welcome.replica_id,
+            welcome.incarnation,
+            welcome.initial_window,
+            Some(target),
+            mux,
+            notes,
+            out,
+        );
+    }
+
+    /// With an older session to this replica: may the new one replace it?
+    /// The lower replica id's dial survives; a session of an earlier run of
+    /// the peer, or one without a connection, gives way at once.
+    fn settle_duplicate(
+        &mut self,
+        now: Instant,
+        replica: &Name,
+        incarnation: Incarnation,
+        new_is_ours: bool,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) -> bool {
+        let Some(key) = self.links.get(replica).copied() else { return true };
+        let Some(entry) = mux.get(key) else { return true };
+        let same_run = matches!(&entry.peer, Peer::Hub { incarnation: i, .. } if *i == incarnation);
+        let old_is_ours = entry.dialled.is_some();
+        let lower_dials = if self.run.replica_id < *replica { new_is_ours } else { !new_is_ours };
+        if same_run && entry.conn.is_some() && old_is_ours != new_is_ours && !lower_dials {
+            return false;
+        }
+        self.lose(now, key, CloseCode::Duplicate, mux, notes, out);
+        true
+    }
+
+    /// Our dial was in vain because a session with that peer is alive. Which
+    /// peer that is may not be known yet (no `replica_id` configured and it
+    /// dialled us first): then it is the one link no other peer accounts for.
+    pub(super) fn dial_covered(&mut self, now: Instant, target: TargetIx, mux: &Mux) {
+        let ix = usize::from(target.0);
+        let unclaimed: Vec<&Name> =
+            self.links.keys().filter(|r| !self.peers.iter().any(|p| p.replica.as_ref() == Some(*r))).collect();
+        let learned = if let [only] = unclaimed.as_slice() { Some((*only).clone()) } else { None };
+        let Some(p) = self.peers.get_mut(ix) else { return };
+        p.dialling = false;
+        if p.replica.is_none() {
+            p.replica = learned;
+        }
+        let covered = p.replica.as_ref().and_then(|r| self.links.get(r)).is_some_and(|k| mux.get(*k).is_some());
+        p.link.on_event(now, if covered { link::Event::Up } else { link::Event::Failed });
+    }
+
+    fn link_up(&mut self, now: Instant, target: TargetIx) {
+        if let Some(p) = self.peers.get_mut(usize::from(target.0)) {
+            p.dialling = false;
+            p.link.set_streams_wait(now, false);
+            p.link.on_event(now, link::Event::Up);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one link's facts, used in two places")]
+    fn establish_link(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        config: SessionConfig,
+        replica_id: Name,
+        incarnation: Incarnation,
+        initial_window: u64,
+        dialled: Option<TargetIx>,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let seed = crate::rng::Seed(self.rng.bytes());
+        let session = Session::new(config, seed, now);
+        let peer = Peer::Hub { replica_id: replica_id.clone(), incarnation };
+        let key: SessionKey = mux.establish(session, Plane::Mesh, peer, dialled, conn, self.config.resume_window);
+        mux.send(now, key, Frame::Status(self.status()), out);
+        if dialled.is_none() {
+            // Whoever dialled, the link to that replica is up: no dial in vain.
+            for p in self.peers.iter_mut().filter(|p| p.replica.as_ref() == Some(&replica_id)) {
+                if !p.dialling {
+                    p.link.on_event(now, link::Event::Up);
+                }
+            }
+        }
+        out.observed.push(Observed::SessionUp { plane: Plane::Mesh, peer: replica_id.as_str().to_owned() });
+        self.links.insert(replica_id, key);
+        self.routes_dirty = true;
+        notes.push(ControlNote::SessionUp(SessionUp {
+            session: key,
+            plane: Plane::Mesh,
+            peer: Some(incarnation),
+            initial_window,
+        }));
+        self.look_up_all(now, out);
+    }
+}

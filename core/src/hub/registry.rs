@@ -1,0 +1,281 @@
+//! The hub's use of the registry: lease, lookups, deadlines. Its failures are
+//! kept away from data: nothing here blocks a stream whose route is known.
+//! Keeps O7 (lease counted from before the renewal was sent) and M4.
+
+use std::time::Duration;
+
+use super::control::{Asked, Control, PendingOp};
+use crate::config::Mode;
+use crate::error::RstCode;
+use crate::id::{AgentId, Name};
+use crate::mux::{Mux, NodeOut};
+use crate::observed::Observed;
+use crate::registry::{RegistryError, RegistryOp, RegistryReply, RegistryResult, Token};
+use crate::shard::ControlNote;
+use crate::time::Instant;
+
+/// Failures in a row after which the registry counts as unhealthy.
+const FAILURES_TO_UNHEALTHY: u32 = 2;
+/// Operations under way at once; beyond it an operation fails at once.
+const PENDING_OPS_MAX: usize = 4096;
+
+impl Control {
+    /// Asks the registry. False when too much is under way already.
+    pub(super) fn ask(&mut self, now: Instant, op: RegistryOp, what: Asked, out: &mut NodeOut) -> bool {
+        if self.pending.len() >= PENDING_OPS_MAX {
+            return false;
+        }
+        self.next_token += 1;
+        let token = Token(self.next_token);
+        self.pending.insert(token, PendingOp { deadline: now.after(self.config.registry.op_timeout), what });
+        out.registry.push((token, op));
+        true
+    }
+
+    pub(super) fn renew(&mut self, now: Instant, out: &mut NodeOut) {
+        let op = RegistryOp::Renew {
+            hub: self.run.clone(),
+            lease: self.config.registry.lease,
+            takes_over: self.lease_seen,
+            region: self.config.region.clone(),
+        };
+        self.ask(now, op, Asked::Renew { sent: now }, out);
+        self.renew_at = Some(now.after(self.config.registry.renew_every));
+    }
+
+    /// The registry answered.
+    pub(crate) fn on_registry(
+        &mut self,
+        now: Instant,
+        token: Token,
+        result: RegistryResult,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(op) = self.pending.remove(&token) else { return };
+        self.on_outcome(now, op.what, result, mux, notes, out);
+    }
+
+    fn on_outcome(
+        &mut self,
+        now: Instant,
+        what: Asked,
+        result: RegistryResult,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        match what {
+            Asked::Renew { sent } => self.on_renewed(now, sent, &result, out),
+            Asked::Claim { conn } => self.on_claimed(now, conn, result, mux, notes, out),
+            Asked::Lookup { connector } => self.on_looked_up(now, &connector, result, notes, out),
+            Asked::SetConnectors { agent_id, fence } => {
+                // Stale: another claim took over; its notice or the audit ends this attachment.
+                let stale = result == Ok(RegistryReply::Stale);
+                if stale && self.attachments.get(&agent_id).is_some_and(|a| a.fence == fence) {
+                    self.routes_dirty = true;
+                }
+            }
+            Asked::Release | Asked::Sweep => {}
+        }
+    }
+
+    fn on_renewed(&mut self, now: Instant, sent: Instant, result: &RegistryResult, out: &mut NodeOut) {
+        match result {
+            Ok(RegistryReply::Renewed) => {
+                self.registry_failures = 0;
+                self.lease_until = Some(sent.after(self.config.registry.lease));
+                self.set_health(true, out);
+                self.look_up_all(now, out);
+            }
+            Ok(RegistryReply::LeaseHeld { by }) => {
+                // Take over from an older run; a second live run keeps renewing
+                // and is seen again.
+                if self.lease_seen == Some(*by) {
+                    out.observed.push(Observed::LeaseHeldByOther);
+                }
+                self.lease_seen = Some(*by);
+                self.renew_at = Some(now);
+            }
+            Ok(_) | Err(RegistryError::Definite(_) | RegistryError::Unknown(_)) => {
+                self.registry_failures = self.registry_failures.saturating_add(1);
+                if self.registry_failures >= FAILURES_TO_UNHEALTHY {
+                    self.set_health(false, out);
+                }
+            }
+        }
+    }
+
+    fn set_health(&mut self, healthy: bool, out: &mut NodeOut) {
+        if std::mem::replace(&mut self.registry_healthy, healthy) != healthy {
+            out.observed.push(Observed::RegistryHealth { healthy });
+        }
+    }
+
+    /// Looks a connector up, unless that is under way.
+    pub(super) fn look_up(&mut self, now: Instant, connector: &Name, out: &mut NodeOut) {
+        let remote = self.remote.entry(connector.clone()).or_default();
+        if remote.asking {
+            return;
+        }
+        remote.asking = true;
+        let asked = self.ask(
+            now,
+            RegistryOp::Lookup { connector: connector.clone() },
+            Asked::Lookup { connector: connector.clone() },
+            out,
+        );
+        if !asked && let Some(remote) = self.remote.get_mut(connector) {
+            remote.asking = false;
+        }
+    }
+
+    pub(super) fn look_up_all(&mut self, now: Instant, out: &mut NodeOut) {
+        if self.config.mode != Mode::Active {
+            return;
+        }
+        let connectors: Vec<Name> = self.remote.keys().cloned().collect();
+        for connector in connectors {
+            let due = self.remote.get(&connector).is_some_and(|r| {
+                r.looked_up.is_none_or(|at| now.since(at) >= self.config.registry.lookup_fresh / 2)
+            });
+            if due {
+                self.look_up(now, &connector, out);
+            }
+        }
+    }
+
+    /// What is known of an agent's attachments changed: ask anew.
+    pub(super) fn forget_lookups(&mut self, now: Instant, _agent_id: &AgentId, out: &mut NodeOut) {
+        if self.config.mode != Mode::Active {
+            return;
+        }
+        let connectors: Vec<Name> = self.remote.keys().cloned().collect();
+        for connector in connectors {
+            if let Some(r) = self.remote.get_mut(&connector) {
+                r.again |= r.asking;
+            }
+            self.look_up(now, &connector, out);
+        }
+    }
+
+    fn on_looked_up(
+        &mut self,
+        now: Instant,
+        connector: &Name,
+        result: RegistryResult,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let refusal = if result.is_ok() { self.refusal() } else { RstCode::RegistryDown };
+        let Some(remote) = self.remote.get_mut(connector) else { return };
+        remote.asking = false;
+        let ok = if let Ok(RegistryReply::Attachments(located)) = result {
+            if remote.located != located {
+                remote.located = located;
+                self.routes_dirty = true;
+            }
+            remote.looked_up = Some(now);
+            true
+        } else {
+            // An old answer stays usable: the owner fences (semantics 5).
+            false
+        };
+        if std::mem::take(&mut remote.again) {
+            self.look_up(now, connector, out);
+            return;
+        }
+        if std::mem::take(&mut remote.wanted) {
+            let known = remote.located.iter().any(|l| l.hub.replica_id != self.run.replica_id);
+            let result = if ok && known || self.exposes(connector) { Ok(()) } else { Err(refusal) };
+            notes.push(ControlNote::RouteAnswer { connector: connector.clone(), result });
+        }
+    }
+
+    fn exposes(&self, connector: &Name) -> bool {
+        self.attachments.values().any(|a| a.connectors.iter().any(|ad| ad.name == *connector))
+    }
+
+    /// A stream has no candidate.
+    pub(super) fn on_need_route(
+        &mut self,
+        now: Instant,
+        connector: Name,
+        afresh: bool,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        if self.config.mode != Mode::Active {
+            let result = Err(self.refusal());
+            notes.push(ControlNote::RouteAnswer { connector, result });
+            return;
+        }
+        if !self.registry_healthy && self.registry_failures >= FAILURES_TO_UNHEALTHY {
+            // Refused at once, not after a time-out (M4, planted bug 49).
+            notes.push(ControlNote::RouteAnswer { connector, result: Err(RstCode::RegistryDown) });
+            return;
+        }
+        let remote = self.remote.entry(connector.clone()).or_default();
+        remote.wanted = true;
+        // What the streams tried came from an earlier lookup: one that is
+        // already under way may be as old.
+        remote.again |= afresh && remote.asking;
+        self.look_up(now, &connector, out);
+    }
+
+    pub(super) fn next_lookup(&self) -> Option<Instant> {
+        if self.config.mode != Mode::Active {
+            return None;
+        }
+        self.remote
+            .values()
+            .filter(|r| !r.asking)
+            .filter_map(|r| r.looked_up)
+            .min()
+            .map(|at| at.after(self.config.registry.lookup_fresh))
+    }
+
+    pub(super) fn registry_timeouts(
+        &mut self,
+        now: Instant,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let late: Vec<Token> = self.pending.iter().filter(|(_, p)| p.deadline <= now).map(|(t, _)| *t).collect();
+        for token in late {
+            if let Some(op) = self.pending.remove(&token) {
+                let result = Err(RegistryError::Unknown("no reply inside its deadline".to_owned()));
+                self.on_outcome(now, op.what, result, mux, notes, out);
+            }
+        }
+        if self.renew_at.is_some_and(|at| at <= now) {
+            self.renew(now, out);
+        }
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            // Spread over the hubs so that they do not sweep in step.
+            let lease = u64::try_from(self.config.registry.lease.as_millis()).unwrap_or(u64::MAX);
+            let next = Duration::from_millis(lease * 3 + self.rng.below(lease.max(1)));
+            self.sweep_at = Some(now.after(next));
+            self.ask(now, RegistryOp::Sweep, Asked::Sweep, out);
+        }
+        if self.next_lookup().is_some_and(|at| at <= now) {
+            let fresh = self.config.registry.lookup_fresh;
+            let due: Vec<Name> = self
+                .remote
+                .iter()
+                .filter(|(_, r)| !r.asking && r.looked_up.is_some_and(|at| now.since(at) >= fresh))
+                .map(|(c, _)| c.clone())
+                .collect();
+            for connector in due {
+                if self.registry_healthy {
+                    self.look_up(now, &connector, out);
+                } else if let Some(r) = self.remote.get_mut(&connector) {
+                    // Asked again with the first renewal that succeeds.
+                    r.looked_up = None;
+                }
+            }
+        }
+    }
+}
