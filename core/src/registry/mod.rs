@@ -121,10 +121,12 @@ pub enum RegistryReply {
         epoch: Epoch,
         /// The claim's nonce (the first one's on a retry).
         nonce: Nonce,
-        /// Attachments of another instance that this claim ended.
+        /// Attachments of another instance that this claim ended, whether or not
+        /// their hubs hold leases; `region` is not filled in here.
         superseded: Vec<Located>,
     },
-    /// The compare-and-act found the fence and acted.
+    /// The compare-and-act found the fence and acted. Release and Resign also
+    /// answer so when nothing is there any more: a retry answers alike (O5).
     Done,
     /// The compare-and-act found something else and did nothing.
     Stale,
@@ -171,6 +173,20 @@ pub type RegistryResult = Result<RegistryReply, RegistryError>;
 pub const EPOCHS_PER_MILLI: u64 = 1024;
 /// How far `seen` may lie above max(stored, floor).
 pub const SEEN_AHEAD_MAX: u64 = 86_400_000 * EPOCHS_PER_MILLI;
+
+/// Largest epoch a registry grants: Lua numbers are exact up to here (planted
+/// bug 11). An agent that drove its own epochs this far, one day a claim, is
+/// refused; they never wrap.
+pub const EPOCH_MAX: u64 = (1 << 53) - 1;
+/// How long a claim's answer is remembered for its retries, even after another
+/// claim ended the attachment: a retry that arrives then must not take it back.
+pub const CLAIM_MEMORY: Duration = Duration::from_secs(60);
+
+/// The text of the refusal at [`EPOCH_MAX`].
+#[must_use]
+pub fn epochs_used_up() -> String {
+    format!("expected the next epoch of this agent to be at most {EPOCH_MAX}; give the agent another id")
+}
 
 /// The rule every registry implements: epoch = max(stored, seen, floor) + 1,
 /// `seen` clamped to one day above max(stored, floor).
