@@ -645,4 +645,3 @@ impl Mux {
         assert_eq!(self.by_id.len(), self.sessions.len(), "one name a session");
     }
 }
-

@@ -213,13 +213,7 @@ fn stream_frames() -> Vec<Meaning> {
     let stream = |body| Frame::stream(CID, EPOCH, body);
     let data = |off, bytes: &'static [u8]| stream(Body::Data { off, bytes: Bytes::from_static(bytes) });
     let key = Secret([0xa5; 16]);
-    let open = Open {
-        nonce: Nonce(0xabcd),
-        connector: name("ldap"),
-        agent_id: agent("plant-7"),
-        key,
-        limit: 65_536,
-    };
+    let open = Open { nonce: Nonce(0xabcd), connector: name("ldap"), agent_id: agent("plant-7"), key, limit: 65_536 };
     let resume = Resume { nonce: Nonce(0xabcd), agent_id: agent("plant-7"), key, next: 4096, limit: 69_632 };
     vec![
         ("OPEN", BOTH, 6, vec![stream(Body::Open(Box::new(open)))]),

@@ -5,9 +5,9 @@
 //! exactly the tunnel's fence (O4). Same contract as [`Hub`](crate::hub::Hub).
 //! Does not know how targets are reached or what a token says.
 
-mod tunnels;
 #[cfg(test)]
 mod tests;
+mod tunnels;
 
 use std::sync::Arc;
 
@@ -126,7 +126,14 @@ impl Agent {
     }
 
     /// Takes messages for a connection, at most about `budget_bytes`.
-    pub fn poll_transmit(&mut self, now: Instant, conn: ConnKey, budget_bytes: usize, batch: &mut TxBatch, out: &mut NodeOut) -> TxState {
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        budget_bytes: usize,
+        batch: &mut TxBatch,
+        out: &mut NodeOut,
+    ) -> TxState {
         let state = self.mux.poll_transmit(now, conn, budget_bytes, batch, &mut self.shard, out);
         self.settle(now, out);
         state

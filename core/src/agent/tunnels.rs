@@ -129,7 +129,10 @@ impl Tunnels {
         let trying = self
             .hubs
             .iter()
-            .filter(|h| !connected(h) && h.link.as_ref().is_some_and(|l| l.state() == link::State::Connecting && l.attempts() == 0))
+            .filter(|h| {
+                !connected(h)
+                    && h.link.as_ref().is_some_and(|l| l.state() == link::State::Connecting && l.attempts() == 0)
+            })
             .count();
         let mut missing = wanted.saturating_sub(serving + trying);
         for ix in 0..self.hubs.len() {
@@ -216,10 +219,18 @@ impl Tunnels {
         };
         mux.post(conn, encode_message(dialect, 0, &[Frame::Hello(Box::new(hello))]), out);
         let deadline = now.after(self.config.handshake_timeout);
-        self.handshakes.insert(conn, Handshake { target, dialect, challenge, resume: resume.map(|(k, _)| k), deadline });
+        self.handshakes
+            .insert(conn, Handshake { target, dialect, challenge, resume: resume.map(|(k, _)| k), deadline });
     }
 
-    pub(super) fn on_handshake_lost(&mut self, now: Instant, conn: ConnKey, cause: CloseCode, mux: &Mux, out: &mut NodeOut) {
+    pub(super) fn on_handshake_lost(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        cause: CloseCode,
+        mux: &Mux,
+        out: &mut NodeOut,
+    ) {
         let Some(h) = self.handshakes.remove(&conn) else { return };
         out.observed.push(Observed::HandshakeFailed {
             plane: Plane::Tunnel,
@@ -260,7 +271,11 @@ impl Tunnels {
             Ok(_) if frames.len() == 1 => frames.pop(),
             Ok(_) => None,
             Err(e) => {
-                out.observed.push(Observed::ProtocolViolation { plane: Plane::Tunnel, kind: e.kind, detail: e.detail.to_string() });
+                out.observed.push(Observed::ProtocolViolation {
+                    plane: Plane::Tunnel,
+                    kind: e.kind,
+                    detail: e.detail.to_string(),
+                });
                 None
             }
         };
@@ -269,7 +284,11 @@ impl Tunnels {
             Some(Frame::GoAway { code, retry_after_ms }) => {
                 self.handshakes.remove(&conn);
                 out.close.push((conn, code));
-                out.observed.push(Observed::HandshakeFailed { plane: Plane::Tunnel, cause: code, detail: "the hub refused" });
+                out.observed.push(Observed::HandshakeFailed {
+                    plane: Plane::Tunnel,
+                    cause: code,
+                    detail: "the hub refused",
+                });
                 if retry_after_ms > 0
                     && let Some(l) = self.hubs.get_mut(usize::from(target.0)).and_then(|h| h.link.as_mut())
                 {
@@ -328,7 +347,9 @@ impl Tunnels {
             return self.give_up(now, conn, CloseCode::Protocol, "WELCOME offers an epoch that is not newer", mux, out);
         }
         let other = self.hubs.iter().enumerate().any(|(i, h)| {
-            i != ix && h.replica.as_ref() == Some(&w.replica_id) && h.session.is_some_and(|k| mux.get(k).is_some_and(|e| e.conn.is_some()))
+            i != ix
+                && h.replica.as_ref() == Some(&w.replica_id)
+                && h.session.is_some_and(|k| mux.get(k).is_some_and(|e| e.conn.is_some()))
         });
         self.highest = attachment.epoch;
         if other {
@@ -435,7 +456,10 @@ impl Tunnels {
             Frame::Epoch(notice) => {
                 // A re-claim after an outage: the binding of open streams stays,
                 // new OPENs come under the new fence (semantics 3).
-                if notice.agent_id == self.config.agent_id && notice.instance == self.instance && notice.epoch > self.highest {
+                if notice.agent_id == self.config.agent_id
+                    && notice.instance == self.instance
+                    && notice.epoch > self.highest
+                {
                     self.highest = notice.epoch;
                     notes.push(ControlNote::Attach(Attach {
                         agent_id: self.config.agent_id.clone(),
@@ -459,7 +483,8 @@ impl Tunnels {
             | Frame::Connectors { .. }
             | Frame::Token { .. }
             | Frame::Stream { .. } => {
-                let e = ProtocolError::new(ProtocolErrorKind::Unexpected, "a frame that a hub does not send on a tunnel");
+                let e =
+                    ProtocolError::new(ProtocolErrorKind::Unexpected, "a frame that a hub does not send on a tunnel");
                 self.on_violation(now, key, &e, mux, notes, out);
             }
         }
@@ -480,7 +505,11 @@ impl Tunnels {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        out.observed.push(Observed::ProtocolViolation { plane: Plane::Tunnel, kind: e.kind, detail: e.detail.to_string() });
+        out.observed.push(Observed::ProtocolViolation {
+            plane: Plane::Tunnel,
+            kind: e.kind,
+            detail: e.detail.to_string(),
+        });
         self.lose(now, key, CloseCode::Protocol, mux, notes, out);
     }
 

@@ -74,7 +74,16 @@ impl Control {
             h.stage = Stage::Claim(Box::new(Claiming { hello, grant }));
         }
         if self.config.mode == Mode::Off {
-            return self.attach(now, conn, Fence { epoch: Epoch(seen.0.saturating_add(1)), nonce }, true, Vec::new(), mux, notes, out);
+            return self.attach(
+                now,
+                conn,
+                Fence { epoch: Epoch(seen.0.saturating_add(1)), nonce },
+                true,
+                Vec::new(),
+                mux,
+                notes,
+                out,
+            );
         }
         let _ = dialect;
         if !self.ask(now, RegistryOp::Claim(Box::new(claim)), Asked::Claim { conn }, out) {
@@ -162,7 +171,12 @@ impl Control {
         let key = mux.establish(session, Plane::Tunnel, peer, None, conn, self.config.resume_window);
         mux.send(now, key, Frame::Status(self.status()), out);
 
-        notes.push(ControlNote::SessionUp(SessionUp { session: key, plane: Plane::Tunnel, peer: None, initial_window }));
+        notes.push(ControlNote::SessionUp(SessionUp {
+            session: key,
+            plane: Plane::Tunnel,
+            peer: None,
+            initial_window,
+        }));
         notes.push(ControlNote::Attach(Attach {
             agent_id: agent.agent_id.clone(),
             session: key,
@@ -211,9 +225,10 @@ impl Control {
     ) {
         let highest = self.highest_epoch.entry(notice.agent_id.clone()).or_default();
         *highest = (*highest).max(notice.epoch);
-        let superseded = self.attachments.get(&notice.agent_id).and_then(|a| {
-            (a.instance != notice.instance && a.fence.epoch < notice.epoch).then_some(a.session)
-        });
+        let superseded = self
+            .attachments
+            .get(&notice.agent_id)
+            .and_then(|a| (a.instance != notice.instance && a.fence.epoch < notice.epoch).then_some(a.session));
         if let Some(key) = superseded {
             self.lose(now, key, CloseCode::Superseded, mux, notes, out);
         }
@@ -281,13 +296,23 @@ impl Control {
             entry.session.accept_resume(now, request, &hello.challenge, &welcome.challenge).ok().map(|a| (key, a))
         });
         let Some((key, accept)) = accepted else {
-            return self.refuse_handshake(now, conn, CloseCode::ResumeRefused, "no such session for this peer, proof or position", mux, out);
+            return self.refuse_handshake(
+                now,
+                conn,
+                CloseCode::ResumeRefused,
+                "no such session for this peer, proof or position",
+                mux,
+                out,
+            );
         };
         self.handshakes.remove(&conn);
         welcome.resumed = Some(accept);
         if let Peer::Agent { id, .. } = wanted {
-            welcome.attachment =
-                self.attachments.get(id).map(|a| Attachment { epoch: a.fence.epoch, nonce: a.fence.nonce, firm: a.firm });
+            welcome.attachment = self.attachments.get(id).map(|a| Attachment {
+                epoch: a.fence.epoch,
+                nonce: a.fence.nonce,
+                firm: a.firm,
+            });
         }
         mux.post(conn, encode_message(dialect, 0, &[Frame::Welcome(Box::new(welcome))]), out);
         if let Some(old) = mux.rebind(now, key, conn, out) {

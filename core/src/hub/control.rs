@@ -212,7 +212,12 @@ impl Control {
 
     /// The attachments of this hub, by agent.
     pub fn tunnels(&self) -> impl Iterator<Item = TunnelView<'_>> {
-        self.attachments.iter().map(|(agent_id, a)| TunnelView { agent_id, fence: a.fence, firm: a.firm, session: a.session })
+        self.attachments.iter().map(|(agent_id, a)| TunnelView {
+            agent_id,
+            fence: a.fence,
+            firm: a.firm,
+            session: a.session,
+        })
     }
 
     pub(super) fn has_candidate(&self, connector: &Name, mux: &Mux) -> bool {
@@ -291,7 +296,11 @@ impl Control {
         out: &mut NodeOut,
     ) {
         if let Some(entry) = mux.get(key) {
-            out.observed.push(Observed::ProtocolViolation { plane: entry.plane, kind: e.kind, detail: e.detail.to_string() });
+            out.observed.push(Observed::ProtocolViolation {
+                plane: entry.plane,
+                kind: e.kind,
+                detail: e.detail.to_string(),
+            });
         }
         self.lose(now, key, CloseCode::Protocol, mux, notes, out);
     }
@@ -406,9 +415,6 @@ impl Control {
         }
         let mut by_connector: BTreeMap<Name, Vec<Candidate>> = BTreeMap::new();
         for (agent_id, a) in &self.attachments {
-            if mux.get(a.session).is_none_or(|e| e.conn.is_none()) {
-                continue;
-            }
             for ad in &a.connectors {
                 by_connector.entry(ad.name.clone()).or_default().push(Candidate {
                     agent_id: agent_id.clone(),
@@ -425,10 +431,9 @@ impl Control {
             for (connector, remote) in &self.remote {
                 for l in remote.located.iter().filter(|l| l.hub.replica_id != self.run.replica_id) {
                     let Some(key) = self.links.get(&l.hub.replica_id) else { continue };
-                    let usable = mux.get(*key).is_some_and(|e| {
-                        e.conn.is_some()
-                            && matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == l.hub.incarnation)
-                    }) && self.statuses.get(key).is_none_or(|s| s.active && !s.draining);
+                    let usable = mux.get(*key).is_some_and(
+                        |e| matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == l.hub.incarnation),
+                    ) && self.statuses.get(key).is_none_or(|s| s.active && !s.draining);
                     let Some(ad) = l.connectors.iter().find(|ad| ad.name == *connector) else { continue };
                     if usable {
                         let elsewhere = u64::from(l.region != self.config.region);
@@ -504,7 +509,13 @@ impl Control {
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
         for ix in 0..self.peers.len() {
             let Some(p) = self.peers.get_mut(ix) else { continue };
             if p.link.handle_timeout(now) == Some(crate::link::Action::Dial) {
@@ -518,8 +529,14 @@ impl Control {
 
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
         let mut d = self.peers.iter().filter(|p| !p.itself).filter_map(|p| p.link.poll_timeout()).min();
-        d = Deadline::earliest(d, self.handshakes.values().map(|h| Deadline { at: h.deadline, why: "handshake" }).min());
-        d = Deadline::earliest(d, self.pending.values().map(|p| Deadline { at: p.deadline, why: "registry operation" }).min());
+        d = Deadline::earliest(
+            d,
+            self.handshakes.values().map(|h| Deadline { at: h.deadline, why: "handshake" }).min(),
+        );
+        d = Deadline::earliest(
+            d,
+            self.pending.values().map(|p| Deadline { at: p.deadline, why: "registry operation" }).min(),
+        );
         d = Deadline::earliest(d, self.renew_at.map(|at| Deadline { at, why: "lease renewal" }));
         d = Deadline::earliest(d, self.sweep_at.map(|at| Deadline { at, why: "registry sweep" }));
         Deadline::earliest(d, self.next_lookup().map(|at| Deadline { at, why: "registry lookup" }))
@@ -530,7 +547,11 @@ impl Control {
     }
 
     pub(super) fn no_route(&self) -> RstCode {
-        if self.config.mode == Mode::Active && !self.registry_healthy { RstCode::RegistryDown } else { RstCode::NoRoute }
+        if self.config.mode == Mode::Active && !self.registry_healthy {
+            RstCode::RegistryDown
+        } else {
+            RstCode::NoRoute
+        }
     }
 
     pub(super) fn check_invariants(&self, mux: &Mux) {
@@ -540,7 +561,10 @@ impl Control {
         }
         for (replica, key) in &self.links {
             let entry = mux.get(*key).expect("a link has a session (B5)");
-            assert!(matches!(&entry.peer, Peer::Hub { replica_id, .. } if replica_id == replica), "to its own hub (I3)");
+            assert!(
+                matches!(&entry.peer, Peer::Hub { replica_id, .. } if replica_id == replica),
+                "to its own hub (I3)"
+            );
         }
         let mesh = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).count();
         assert_eq!(mesh, self.links.len(), "one session per hub pair (L4)");

@@ -15,7 +15,9 @@ use crate::principal::{AgentGrant, HubGrant, Principal};
 use crate::session::SessionConfig;
 use crate::shard::ControlNote;
 use crate::time::Instant;
-use crate::wire::{Dialect, Frame, Hello, HelloHub, HelloRole, MESSAGE_MAX_BYTES, Plane, Welcome, WireLimits, decode, encode_message};
+use crate::wire::{
+    Dialect, Frame, Hello, HelloHub, HelloRole, MESSAGE_MAX_BYTES, Plane, Welcome, WireLimits, decode, encode_message,
+};
 
 /// A connection in its handshake.
 #[derive(Debug)]
@@ -101,7 +103,8 @@ impl Control {
     ) {
         let ours = mux.iter().find(|(_, e)| e.dialled == Some(target)).map(|(k, _)| k);
         let challenge = Secret(self.rng.bytes());
-        let sessions = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).map(|(_, e)| e.session.id()).take(16).collect();
+        let sessions =
+            mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).map(|(_, e)| e.session.id()).take(16).collect();
         let resume = ours.and_then(|key| {
             let e = mux.get_mut(key)?;
             // A session that still has its connection is not lost; do not touch it.
@@ -182,12 +185,23 @@ impl Control {
             Ok(_) if frames.len() == 1 => frames.pop(),
             Ok(_) => None,
             Err(e) => {
-                out.observed.push(Observed::ProtocolViolation { plane: dialect.plane, kind: e.kind, detail: e.detail.to_string() });
+                out.observed.push(Observed::ProtocolViolation {
+                    plane: dialect.plane,
+                    kind: e.kind,
+                    detail: e.detail.to_string(),
+                });
                 return self.refuse_handshake(now, conn, CloseCode::Protocol, "not a frame of this encoding", mux, out);
             }
         };
         let Some(frame) = frame else {
-            return self.refuse_handshake(now, conn, CloseCode::Protocol, "a handshake message holds one frame", mux, out);
+            return self.refuse_handshake(
+                now,
+                conn,
+                CloseCode::Protocol,
+                "a handshake message holds one frame",
+                mux,
+                out,
+            );
         };
         let Some(h) = self.handshakes.get(&conn) else { return };
         match (&h.stage, frame) {
@@ -221,7 +235,11 @@ impl Control {
                     // loss, not a timer, makes us dial again.
                     self.dial_covered(now, target, mux);
                 } else {
-                    out.observed.push(Observed::HandshakeFailed { plane: Plane::Mesh, cause: code, detail: "the peer refused" });
+                    out.observed.push(Observed::HandshakeFailed {
+                        plane: Plane::Mesh,
+                        cause: code,
+                        detail: "the peer refused",
+                    });
                     self.on_dial_failed(now, target, out);
                 }
                 if let (Some(key), CloseCode::ResumeRefused) = (resume, code) {
@@ -233,8 +251,15 @@ impl Control {
                 out.close.push((conn, code));
             }
             _ => {
-                let e = ProtocolError::new(ProtocolErrorKind::Unexpected, "another frame than this phase of the handshake allows");
-                out.observed.push(Observed::ProtocolViolation { plane: dialect.plane, kind: e.kind, detail: e.detail.to_string() });
+                let e = ProtocolError::new(
+                    ProtocolErrorKind::Unexpected,
+                    "another frame than this phase of the handshake allows",
+                );
+                out.observed.push(Observed::ProtocolViolation {
+                    plane: dialect.plane,
+                    kind: e.kind,
+                    detail: e.detail.to_string(),
+                });
                 self.refuse_handshake(now, conn, CloseCode::Protocol, "another frame than this phase allows", mux, out);
             }
         }

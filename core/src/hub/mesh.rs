@@ -98,7 +98,18 @@ impl Control {
             });
             return mux.close(conn, h.dialect, CloseCode::Duplicate, 0, out);
         }
-        self.establish_link(now, conn, session, peer.replica_id, peer.incarnation, initial_window, None, mux, notes, out);
+        self.establish_link(
+            now,
+            conn,
+            session,
+            peer.replica_id,
+            peer.incarnation,
+            initial_window,
+            None,
+            mux,
+            notes,
+            out,
+        );
     }
 
     pub(super) fn on_hub_welcome(
@@ -138,7 +149,8 @@ impl Control {
             None => self.config.insecure_mesh,
         };
         if !proven {
-            let detail = "the peer's certificate does not name its replica_id (SAN dNSName); configure {url, replica_id}";
+            let detail =
+                "the peer's certificate does not name its replica_id (SAN dNSName); configure {url, replica_id}";
             return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
         }
         if let (Some(key), Some(accept)) = (resume, &welcome.resumed) {
@@ -147,7 +159,14 @@ impl Control {
                     && e.session.on_resume_accepted(now, accept, &challenge, &welcome.challenge).is_ok()
             });
             if !ok {
-                self.refuse_handshake(now, conn, CloseCode::ResumeRefused, "the acceptor's proof or position is wrong", mux, out);
+                self.refuse_handshake(
+                    now,
+                    conn,
+                    CloseCode::ResumeRefused,
+                    "the acceptor's proof or position is wrong",
+                    mux,
+                    out,
+                );
                 return self.lose(now, key, CloseCode::ResumeRefused, mux, notes, out);
             }
             self.handshakes.remove(&conn);

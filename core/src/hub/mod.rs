@@ -160,7 +160,14 @@ impl Hub {
     }
 
     /// Takes messages for a connection, at most about `budget_bytes`.
-    pub fn poll_transmit(&mut self, now: Instant, conn: ConnKey, budget_bytes: usize, batch: &mut TxBatch, out: &mut NodeOut) -> TxState {
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        budget_bytes: usize,
+        batch: &mut TxBatch,
+        out: &mut NodeOut,
+    ) -> TxState {
         let state = self.mux.poll_transmit(now, conn, budget_bytes, batch, &mut self.shard, out);
         self.settle(now, out);
         state

@@ -137,9 +137,10 @@ impl Control {
         }
         let connectors: Vec<Name> = self.remote.keys().cloned().collect();
         for connector in connectors {
-            let due = self.remote.get(&connector).is_some_and(|r| {
-                r.looked_up.is_none_or(|at| now.since(at) >= self.config.registry.lookup_fresh / 2)
-            });
+            let due = self
+                .remote
+                .get(&connector)
+                .is_some_and(|r| r.looked_up.is_none_or(|at| now.since(at) >= self.config.registry.lookup_fresh / 2));
             if due {
                 self.look_up(now, &connector, out);
             }

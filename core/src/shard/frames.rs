@@ -3,9 +3,7 @@
 //! nor refresh a tombstone (O4); position before credit, so that an overlap
 //! from a resumption is trimmed, not punished (A2).
 
-use super::{
-    Shard, ShardNote, ShardOut, UNKNOWN_RST_EVERY, VIOLATIONS_PER_MINUTE,
-};
+use super::{Shard, ShardNote, ShardOut, UNKNOWN_RST_EVERY, VIOLATIONS_PER_MINUTE};
 use crate::credit::{Pressure, RecvWindow};
 use crate::dedup::{Refusal, Terminal};
 use crate::error::{CloseCode, RstCode};
@@ -249,7 +247,7 @@ impl Shard {
             return if attachment.session == session { Ok(Admitted::Target) } else { Err(RstCode::NotOwner) };
         }
         match self.sessions.get(&attachment.session) {
-            Some(i) if i.usable && i.pending_opens < self.limits.max_pending_opens => Ok(Admitted::Tunnel(attachment.session)),
+            Some(i) if i.pending_opens < self.limits.max_pending_opens => Ok(Admitted::Tunnel(attachment.session)),
             Some(_) => Err(RstCode::Busy),
             None => Err(RstCode::NotOwner),
         }

@@ -391,7 +391,8 @@ impl Shard {
     /// all streams, at most once a second and only in this emergency.
     fn free_memory(&mut self, now: Instant, out: &mut ShardOut) {
         let weight = |s: &Stream| s.held() + s.halves.iter().map(|h| h.queued).sum::<u64>();
-        let worst = self.streams.iter().max_by_key(|(k, s)| (weight(s), std::cmp::Reverse(*k))).map(|(k, s)| (k, weight(s)));
+        let worst =
+            self.streams.iter().max_by_key(|(k, s)| (weight(s), std::cmp::Reverse(*k))).map(|(k, s)| (k, weight(s)));
         if let Some((key, held)) = worst
             && held > 0
         {
@@ -626,10 +627,9 @@ impl Shard {
             match sink {
                 End::Pending => return,
                 End::Socket(sock) => out.socks.push((sock, SockOp::ShutDown)),
-                End::Session(session) => out.frames.push((
-                    session,
-                    Frame::stream(s.cid, s.fence.epoch, Body::Fin { final_off: half.next }),
-                )),
+                End::Session(session) => {
+                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Fin { final_off: half.next })))
+                }
             }
             half.state = half.state.after(HalfEvent::Passed);
         }

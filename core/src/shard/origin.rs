@@ -41,7 +41,8 @@ impl Shard {
             None
         };
         if let Some(code) = code {
-            if let Some(n) = self.counters.open_failures.get_mut(ix).and_then(|r| r.get_mut(usize::from(code.number()))) {
+            if let Some(n) = self.counters.open_failures.get_mut(ix).and_then(|r| r.get_mut(usize::from(code.number())))
+            {
                 *n += 1;
             }
             return Err(code);
@@ -115,19 +116,24 @@ impl Shard {
         out.notes.push(ShardNote::NeedRoute { connector, afresh });
     }
 
-    /// Lowest rank first; among equals the fewest streams per weight, then the
+    /// A session that is silent or suspended is asked only when no other is left:
+    /// the OPEN waits in its queue and is taken back at its deadline, unsent.
+    /// Then the lowest rank; among equals the fewest streams per weight, then the
     /// lowest fence (a total order, so the choice is reproducible).
     fn choose(&self, connector: &Name, tried: &[Fence]) -> Option<Candidate> {
         self.routes
             .of(connector)
             .iter()
             .filter(|c| !tried.contains(&c.fence))
-            .filter(|c| self.sessions.get(&c.session).is_some_and(|s| s.usable && s.pending_opens < self.limits.max_pending_opens))
-            .min_by_key(|c| {
-                let streams = self.load.get(&c.fence).copied().unwrap_or(0);
-                (c.rank, (streams + 1) * 1000 / u64::from(c.weight.max(1)), c.fence)
+            .filter_map(|c| {
+                let session = self.sessions.get(&c.session)?;
+                (session.pending_opens < self.limits.max_pending_opens).then_some((c, session.usable))
             })
-            .cloned()
+            .min_by_key(|(c, usable)| {
+                let streams = self.load.get(&c.fence).copied().unwrap_or(0);
+                (!usable, c.rank, (streams + 1) * 1000 / u64::from(c.weight.max(1)), c.fence)
+            })
+            .map(|(c, _)| c.clone())
     }
 
     fn send_open(&mut self, now: Instant, key: StreamKey, connector: Name, c: Candidate, out: &mut ShardOut) {
@@ -210,7 +216,8 @@ impl Shard {
             self.try_open(now, key, out);
         } else {
             // The peer holds nothing of it any more, so it is not told.
-            let session = self.streams.get(key).and_then(|s| if let End::Session(k) = s.ends[1] { Some(k) } else { None });
+            let session =
+                self.streams.get(key).and_then(|s| if let End::Session(k) = s.ends[1] { Some(k) } else { None });
             self.reset(now, key, code, Side::Agent, session, out);
         }
     }
@@ -240,7 +247,8 @@ impl Shard {
         match self.streams.get(key).map(|s| (&s.part, s.open)) {
             Some((Part::Origin(o), false)) if o.waits == OriginWait::FirstByte => self.try_open(now, key, out),
             Some((Part::Origin(o), false)) => {
-                let code = if o.waits == OriginWait::Route { o.last_no.unwrap_or(RstCode::Timeout) } else { RstCode::Timeout };
+                let code =
+                    if o.waits == OriginWait::Route { o.last_no.unwrap_or(RstCode::Timeout) } else { RstCode::Timeout };
                 self.fail_open(now, key, code, Side::Hub, out);
             }
             Some((Part::Agent, false)) => self.reset(now, key, RstCode::TargetTimeout, Side::Agent, None, out),
@@ -266,4 +274,3 @@ impl Shard {
         }
     }
 }
-

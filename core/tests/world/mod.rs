@@ -1,0 +1,612 @@
+//! A small world for core tests: hubs and agents, a network of messages, a
+//! registry in memory, sockets that are byte vectors. No clock, no threads:
+//! time jumps to the next deadline. The simulator proper is `driver-sim`; this
+//! one is just enough to drive whole nodes through their public API.
+#![allow(dead_code, reason = "each test file uses its part of the world")]
+#![allow(clippy::unwrap_used, reason = "a broken test world should panic")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nowconnect_core::agent::Agent;
+use nowconnect_core::config::{
+    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers,
+    PeerConfig, RegistryTimers,
+};
+use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::hub::Hub;
+use nowconnect_core::id::{AgentId, ConnKey, ListenerIx, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::mux::{Input, NodeOut};
+use nowconnect_core::observed::Observed;
+use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
+use nowconnect_core::registry::{MemoryRegistry, RegistryOp, RegistryResult, Token};
+use nowconnect_core::rng::Seed;
+use nowconnect_core::session::TxBatch;
+use nowconnect_core::shard::{SockEvent, SockOp};
+use nowconnect_core::time::Instant;
+use nowconnect_core::wire::{Codec, Dialect, Plane};
+
+pub(crate) fn name(s: &str) -> Name {
+    Name::new(s).unwrap()
+}
+
+pub(crate) fn hub_config(replica: &str, mode: Mode, peers: &[&str]) -> HubConfig {
+    HubConfig {
+        replica_id: name(replica),
+        namespace: name("default"),
+        region: None,
+        mode,
+        listeners: vec![ListenerConfig {
+            name: name("l1"),
+            connector: name("ldap"),
+            open: OpenRule::Eager,
+            max_connections: 10_000,
+        }],
+        peers: peers.iter().map(|p| PeerConfig { url: (*p).to_owned(), replica_id: None }).collect(),
+        limits: Limits::default(),
+        liveness: Liveness::default(),
+        resume_window: Duration::from_secs(30),
+        backoff: Backoff::default(),
+        open: OpenTimers::default(),
+        registry: RegistryTimers::default(),
+        handshake_timeout: Duration::from_secs(5),
+        insecure_allow_unscoped: true,
+        insecure_mesh: true,
+    }
+}
+
+pub(crate) fn agent_config(id: &str, hubs: &[&str], parallel: u16) -> AgentConfig {
+    AgentConfig {
+        agent_id: AgentId::new(id).unwrap(),
+        hubs: hubs.iter().map(|h| (*h).to_owned()).collect(),
+        parallel,
+        connectors: vec![ConnectorConfig { name: name("ldap"), target: "t".into(), priority: 0, weight: 1 }],
+        limits: Limits::default(),
+        liveness: Liveness::default(),
+        resume_window: Duration::from_secs(30),
+        backoff: Backoff::default(),
+        target_timeout: Duration::from_millis(1500),
+        handshake_timeout: Duration::from_secs(5),
+    }
+}
+
+#[expect(clippy::large_enum_variant, reason = "a handful of nodes")]
+enum Machine {
+    Hub(Hub),
+    Agent(Agent),
+}
+
+/// A client or target socket of a node.
+#[derive(Default)]
+pub(crate) struct Sock {
+    pub(crate) stream: Option<StreamKey>,
+    /// Bytes the outside has written and the node has not read.
+    pub(crate) to_node: VecDeque<Bytes>,
+    pub(crate) eof_to_node: bool,
+    eof_said: bool,
+    /// Bytes the node wrote.
+    pub(crate) received: Vec<u8>,
+    pub(crate) eof_received: bool,
+    pub(crate) aborted: Option<RstCode>,
+    pub(crate) closed: bool,
+    /// The outside does not read: written bytes stay unconfirmed.
+    pub(crate) stalled: bool,
+    pub(crate) unconfirmed: u64,
+}
+
+pub(crate) struct Node {
+    pub(crate) name: String,
+    machine: Machine,
+    pub(crate) out: NodeOut,
+    pub(crate) socks: BTreeMap<SockKey, Sock>,
+    next_sock: u32,
+    dial_names: Vec<String>,
+    pub(crate) records: Vec<Observed>,
+    pub(crate) down: bool,
+}
+
+struct Conn {
+    ends: [(usize, ConnKey); 2],
+    queues: [VecDeque<Bytes>; 2],
+    open: bool,
+}
+
+/// How targets behave.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Target {
+    /// Connects; the test drives the socket.
+    Accept,
+    /// Echoes, and half-closes after the client did.
+    Echo,
+    /// Refuses.
+    Refuse,
+    /// Never answers.
+    Hang,
+}
+
+pub(crate) struct World {
+    pub(crate) now: Instant,
+    pub(crate) nodes: Vec<Node>,
+    conns: Vec<Conn>,
+    next_conn: u32,
+    pub(crate) registry: MemoryRegistry,
+    pub(crate) registry_down: bool,
+    pub(crate) target: Target,
+    pub(crate) codec: Codec,
+    registry_ops: VecDeque<(usize, Token, RegistryOp)>,
+    pub(crate) unreachable: Vec<(String, String)>,
+    batch: TxBatch,
+    /// Messages are delivered; false holds them in the network.
+    pub(crate) deliver: bool,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self {
+            now: Instant::from_nanos(1),
+            nodes: Vec::new(),
+            conns: Vec::new(),
+            next_conn: 0,
+            registry: MemoryRegistry::default(),
+            registry_down: false,
+            target: Target::Echo,
+            codec: Codec::BinaryV2,
+            registry_ops: VecDeque::new(),
+            unreachable: Vec::new(),
+            batch: TxBatch::default(),
+            deliver: true,
+        }
+    }
+
+    pub(crate) fn hub(&mut self, config: HubConfig, seed: u64) -> usize {
+        let mut out = NodeOut::default();
+        let dial_names = config.peers.iter().map(|p| p.url.clone()).collect();
+        let name = config.replica_id.to_string();
+        let hub = Hub::new(Arc::new(config), Seed::from_u64(seed), self.now, &mut out);
+        self.push(name, Machine::Hub(hub), out, dial_names)
+    }
+
+    pub(crate) fn agent(&mut self, config: AgentConfig, seed: u64) -> usize {
+        let mut out = NodeOut::default();
+        let dial_names = config.hubs.clone();
+        let name = config.agent_id.to_string();
+        let agent = Agent::new(Arc::new(config), Seed::from_u64(seed), self.now, &mut out);
+        self.push(name, Machine::Agent(agent), out, dial_names)
+    }
+
+    fn push(&mut self, name: String, machine: Machine, out: NodeOut, dial_names: Vec<String>) -> usize {
+        self.nodes.push(Node {
+            name,
+            machine,
+            out,
+            socks: BTreeMap::new(),
+            next_sock: 0,
+            dial_names,
+            records: Vec::new(),
+            down: false,
+        });
+        self.nodes.len() - 1
+    }
+
+    pub(crate) fn as_hub(&self, n: usize) -> &Hub {
+        match &self.nodes[n].machine {
+            Machine::Hub(h) => h,
+            Machine::Agent(_) => panic!("node {n} is an agent"),
+        }
+    }
+
+    pub(crate) fn as_agent(&self, n: usize) -> &Agent {
+        match &self.nodes[n].machine {
+            Machine::Agent(a) => a,
+            Machine::Hub(_) => panic!("node {n} is a hub"),
+        }
+    }
+
+    pub(crate) fn input(&mut self, n: usize, input: Input) {
+        let node = &mut self.nodes[n];
+        if node.down {
+            return;
+        }
+        match &mut node.machine {
+            Machine::Hub(h) => {
+                h.handle(self.now, input, &mut node.out);
+                h.check_invariants();
+            }
+            Machine::Agent(a) => {
+                a.handle(self.now, input, &mut node.out);
+                a.check_invariants();
+            }
+        }
+    }
+
+    /// A client connects to listener 0 of a hub.
+    pub(crate) fn client(&mut self, n: usize) -> Result<SockKey, RstCode> {
+        let node = &mut self.nodes[n];
+        let key = SockKey { ix: node.next_sock, generation: 0 };
+        node.next_sock += 1;
+        node.socks.insert(key, Sock::default());
+        let Machine::Hub(h) = &mut node.machine else { panic!("clients connect to hubs") };
+        let stream = h.open(self.now, ListenerIx(0), key, &mut node.out);
+        h.check_invariants();
+        match stream {
+            Ok(s) => {
+                node.socks.get_mut(&key).unwrap().stream = Some(s);
+                Ok(key)
+            }
+            Err(code) => {
+                node.socks.remove(&key);
+                Err(code)
+            }
+        }
+    }
+
+    pub(crate) fn sock(&mut self, n: usize, key: SockKey) -> &mut Sock {
+        self.nodes[n].socks.get_mut(&key).unwrap()
+    }
+
+    pub(crate) fn write(&mut self, n: usize, key: SockKey, bytes: impl Into<Bytes>) {
+        self.sock(n, key).to_node.push_back(bytes.into());
+    }
+
+    pub(crate) fn eof(&mut self, n: usize, key: SockKey) {
+        self.sock(n, key).eof_to_node = true;
+    }
+
+    pub(crate) fn abort(&mut self, n: usize, key: SockKey) {
+        if let Some(stream) = self.sock(n, key).stream {
+            self.nodes[n].socks.remove(&key);
+            self.input(n, Input::Socket { stream, event: SockEvent::Aborted });
+        }
+    }
+
+    /// Cuts every connection between two nodes; what is in the network is lost.
+    pub(crate) fn cut(&mut self, a: usize, b: usize) {
+        let hit: Vec<usize> = (0..self.conns.len())
+            .filter(|i| {
+                let [(x, _), (y, _)] = self.conns[*i].ends;
+                self.conns[*i].open && ((x, y) == (a, b) || (x, y) == (b, a))
+            })
+            .collect();
+        for i in hit {
+            self.close_conn(i, CloseCode::Transport);
+        }
+    }
+
+    /// Loses the messages in the network between two nodes beyond the first `keep`, then cuts.
+    fn close_conn(&mut self, i: usize, cause: CloseCode) {
+        let c = &mut self.conns[i];
+        if !std::mem::replace(&mut c.open, false) {
+            return;
+        }
+        c.queues = [VecDeque::new(), VecDeque::new()];
+        let ends = c.ends;
+        for (n, conn) in ends {
+            self.input(n, Input::Disconnected { conn, cause });
+        }
+    }
+
+    pub(crate) fn crash(&mut self, n: usize) {
+        self.nodes[n].down = true;
+        for i in 0..self.conns.len() {
+            if self.conns[i].ends.iter().any(|(x, _)| *x == n) {
+                self.close_conn(i, CloseCode::Transport);
+            }
+        }
+    }
+
+    /// Runs until nothing is left to do at this instant.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..200_000 {
+            if !self.step() {
+                return;
+            }
+        }
+        panic!("the world does not settle");
+    }
+
+    fn step(&mut self) -> bool {
+        let mut worked = false;
+        for n in 0..self.nodes.len() {
+            worked |= self.execute(n);
+        }
+        if self.deliver {
+            for i in 0..self.conns.len() {
+                for side in 0..2 {
+                    if let Some(m) = self.conns[i].queues[side].pop_front() {
+                        let (to, conn) = self.conns[i].ends[side];
+                        self.input(to, Input::Message { conn, message: m });
+                        worked = true;
+                    }
+                }
+            }
+        }
+        for n in 0..self.nodes.len() {
+            worked |= self.feed(n);
+        }
+        while let Some((n, token, op)) = self.registry_ops.pop_front() {
+            worked = true;
+            let result: RegistryResult = self.registry.execute(1_000_000 + self.now.as_nanos() / 1_000_000, &op);
+            self.input(n, Input::Registry { token, result });
+        }
+        worked
+    }
+
+    fn execute(&mut self, n: usize) -> bool {
+        let mut out = std::mem::take(&mut self.nodes[n].out);
+        let mut worked = false;
+        for TargetIx(ix) in out.dial.drain(..) {
+            worked = true;
+            self.dial(n, usize::from(ix));
+        }
+        for conn in out.wake.drain(..) {
+            worked |= self.transmit(n, conn);
+        }
+        for (conn, code) in out.close.drain(..) {
+            worked = true;
+            self.transmit(n, conn);
+            if let Some(i) = self.conns.iter().position(|c| c.open && c.ends.contains(&(n, conn))) {
+                // What was flushed arrives before the close.
+                let side = usize::from(self.conns[i].ends[0] == (n, conn));
+                while let Some(m) = self.conns[i].queues[side].pop_front() {
+                    let (to, peer_conn) = self.conns[i].ends[side];
+                    self.input(to, Input::Message { conn: peer_conn, message: m });
+                }
+                self.close_conn(i, code);
+            }
+        }
+        for (sock, op) in out.socks.drain(..) {
+            worked = true;
+            self.sock_op(n, sock, op);
+        }
+        for (stream, _connector) in out.targets.drain(..) {
+            worked = true;
+            self.open_target(n, stream);
+        }
+        for (token, op) in out.registry.drain(..) {
+            worked = true;
+            if !self.registry_down {
+                self.registry_ops.push_back((n, token, op));
+            }
+        }
+        self.nodes[n].records.append(&mut out.observed);
+        // Keep what inputs above produced meanwhile.
+        let later = std::mem::replace(&mut self.nodes[n].out, out);
+        let o = &mut self.nodes[n].out;
+        o.dial.extend(later.dial);
+        o.wake.extend(later.wake);
+        o.close.extend(later.close);
+        o.socks.extend(later.socks);
+        o.targets.extend(later.targets);
+        o.registry.extend(later.registry);
+        o.observed.extend(later.observed);
+        o.drained |= later.drained;
+        worked
+    }
+
+    fn dial(&mut self, n: usize, ix: usize) {
+        let to_name = self.nodes[n].dial_names[ix].clone();
+        let from = self.nodes[n].name.clone();
+        let target = TargetIx(u16::try_from(ix).unwrap());
+        let to = self.nodes.iter().position(|x| x.name == to_name && !x.down);
+        let blocked =
+            self.unreachable.iter().any(|(a, b)| (*a == from && *b == to_name) || (*b == from && *a == to_name));
+        let Some(to) = to.filter(|_| !blocked) else {
+            self.input(n, Input::DialFailed { target });
+            return;
+        };
+        let key = |w: &mut Self| {
+            w.next_conn += 1;
+            ConnKey { ix: w.next_conn, generation: 0 }
+        };
+        let (a, b) = (key(self), key(self));
+        let is_agent = matches!(self.nodes[n].machine, Machine::Agent(_));
+        let plane = if is_agent { Plane::Tunnel } else { Plane::Mesh };
+        let dialect = Dialect { codec: self.codec, plane };
+        self.conns.push(Conn { ends: [(n, a), (to, b)], queues: [VecDeque::new(), VecDeque::new()], open: true });
+        let principal = if is_agent {
+            Principal::Agent(AgentGrant { subject: from, connectors: None, expires: None })
+        } else {
+            Principal::Hub(HubGrant::default())
+        };
+        self.input(to, Input::Accepted { conn: b, dialect, principal });
+        self.input(n, Input::Connected { target, conn: a, dialect, peer: HubGrant::default() });
+    }
+
+    fn transmit(&mut self, n: usize, conn: ConnKey) -> bool {
+        let node = &mut self.nodes[n];
+        if node.down {
+            return false;
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        match &mut node.machine {
+            Machine::Hub(h) => h.poll_transmit(self.now, conn, usize::MAX, &mut batch, &mut node.out),
+            Machine::Agent(a) => a.poll_transmit(self.now, conn, usize::MAX, &mut batch, &mut node.out),
+        };
+        let mut sent = false;
+        for m in batch.messages.drain(..) {
+            sent = true;
+            if let Some(i) = self.conns.iter().position(|c| c.open && c.ends.contains(&(n, conn))) {
+                let side = usize::from(self.conns[i].ends[0] == (n, conn));
+                self.conns[i].queues[side].push_back(m.to_bytes());
+            }
+        }
+        batch.bytes = 0;
+        self.batch = batch;
+        sent
+    }
+
+    fn sock_op(&mut self, n: usize, key: SockKey, op: SockOp) {
+        let Some(sock) = self.nodes[n].socks.get_mut(&key) else { return };
+        let stream = sock.stream.unwrap();
+        match op {
+            SockOp::Write(b) => {
+                sock.received.extend_from_slice(&b);
+                if sock.stalled {
+                    sock.unconfirmed += b.len() as u64;
+                } else {
+                    self.input(n, Input::Socket { stream, event: SockEvent::Written(b.len() as u64) });
+                }
+            }
+            SockOp::ShutDown => {
+                sock.eof_received = true;
+                self.input(n, Input::Socket { stream, event: SockEvent::ShutDown });
+            }
+            SockOp::Readable => {}
+            SockOp::Abort(code) => {
+                sock.aborted = Some(code);
+            }
+            SockOp::Close => sock.closed = true,
+        }
+    }
+
+    /// A stalled socket reads again.
+    pub(crate) fn unstall(&mut self, n: usize, key: SockKey) {
+        let sock = self.sock(n, key);
+        sock.stalled = false;
+        let bytes = std::mem::take(&mut sock.unconfirmed);
+        let stream = sock.stream.unwrap();
+        self.input(n, Input::Socket { stream, event: SockEvent::Written(bytes) });
+    }
+
+    fn open_target(&mut self, n: usize, stream: StreamKey) {
+        match self.target {
+            Target::Refuse => self.input(n, Input::Target { stream, result: Err(RstCode::Refused) }),
+            Target::Hang => {}
+            Target::Accept | Target::Echo => {
+                let node = &mut self.nodes[n];
+                let key = SockKey { ix: node.next_sock, generation: 0 };
+                node.next_sock += 1;
+                node.socks.insert(key, Sock { stream: Some(stream), ..Sock::default() });
+                self.input(n, Input::Target { stream, result: Ok(key) });
+            }
+        }
+    }
+
+    /// Lets sockets be read as far as their budgets allow.
+    fn feed(&mut self, n: usize) -> bool {
+        let mut worked = false;
+        let echo = self.target == Target::Echo && matches!(self.nodes[n].machine, Machine::Agent(_));
+        let keys: Vec<SockKey> = self.nodes[n].socks.keys().copied().collect();
+        for key in keys {
+            let Some(sock) = self.nodes[n].socks.get_mut(&key) else { continue };
+            if sock.aborted.is_some() || sock.closed || sock.eof_said {
+                continue;
+            }
+            let Some(stream) = sock.stream else { continue };
+            if echo {
+                if !sock.received.is_empty() {
+                    let b = std::mem::take(&mut sock.received);
+                    sock.to_node.push_back(b.into());
+                }
+                sock.eof_to_node |= sock.eof_received;
+            }
+            let Some(mut chunk) = sock.to_node.pop_front() else {
+                if sock.eof_to_node && !sock.eof_said {
+                    sock.eof_said = true;
+                    worked = true;
+                    self.input(n, Input::Socket { stream, event: SockEvent::Eof });
+                }
+                continue;
+            };
+            let budget = match &mut self.nodes[n].machine {
+                Machine::Hub(h) => h.read_budget(stream),
+                Machine::Agent(a) => a.read_budget(stream),
+            }
+            .min(64 * 1024);
+            let take = budget.min(chunk.len());
+            let part = chunk.split_to(take);
+            let sock = self.sock(n, key);
+            if !chunk.is_empty() {
+                sock.to_node.push_front(chunk);
+            }
+            if take > 0 {
+                worked = true;
+                self.input(n, Input::Socket { stream, event: SockEvent::Data(part) });
+            }
+        }
+        worked
+    }
+
+    /// The earliest deadline of any node.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.nodes
+            .iter()
+            .filter(|n| !n.down)
+            .filter_map(|n| match &n.machine {
+                Machine::Hub(h) => h.poll_timeout(),
+                Machine::Agent(a) => a.poll_timeout(),
+            })
+            .map(|d| d.at)
+            .min()
+    }
+
+    /// Runs for `d`, jumping from deadline to deadline.
+    pub(crate) fn run_for(&mut self, d: Duration) {
+        let end = self.now.after(d);
+        self.settle();
+        while let Some(at) = self.next_deadline() {
+            if at > end {
+                break;
+            }
+            self.now = self.now.max(at);
+            for n in 0..self.nodes.len() {
+                let node = &mut self.nodes[n];
+                if node.down {
+                    continue;
+                }
+                match &mut node.machine {
+                    Machine::Hub(h) => {
+                        if h.poll_timeout().is_some_and(|d| d.at <= self.now) {
+                            h.handle_timeout(self.now, &mut node.out);
+                        }
+                        h.check_invariants();
+                    }
+                    Machine::Agent(a) => {
+                        if a.poll_timeout().is_some_and(|d| d.at <= self.now) {
+                            a.handle_timeout(self.now, &mut node.out);
+                        }
+                        a.check_invariants();
+                    }
+                }
+            }
+            self.settle();
+        }
+        self.now = end;
+    }
+
+    /// Runs until `done` holds or `d` has passed; true if it held.
+    pub(crate) fn run_until(&mut self, d: Duration, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        let end = self.now.after(d);
+        loop {
+            self.settle();
+            if done(self) {
+                return true;
+            }
+            match self.next_deadline() {
+                Some(at) if at <= end => {
+                    let step = at.since(self.now).max(Duration::from_nanos(1));
+                    self.run_for(step);
+                }
+                _ => return false,
+            }
+        }
+    }
+
+    /// The target sockets of an agent that are alive.
+    pub(crate) fn targets(&self, n: usize) -> Vec<SockKey> {
+        self.nodes[n].socks.keys().copied().collect()
+    }
+}
+
+/// Two hubs, a mesh, one agent that dials hub-a only.
+pub(crate) fn two_hubs(codec: Codec) -> (World, usize, usize, usize) {
+    let mut w = World::new();
+    w.codec = codec;
+    let a = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 1);
+    let b = w.hub(hub_config("hub-b", Mode::Active, &["hub-a"]), 2);
+    let g = w.agent(agent_config("plant-7", &["hub-a"], 1), 3);
+    w.run_for(Duration::from_secs(3));
+    (w, a, b, g)
+}
