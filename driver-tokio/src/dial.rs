@@ -401,20 +401,27 @@ async fn upgrade(dial: &Dial<'_>, io: Io) -> Result<(Io, Bytes, Dialect), DialEr
         .await
         .map_err(|error| http_error(&error))?;
     let mut conn = pin!(conn.with_upgrades());
+    // hyper's connection must not be polled once it is done.
+    let mut conn_done = false;
     let response = {
         let mut answer = pin!(sender.send_request(request));
-        tokio::select! {
-            biased;
-            answer = &mut answer => answer,
-            // The connection ending first has told the request why.
-            _ = &mut conn => answer.await,
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => break answer,
+                _ = &mut conn, if !conn_done => conn_done = true,
+            }
         }
     };
     let mut response = response.map_err(|error| http_error(&error))?;
     let dialect = check(&response, &key, dial.dialects)?;
     let upgraded = hyper::upgrade::on(&mut response);
-    let (_, upgraded) = tokio::join!(conn, upgraded);
+    if !conn_done {
+        // Its error, if any, is also the upgrade's.
+        let _ = conn.await;
+    }
     let parts = upgraded
+        .await
         .ok()
         .and_then(|upgraded| upgraded.downcast::<TokioIo<Io>>().ok())
         .ok_or(DialError::Protocol(UpgradeFault::Http))?;
@@ -500,6 +507,7 @@ fn tls_error(error: &io::Error) -> Option<DialError> {
             | Alert::CertificateRevoked
             | Alert::CertificateUnknown
             | Alert::UnsupportedCertificate
+            | Alert::DecryptError
             | Alert::AccessDenied => TlsFault::OurCertificate,
             _ => TlsFault::Other,
         },
