@@ -488,19 +488,40 @@ fn http_error(error: &hyper::Error) -> DialError {
 }
 
 fn tls_error(error: &io::Error) -> Option<DialError> {
-    use rustls::{AlertDescription as Alert, CertificateError as Bad, Error};
-    let fault = match error.get_ref()?.downcast_ref::<Error>()? {
-        Error::InvalidCertificate(bad) => match bad {
-            Bad::UnknownIssuer | Bad::BadSignature => TlsFault::UnknownIssuer,
-            Bad::Expired | Bad::ExpiredContext { .. } => TlsFault::Expired,
-            Bad::NotValidYet | Bad::NotValidYetContext { .. } => TlsFault::NotYetValid,
-            Bad::NotValidForName | Bad::NotValidForNameContext { .. } => TlsFault::WrongName,
-            #[allow(clippy::wildcard_enum_match_arm, reason = "the library's list is open")]
-            _ => TlsFault::Other,
-        },
-        #[allow(clippy::wildcard_enum_match_arm, reason = "the library's list is open")]
-        Error::AlertReceived(alert) => match alert {
-            Alert::CertificateRequired
+    use rustls::Error;
+    let error = error.get_ref()?.downcast_ref::<Error>()?;
+    let fault = if let Error::InvalidCertificate(bad) = error {
+        certificate_fault(bad)
+    } else if matches!(error, Error::AlertReceived(alert) if about_our_certificate(*alert)) {
+        TlsFault::OurCertificate
+    } else if matches!(error, Error::InvalidMessage(_)) {
+        TlsFault::NotTls
+    } else {
+        TlsFault::Other
+    };
+    Some(DialError::Tls(fault))
+}
+
+fn certificate_fault(bad: &rustls::CertificateError) -> TlsFault {
+    use rustls::CertificateError as Bad;
+    if matches!(bad, Bad::UnknownIssuer | Bad::BadSignature) {
+        TlsFault::UnknownIssuer
+    } else if matches!(bad, Bad::Expired | Bad::ExpiredContext { .. }) {
+        TlsFault::Expired
+    } else if matches!(bad, Bad::NotValidYet | Bad::NotValidYetContext { .. }) {
+        TlsFault::NotYetValid
+    } else if matches!(bad, Bad::NotValidForName | Bad::NotValidForNameContext { .. }) {
+        TlsFault::WrongName
+    } else {
+        TlsFault::Other
+    }
+}
+
+fn about_our_certificate(alert: rustls::AlertDescription) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::CertificateRequired
             | Alert::BadCertificate
             | Alert::UnknownCA
             | Alert::CertificateExpired
@@ -508,14 +529,8 @@ fn tls_error(error: &io::Error) -> Option<DialError> {
             | Alert::CertificateUnknown
             | Alert::UnsupportedCertificate
             | Alert::DecryptError
-            | Alert::AccessDenied => TlsFault::OurCertificate,
-            _ => TlsFault::Other,
-        },
-        Error::InvalidMessage(_) => TlsFault::NotTls,
-        #[allow(clippy::wildcard_enum_match_arm, reason = "the library's list is open")]
-        _ => TlsFault::Other,
-    };
-    Some(DialError::Tls(fault))
+            | Alert::AccessDenied
+    )
 }
 
 #[cfg(test)]

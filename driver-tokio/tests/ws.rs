@@ -1,6 +1,8 @@
 //! WebSocket connections end to end: both roles, plain and TLS, against
 //! themselves and against tungstenite; dialling a real port.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod transport;
 
 use std::future::poll_fn;
