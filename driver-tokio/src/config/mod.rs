@@ -411,3 +411,11 @@ fn indices_removed(key: &str) -> String {
         })
         .collect()
 }
+
+/// Reads a duration as configuration files write it.
+///
+/// # Errors
+/// What was expected.
+pub fn read_duration(text: &str) -> Result<Duration, String> {
+    Duration::read(text).map_err(std::borrow::Cow::into_owned)
+}
