@@ -1,2 +1,5 @@
-//! The `nowconnect` binary.
-fn main() {}
+//! The `nowconnect` binary; everything it does is in `nowconnect::cli`.
+
+fn main() -> std::process::ExitCode {
+    nowconnect::cli::main()
+}

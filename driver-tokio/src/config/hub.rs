@@ -1,0 +1,687 @@
+//! A hub's file, checked.
+//!
+//! Owns the rules that span keys: what `active` needs, when plain text is
+//! tolerable, which timers must be ordered. Secure by default: everything that
+//! weakens a hub needs an `insecure_` key (attack 61) and says so in a
+//! warning. Opens no file; whether certificates and keys exist is seen by
+//! `tls.rs` and `auth.rs`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jsonwebtoken::Algorithm;
+use nowconnect_core::config::{
+    Backoff, HubConfig, ListenerConfig, Limits, Liveness, Mode, OpenRule, OpenTimers, PeerConfig, RegistryTimers,
+};
+use nowconnect_core::id::Name;
+
+use super::raw::{self, HubFile, PeerEntry};
+use super::subst::Env;
+use super::value::{At, Cidr, ListenTls, Place, Secret};
+use super::{Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
+
+/// Clients a listener takes at once unless it says otherwise.
+const LISTENER_CONNECTIONS: u32 = 10_000;
+
+/// Everything `nowconnect hub` runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubSetup {
+    /// For the core.
+    pub core: HubConfig,
+    /// Client ports, in the order of `core.listeners`.
+    pub listeners: Vec<ListenerBind>,
+    /// `/tunnel`, `/mesh`, `/healthz`, `/readyz`.
+    pub http_bind: SocketAddr,
+    /// TLS of that port, when the hub ends it itself.
+    pub http_tls: Option<ServerTlsFiles>,
+    /// HTTP status of `/readyz` while degraded: 200 or 503.
+    pub degraded_status: u16,
+    /// A port of its own for `/mesh`.
+    pub mesh_listen: Option<MeshListen>,
+    /// The hub's identity on the mesh.
+    pub mesh_tls: Option<MeshTlsFiles>,
+    /// Peers must show a certificate.
+    pub require_mtls: bool,
+    /// `/metrics`; not served when absent.
+    pub metrics_bind: Option<SocketAddr>,
+    /// Also expose the metric names of the enable page.
+    pub legacy_metric_names: bool,
+    /// Who may attach.
+    pub auth: AuthSetup,
+    /// The registry; in memory when absent.
+    pub redis_url: Option<Secret>,
+    /// Leaving.
+    pub drain: DrainSetup,
+    /// Whether the file gives `limits.memory_budget_bytes`; the default bows
+    /// to the container's memory limit ([`HubSetup::fit_budget`]).
+    pub memory_budget_given: bool,
+    /// Worth saying, none of it fatal.
+    pub warnings: Vec<Finding>,
+}
+
+impl HubSetup {
+    /// Lowers a defaulted budget to half of the container's memory limit
+    /// (semantics 3).
+    pub fn fit_budget(&mut self, container_limit: Option<u64>) {
+        if let (false, Some(limit)) = (self.memory_budget_given, container_limit) {
+            let budget = &mut self.core.limits.memory_budget_bytes;
+            *budget = (*budget).min((limit / 2).max(BUDGET_MIN));
+        }
+    }
+}
+
+/// One client port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerBind {
+    /// Its name.
+    pub name: Name,
+    /// Where it listens; port 0 lets the system choose.
+    pub addr: SocketAddr,
+    /// Ranges clients may come from; empty = everybody.
+    pub allow: Vec<Cidr>,
+    /// Clients at once.
+    pub max_connections: u32,
+}
+
+/// Certificate and key of a server, PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerTlsFiles {
+    /// The certificate and its intermediates.
+    pub cert_file: PathBuf,
+    /// The private key.
+    pub key_file: PathBuf,
+}
+
+/// A hub's identity on the mesh and the CAs it trusts there, PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshTlsFiles {
+    /// CAs of the peers.
+    pub ca_bundle: PathBuf,
+    /// The certificate and its intermediates.
+    pub cert_file: PathBuf,
+    /// The private key.
+    pub key_file: PathBuf,
+}
+
+/// A port of its own for the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeshListen {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Who ends TLS there.
+    pub tls: ListenTls,
+}
+
+/// How a hub leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainSetup {
+    /// Readiness is 503 while listeners still accept.
+    pub lameduck: Duration,
+    /// Streams still open after this are reset.
+    pub timeout: Duration,
+}
+
+/// How tokens are judged; `auth.rs` loads the keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthSetup {
+    /// Required `aud`.
+    pub audience: String,
+    /// Required `iss`; present whenever a key is.
+    pub issuer: Option<String>,
+    /// Algorithms keys may be used with; empty = the default of each key's type.
+    pub algorithms: Vec<Algorithm>,
+    /// PEM file with one public key.
+    pub public_key_file: Option<PathBuf>,
+    /// File with a shared secret.
+    pub hmac_secret_file: Option<PathBuf>,
+    /// JSON file with a key set.
+    pub jwks_file: Option<PathBuf>,
+    /// Longest lifetime of a token.
+    pub max_lifetime: Duration,
+    /// Clock difference tolerated.
+    pub leeway: Duration,
+}
+
+impl AuthSetup {
+    /// Whether any key is named.
+    #[must_use]
+    pub const fn usable(&self) -> bool {
+        self.public_key_file.is_some() || self.hmac_secret_file.is_some() || self.jwks_file.is_some()
+    }
+}
+
+/// Smallest budget a hub or agent is run with.
+pub(super) const BUDGET_MIN: u64 = 4 << 20;
+
+fn place<T>(leaf: Option<&super::Leaf<T>>) -> Option<Place> {
+    leaf.and_then(|l| l.at)
+}
+
+/// Reads and checks a hub's file.
+///
+/// # Errors
+/// Everything wrong with it, in the order of its lines.
+pub fn parse_hub(text: &str, env: Env<'_>, options: ParseOptions) -> Result<HubSetup, ConfigErrors> {
+    let file: HubFile = read(text)?;
+    let mut check = Check::new(env, options);
+    let mut setup = defaults();
+    check.unknown("", &file);
+    listeners(&mut check, &mut setup, file.listeners.as_deref());
+    http(&mut check, &mut setup, &file);
+    auth(&mut check, &mut setup, file.auth.unwrap_or_default());
+    check.liveness(file.liveness.as_ref(), &mut setup.core.liveness);
+    timers(&mut check, &mut setup, &TimerSections {
+        resume_window: file.resume_window.as_ref(),
+        handshake_timeout: file.handshake_timeout.as_ref(),
+        open: &file.open.unwrap_or_default(),
+        registry: &file.registry.unwrap_or_default(),
+        drain: &file.drain.unwrap_or_default(),
+    });
+    limits(&mut check, &mut setup, &file.limits.unwrap_or_default());
+    ha(&mut check, &mut setup, &file.ha.unwrap_or_default());
+    binds(&mut check, &setup);
+    if let Some(workers) = check.value("workers", file.workers.as_ref())
+        && workers > 1
+    {
+        check.error(
+            place(file.workers.as_ref()),
+            "workers",
+            format!("expected 0 or 1, got {workers}: this version runs on one core"),
+        );
+    }
+    setup.warnings = check.finish()?;
+    Ok(setup)
+}
+
+fn defaults() -> HubSetup {
+    // Both are constants of the right form; a name is checked when made.
+    let name = |text: &str| Name::new(text).expect("a constant name");
+    HubSetup {
+        core: HubConfig {
+            replica_id: name("hub"),
+            namespace: name("default"),
+            region: None,
+            mode: Mode::Off,
+            listeners: Vec::new(),
+            peers: Vec::new(),
+            limits: Limits::default(),
+            liveness: Liveness::default(),
+            resume_window: Duration::from_secs(30),
+            backoff: Backoff::default(),
+            open: OpenTimers::default(),
+            registry: RegistryTimers::default(),
+            handshake_timeout: Duration::from_secs(5),
+            insecure_allow_unscoped: false,
+            insecure_mesh: false,
+        },
+        listeners: Vec::new(),
+        http_bind: SocketAddr::from(([0, 0, 0, 0], 8765)),
+        http_tls: None,
+        degraded_status: 200,
+        mesh_listen: None,
+        mesh_tls: None,
+        require_mtls: false,
+        metrics_bind: None,
+        legacy_metric_names: false,
+        auth: AuthSetup {
+            audience: "nowconnect".to_owned(),
+            issuer: None,
+            algorithms: Vec::new(),
+            public_key_file: None,
+            hmac_secret_file: None,
+            jwks_file: None,
+            max_lifetime: Duration::from_secs(24 * 3600),
+            leeway: Duration::from_secs(5),
+        },
+        redis_url: None,
+        drain: DrainSetup { lameduck: Duration::from_secs(10), timeout: Duration::from_secs(60) },
+        memory_budget_given: false,
+        warnings: Vec::new(),
+    }
+}
+
+fn listeners(check: &mut Check<'_>, setup: &mut HubSetup, sections: Option<&[At<raw::ListenerSection>]>) {
+    let mut places = Vec::new();
+    for (i, At { value: s, at }) in sections.unwrap_or_default().iter().enumerate() {
+        let path = format!("listeners[{i}]");
+        let key = |name: &str| format!("{path}.{name}");
+        check.unknown(&path, s);
+        let name = check.required(*at, &key("name"), s.name.as_ref());
+        let addr = check.required(*at, &key("bind"), s.bind.as_ref());
+        let connector = check.required(*at, &key("connector"), s.connector.as_ref());
+        let mut max_connections = LISTENER_CONNECTIONS;
+        check.number(&key("max_connections"), s.max_connections.as_ref(), 1..=1_000_000, &mut max_connections);
+        let mut open = OpenRule::default();
+        check.set(&key("open"), s.open.as_ref(), &mut open);
+        check.value(&key("when_unavailable"), s.when_unavailable.as_ref());
+        if let Some([]) = s.allow.as_deref() {
+            check.error(*at, &key("allow"), "the list is empty; name the ranges, or leave the key out to allow everybody");
+        }
+        let mut allow = Vec::new();
+        for (j, range) in s.allow.iter().flatten().enumerate() {
+            allow.extend(check.leaf(&format!("{path}.allow[{j}]"), range));
+        }
+        if let (Some(name), Some(addr), Some(connector)) = (name, addr, connector) {
+            places.push((key("name"), place(s.name.as_ref()), name.clone()));
+            setup.core.listeners.push(ListenerConfig { name: name.clone(), connector, open, max_connections });
+            setup.listeners.push(ListenerBind { name, addr, allow, max_connections });
+        }
+    }
+    check.unique("name", places.iter().map(|(key, at, name)| (key.clone(), *at, name.as_str())));
+    if sections.unwrap_or_default().is_empty() {
+        check.warn(None, "listeners", "there is none: this hub takes agents, but no clients of its own");
+    }
+}
+
+fn http(check: &mut Check<'_>, setup: &mut HubSetup, file: &HubFile) {
+    if let Some(http) = &file.http {
+        check.unknown("http", http);
+        check.set("http.bind", http.bind.as_ref(), &mut setup.http_bind);
+        if let Some(status) = check.value("http.degraded_status", http.degraded_status.as_ref()) {
+            if matches!(status, 200 | 503) {
+                setup.degraded_status = status;
+            } else {
+                let at = place(http.degraded_status.as_ref());
+                check.error(at, "http.degraded_status", format!("expected 200 or 503, got {status}"));
+            }
+        }
+        if let Some(tls) = &http.tls {
+            check.unknown("http.tls", tls);
+            let at = place(tls.cert_file.as_ref()).or(place(tls.key_file.as_ref()));
+            let cert = check.required(at, "http.tls.cert_file", tls.cert_file.as_ref());
+            let key = check.required(at, "http.tls.key_file", tls.key_file.as_ref());
+            if let (Some(cert), Some(key)) = (cert, key) {
+                setup.http_tls = Some(ServerTlsFiles { cert_file: cert.into(), key_file: key.into() });
+            }
+        }
+    }
+    if let Some(metrics) = &file.metrics {
+        check.unknown("metrics", metrics);
+        setup.metrics_bind = check.value("metrics.bind", metrics.bind.as_ref());
+        check.set("metrics.legacy_names", metrics.legacy_names.as_ref(), &mut setup.legacy_metric_names);
+    }
+    if let Some(admin) = &file.admin {
+        check.unknown("admin", admin);
+        check.value("admin.socket", admin.socket.as_ref());
+        check.value("admin.bind", admin.bind.as_ref());
+        check.value("admin.token_file", admin.token_file.as_ref());
+    }
+}
+
+fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) {
+    check.unknown("auth", &section);
+    check.value("auth.on_expiry", section.on_expiry.as_ref());
+    let unscoped = section.insecure_allow_unscoped.as_ref();
+    check.set("auth.insecure_allow_unscoped", unscoped, &mut setup.core.insecure_allow_unscoped);
+    if setup.core.insecure_allow_unscoped {
+        check.warn(
+            place(unscoped),
+            "auth.insecure_allow_unscoped",
+            "a token without the claim `connectors` may advertise any connector",
+        );
+    }
+    let jwt = section.jwt.unwrap_or_default();
+    check.unknown("auth.jwt", &jwt);
+    let auth = &mut setup.auth;
+    check.set("auth.jwt.audience", jwt.audience.as_ref(), &mut auth.audience);
+    auth.issuer = check.value("auth.jwt.issuer", jwt.issuer.as_ref());
+    for (i, algorithm) in jwt.algorithms.iter().flatten().enumerate() {
+        auth.algorithms.extend(check.leaf(&format!("auth.jwt.algorithms[{i}]"), algorithm));
+    }
+    if let Some(url) = &jwt.jwks_url {
+        check.error(
+            url.at,
+            "auth.jwt.jwks_url",
+            "key sets are not fetched in this version; save the set to a file and use auth.jwt.jwks_file, or auth.jwt.public_key_file",
+        );
+    }
+    let path = |check: &mut Check<'_>, key: &str, leaf: Option<&super::Leaf<String>>| {
+        check.value(key, leaf).map(PathBuf::from)
+    };
+    auth.jwks_file = path(check, "auth.jwt.jwks_file", jwt.jwks_file.as_ref());
+    auth.public_key_file = path(check, "auth.jwt.public_key_file", jwt.public_key_file.as_ref());
+    auth.hmac_secret_file = path(check, "auth.jwt.hmac_secret_file", jwt.hmac_secret_file.as_ref());
+    // The environment wins over the file: it is how a container is given its own.
+    let from_env = |name: &str| (check.env)(name).filter(|value| !value.is_empty());
+    let overridden = [
+        ("NC_JWT_JWKS_FILE", &mut auth.jwks_file),
+        ("NC_JWT_PUBLIC_KEY_FILE", &mut auth.public_key_file),
+        ("NC_JWT_HMAC_SECRET_FILE", &mut auth.hmac_secret_file),
+    ];
+    for (name, slot) in overridden {
+        if let Some(file) = from_env(name) {
+            *slot = Some(file.into());
+        }
+    }
+    if let Some(issuer) = from_env("NC_JWT_ISSUER") {
+        auth.issuer = Some(issuer);
+    }
+    check.duration(
+        "auth.jwt.max_lifetime",
+        jwt.max_lifetime.as_ref(),
+        MINUTE..=Duration::from_secs(366 * 24 * 3600),
+        &mut auth.max_lifetime,
+    );
+    check.duration("auth.jwt.leeway", jwt.leeway.as_ref(), Duration::ZERO..=MINUTE, &mut auth.leeway);
+    if !auth.usable() {
+        check.warn(
+            None,
+            "auth.jwt",
+            "no key to check tokens with: `nowconnect hub` will refuse to start; set auth.jwt.public_key_file, jwks_file or \
+             hmac_secret_file (or NC_JWT_PUBLIC_KEY_FILE, NC_JWT_JWKS_FILE, NC_JWT_HMAC_SECRET_FILE)",
+        );
+    } else if auth.issuer.is_none() && jwt.issuer.is_none() {
+        let at = place(jwt.public_key_file.as_ref()).or(place(jwt.jwks_file.as_ref())).or(place(jwt.hmac_secret_file.as_ref()));
+        check.error(at, "auth.jwt.issuer", "this key is required with a key to check tokens with (or NC_JWT_ISSUER)");
+    }
+}
+
+struct TimerSections<'a> {
+    resume_window: Option<&'a super::Leaf<Duration>>,
+    handshake_timeout: Option<&'a super::Leaf<Duration>>,
+    open: &'a raw::OpenSection,
+    registry: &'a raw::RegistrySection,
+    drain: &'a raw::DrainSection,
+}
+
+fn timers(check: &mut Check<'_>, setup: &mut HubSetup, s: &TimerSections<'_>) {
+    let core = &mut setup.core;
+    check.duration("resume_window", s.resume_window, SECOND..=10 * MINUTE, &mut core.resume_window);
+    check.duration("handshake_timeout", s.handshake_timeout, 2 * MS_50..=MINUTE, &mut core.handshake_timeout);
+
+    check.unknown("open", s.open);
+    let attempt = s.open.attempt_timeout.as_ref();
+    let whole = s.open.timeout.as_ref();
+    check.duration("open.attempt_timeout", attempt, MS_50..=MINUTE, &mut core.open.attempt_timeout);
+    check.duration("open.timeout", whole, MS_50..=5 * MINUTE, &mut core.open.timeout);
+    check.duration("open.first_byte_wait", s.open.first_byte_wait.as_ref(), MS_50..=MINUTE, &mut core.open.first_byte_wait);
+    check.ordered(
+        ("open.attempt_timeout", place(attempt), core.open.attempt_timeout),
+        ("open.timeout", place(whole), core.open.timeout),
+    );
+
+    check.unknown("registry", s.registry);
+    let r = &mut core.registry;
+    let lease = s.registry.lease.as_ref();
+    let renew = s.registry.renew_every.as_ref();
+    let op = s.registry.op_timeout.as_ref();
+    check.duration("registry.lease", lease, SECOND..=5 * MINUTE, &mut r.lease);
+    check.duration("registry.renew_every", renew, MS_50..=MINUTE, &mut r.renew_every);
+    check.duration("registry.op_timeout", op, MS_50..=MINUTE, &mut r.op_timeout);
+    check.duration("registry.lookup_fresh", s.registry.lookup_fresh.as_ref(), Duration::ZERO..=MINUTE, &mut r.lookup_fresh);
+    check.value("registry.on_outage", s.registry.on_outage.as_ref());
+    // Two renewals must fit a lease, or one lost reply fences the hub.
+    let half = ("half of registry.lease", place(lease), r.lease / 2);
+    check.ordered(("registry.renew_every", place(renew), r.renew_every), half);
+    check.ordered(("registry.op_timeout", place(op), r.op_timeout), half);
+
+    check.unknown("drain", s.drain);
+    check.duration("drain.lameduck", s.drain.lameduck.as_ref(), Duration::ZERO..=10 * MINUTE, &mut setup.drain.lameduck);
+    check.duration("drain.timeout", s.drain.timeout.as_ref(), Duration::ZERO..=60 * MINUTE, &mut setup.drain.timeout);
+}
+
+/// Bounds the keys of `limits` that hubs and agents share are held to.
+pub(super) struct SharedLimits<'a> {
+    pub(super) budget: Option<&'a super::Leaf<u64>>,
+    pub(super) window_initial: Option<&'a super::Leaf<u64>>,
+    pub(super) window_max: Option<&'a super::Leaf<u64>>,
+    pub(super) max_streams: Option<&'a super::Leaf<u32>>,
+    pub(super) tombstones: Option<&'a super::Leaf<u32>>,
+    pub(super) max_pending_opens: Option<&'a super::Leaf<u32>>,
+}
+
+impl SharedLimits<'_> {
+    pub(super) fn apply(&self, check: &mut Check<'_>, limits: &mut Limits) {
+        check.number("limits.memory_budget_bytes", self.budget, BUDGET_MIN..=1 << 40, &mut limits.memory_budget_bytes);
+        let initial = self.window_initial;
+        check.number(
+            "limits.stream_window_initial_bytes",
+            initial,
+            16 << 10..=16 << 20,
+            &mut limits.stream_window_initial_bytes,
+        );
+        check.number(
+            "limits.stream_window_max_bytes",
+            self.window_max,
+            16 << 10..=64 << 20,
+            &mut limits.stream_window_max_bytes,
+        );
+        if limits.stream_window_max_bytes < limits.stream_window_initial_bytes {
+            check.error(
+                place(self.window_max).or(place(initial)),
+                "limits.stream_window_max_bytes",
+                format!(
+                    "expected at least limits.stream_window_initial_bytes ({}), got {}",
+                    limits.stream_window_initial_bytes, limits.stream_window_max_bytes
+                ),
+            );
+        }
+        if limits.memory_budget_bytes < 2 * limits.stream_window_max_bytes {
+            check.error(
+                place(self.budget).or(place(self.window_max)),
+                "limits.memory_budget_bytes",
+                format!(
+                    "expected at least twice limits.stream_window_max_bytes ({}), got {}: one stream would use it up",
+                    limits.stream_window_max_bytes, limits.memory_budget_bytes
+                ),
+            );
+        }
+        check.number("limits.max_streams", self.max_streams, 1..=10_000_000, &mut limits.max_streams);
+        check.number("limits.tombstones", self.tombstones, 1..=16_777_216, &mut limits.tombstones);
+        check.number("limits.max_pending_opens", self.max_pending_opens, 1..=1_000_000, &mut limits.max_pending_opens);
+    }
+}
+
+fn limits(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HubLimitsSection) {
+    check.unknown("limits", s);
+    let limits = &mut setup.core.limits;
+    setup.memory_budget_given = s.memory_budget_bytes.is_some();
+    SharedLimits {
+        budget: s.memory_budget_bytes.as_ref(),
+        window_initial: s.stream_window_initial_bytes.as_ref(),
+        window_max: s.stream_window_max_bytes.as_ref(),
+        max_streams: s.max_streams.as_ref(),
+        tombstones: s.tombstones.as_ref(),
+        max_pending_opens: s.max_pending_opens.as_ref(),
+    }
+    .apply(check, limits);
+    check.number("limits.max_sessions", s.max_sessions.as_ref(), 1..=1_000_000, &mut limits.max_sessions);
+    check.number("limits.max_handshakes", s.max_handshakes.as_ref(), 1..=100_000, &mut limits.max_handshakes);
+}
+
+fn ha(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSection) {
+    check.unknown("ha", s);
+    let mut enabled = false;
+    check.set("ha.enabled", s.enabled.as_ref(), &mut enabled);
+    let mut mode = Mode::Off;
+    check.set("ha.mode", s.mode.as_ref(), &mut mode);
+    if s.enabled.is_none() && mode != Mode::Off {
+        check.warn(place(s.mode.as_ref()), "ha.mode", "has no effect without ha.enabled: true");
+    }
+    setup.core.mode = if enabled { mode } else { Mode::Off };
+    check.set("ha.replica_id", s.replica_id.as_ref(), &mut setup.core.replica_id);
+    check.set("ha.namespace", s.namespace.as_ref(), &mut setup.core.namespace);
+    setup.core.region = check.value("ha.region", s.region.as_ref());
+    if enabled && s.replica_id.is_none() {
+        let at = place(s.enabled.as_ref());
+        check.error(at, "ha.replica_id", "this key is required with ha.enabled: true, for example ${HOSTNAME}");
+    }
+    setup.redis_url = check.value("ha.redis_url", s.redis_url.as_ref());
+    if let Some(url) = &setup.redis_url {
+        let url = url.reveal();
+        if !["redis://", "rediss://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme)) {
+            check.error(
+                place(s.redis_url.as_ref()),
+                "ha.redis_url",
+                "expected redis://HOST:PORT/DB or rediss://HOST:PORT/DB (the value is not shown)",
+            );
+        }
+    }
+    let empty = raw::MeshSection::default();
+    mesh(check, setup, s.mesh.as_ref().unwrap_or(&empty));
+    let mode = setup.core.mode;
+    if mode != Mode::Off && !setup.core.peers.is_empty() && s.redis_url.is_none() {
+        let at = place(s.mode.as_ref());
+        if mode == Mode::Active {
+            // Two memories are two truths: the seeds' in-memory fallback is refused (semantics 11).
+            check.error(at, "ha.redis_url", "this key is required with ha.mode: active and peers");
+        } else {
+            check.warn(at, "ha.redis_url", "without it the hubs do not know each other's agents, and shadow decisions say nothing");
+        }
+    }
+}
+
+fn mesh(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection) {
+    check.unknown("ha.mesh", s);
+    let core = &mut setup.core;
+    let limits = &mut core.limits;
+    check.number("ha.mesh.send_queue_depth", s.send_queue_depth.as_ref(), 16..=1_000_000, &mut limits.send_queue_depth);
+    // Less than one message of 256 KiB could never be sent (semantics 2).
+    check.number(
+        "ha.mesh.per_link_max_inflight_bytes",
+        s.per_link_max_inflight_bytes.as_ref(),
+        256 << 10..=1 << 30,
+        &mut limits.inflight_bytes,
+    );
+    let initial = s.connect_backoff_initial.as_ref();
+    check.duration("ha.mesh.connect_backoff_initial", initial, MS_50..=MINUTE, &mut core.backoff.initial);
+    let mut max_sec = 30;
+    let max = s.connect_backoff_max_sec.as_ref();
+    check.number("ha.mesh.connect_backoff_max_sec", max, 1..=3600, &mut max_sec);
+    core.backoff.max = Duration::from_secs(u64::from(max_sec));
+    if core.backoff.initial > core.backoff.max {
+        check.error(place(initial).or(place(max)), "ha.mesh.connect_backoff_initial", "must not exceed ha.mesh.connect_backoff_max_sec");
+    }
+    check.duration(
+        "ha.mesh.connect_backoff_waiting_max",
+        s.connect_backoff_waiting_max.as_ref(),
+        MS_50..=MINUTE,
+        &mut core.backoff.max_while_streams_wait,
+    );
+
+    if let Some(tls) = &s.tls {
+        check.unknown("ha.mesh.tls", tls);
+        let at = place(tls.ca_bundle.as_ref()).or(place(tls.cert_file.as_ref())).or(place(tls.key_file.as_ref()));
+        let ca = check.required(at, "ha.mesh.tls.ca_bundle", tls.ca_bundle.as_ref());
+        let cert = check.required(at, "ha.mesh.tls.cert_file", tls.cert_file.as_ref());
+        let key = check.required(at, "ha.mesh.tls.key_file", tls.key_file.as_ref());
+        if let (Some(ca), Some(cert), Some(key)) = (ca, cert, key) {
+            setup.mesh_tls = Some(MeshTlsFiles { ca_bundle: ca.into(), cert_file: cert.into(), key_file: key.into() });
+        }
+    }
+    let with_tls = s.tls.is_some();
+    let insecure_key = s.insecure_allow_plaintext.as_ref();
+    let mut insecure = false;
+    check.set("ha.mesh.insecure_allow_plaintext", insecure_key, &mut insecure);
+    setup.require_mtls = with_tls;
+    check.set("ha.mesh.require_mtls", s.require_mtls.as_ref(), &mut setup.require_mtls);
+    let mtls_place = place(s.require_mtls.as_ref());
+    if setup.require_mtls && !with_tls {
+        check.error(mtls_place, "ha.mesh.require_mtls", "needs ha.mesh.tls with ca_bundle, cert_file and key_file");
+    }
+
+    let listen = check.value("ha.mesh.listen", s.listen.as_ref());
+    let mut tls = ListenTls::default();
+    check.set("ha.mesh.listen_tls", s.listen_tls.as_ref(), &mut tls);
+    let tls_place = place(s.listen_tls.as_ref());
+    if tls == ListenTls::Native {
+        if listen.is_none() && s.listen.is_none() {
+            check.error(tls_place, "ha.mesh.listen_tls", "native needs a port of its own: set ha.mesh.listen");
+        }
+        if !with_tls {
+            check.error(tls_place, "ha.mesh.listen_tls", "native needs ha.mesh.tls with ca_bundle, cert_file and key_file");
+        }
+    }
+    setup.mesh_listen = listen.map(|addr| MeshListen { addr, tls });
+
+    let plaintext_peer = peers(check, setup, s, insecure, with_tls);
+    let on = setup.core.mode != Mode::Off;
+    setup.core.insecure_mesh = insecure;
+    if insecure {
+        // Nobody proves who they are: only processes of this machine may get in.
+        let (key, addr, at) = match setup.mesh_listen {
+            Some(listen) => ("ha.mesh.listen", listen.addr, place(s.listen.as_ref())),
+            None => ("http.bind", setup.http_bind, None),
+        };
+        if on && !addr.ip().is_loopback() {
+            check.error(
+                at.or(place(insecure_key)),
+                "ha.mesh.insecure_allow_plaintext",
+                format!("{key} serves /mesh on {addr}: with this key it must be a loopback address"),
+            );
+        }
+        check.warn(place(insecure_key), "ha.mesh.insecure_allow_plaintext", "hubs do not prove their identity");
+        return;
+    }
+    if setup.core.mode == Mode::Active && !setup.core.peers.is_empty() && !setup.require_mtls && with_tls {
+        check.error(
+            mtls_place,
+            "ha.mesh.require_mtls",
+            "false is refused with ha.mode: active; only ha.mesh.insecure_allow_plaintext, on loopback, lets peers in without a certificate",
+        );
+    }
+    if on && !setup.core.peers.is_empty() && tls == ListenTls::Ingress && !plaintext_peer {
+        check.warn(
+            tls_place.or(place(s.listen.as_ref())),
+            "ha.mesh.listen_tls",
+            "behind an ingress peers cannot prove their identity in this version and their links are refused; use native with ha.mesh.listen",
+        );
+    }
+}
+
+/// Reads the peers; whether one of them is reached in plain text.
+fn peers(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection, insecure: bool, with_tls: bool) -> bool {
+    let mut plaintext = false;
+    let mut places = Vec::new();
+    for (i, At { value, at }) in s.peers.iter().flatten().enumerate() {
+        let path = format!("ha.mesh.peers[{i}]");
+        let (key, url, at, replica_id) = match value {
+            PeerEntry::Url(text) => {
+                let leaf = super::Leaf::new(text.clone(), *at);
+                (path.clone(), check.leaf::<String>(&path, &leaf), *at, None)
+            }
+            PeerEntry::Named(section) => {
+                check.unknown(&path, section);
+                let key = format!("{path}.url");
+                let url = check.required(*at, &key, section.url.as_ref());
+                let replica_id = check.value(&format!("{path}.replica_id"), section.replica_id.as_ref());
+                (key, url, place(section.url.as_ref()), replica_id)
+            }
+        };
+        let Some(url) = url else { continue };
+        let Some(parsed) = check.websocket_url(at, &key, &url) else { continue };
+        if parsed.encrypted {
+            if !with_tls {
+                check.error(at, &key, "a wss:// peer needs ha.mesh.tls with ca_bundle, cert_file and key_file");
+            }
+        } else if !insecure {
+            check.error(at, &key, "ws:// is plain text: use wss://, or set ha.mesh.insecure_allow_plaintext with a loopback address");
+        } else if !parsed.loopback {
+            check.error(at, &key, "ws:// is allowed on loopback only (localhost, 127.0.0.1, [::1]); use wss://");
+        }
+        plaintext |= !parsed.encrypted;
+        places.push((key, at, url.clone()));
+        setup.core.peers.push(PeerConfig { url, replica_id });
+    }
+    check.unique("URL", places.iter().map(|(key, at, url)| (key.clone(), *at, url.as_str())));
+    plaintext
+}
+
+/// No two ports in one place; port 0 is a fresh one each time.
+fn binds(check: &mut Check<'_>, setup: &HubSetup) {
+    let mut all: Vec<(String, SocketAddr)> =
+        setup.listeners.iter().map(|l| (format!("listener {}", l.name), l.addr)).collect();
+    all.push(("http.bind".to_owned(), setup.http_bind));
+    all.extend(setup.mesh_listen.map(|m| ("ha.mesh.listen".to_owned(), m.addr)));
+    all.extend(setup.metrics_bind.map(|addr| ("metrics.bind".to_owned(), addr)));
+    let clash = |a: SocketAddr, b: SocketAddr| {
+        let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
+        a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || everywhere && a.is_ipv4() == b.is_ipv4())
+    };
+    for (i, (name, addr)) in all.iter().enumerate() {
+        if let Some((other, at)) = all.iter().take(i).find(|(_, other)| clash(*other, *addr)) {
+            check.error(None, name, format!("binds {addr}, which {other} ({at}) already takes"));
+        }
+    }
+}
