@@ -1,0 +1,529 @@
+//! The registry on a Redis server: one script per operation, and for reads
+//! pipelines over index, attachments and leases. Only the scripts decide; what
+//! is read in several round trips is a listing that the fence of every OPEN
+//! checks again at the owner.
+//!
+//! Keeps: O2, O3, O5 (the scripts under `scripts/`, each atomic, each the twin
+//! of a step of the core's `MemoryRegistry`); every reply is matched with its
+//! request (R10); values of a wrong type or a later schema count as absent and
+//! are counted (attack 59); an operation that acted in its first step and
+//! failed in a later one is `Unknown`.
+//!
+//! Must not know: when to retry, what a hub does with an answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nowconnect_core::id::{AgentId, Epoch, Fence, Incarnation, Name, Nonce};
+use nowconnect_core::registry::{
+    CLAIM_MEMORY, Claim, EPOCH_MAX, EPOCHS_PER_MILLI, HubRun, Located, RegistryError, RegistryOp, RegistryReply,
+    RegistryResult, SEEN_AHEAD_MAX,
+};
+use nowconnect_core::wire::ConnectorAd;
+use redis::{FromRedisValue, Pipeline, RedisError, Script, Value};
+
+use super::connection::{Borrowed, Connection, RedisTimeouts, RedisUrlError};
+use super::record::{Keys, Read, read_attachment, read_lease};
+
+/// Commands in one pipeline, so that one reply stays small beside the deadline.
+const PIPELINE_MAX: usize = 256;
+/// A sweep reads everything the namespace holds; nobody waits for it.
+const SWEEP_DEADLINES: u32 = 20;
+
+macro_rules! scripts {
+    ($($name:ident = $file:literal),* $(,)?) => {
+        struct Scripts { $($name: Script),* }
+        static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
+            $($name: Script::new(concat!(include_str!("scripts/prelude.lua"), include_str!($file)))),*
+        });
+    };
+}
+scripts! {
+    renew = "scripts/renew.lua",
+    resign = "scripts/resign.lua",
+    claim = "scripts/claim.lua",
+    set_connectors = "scripts/set_connectors.lua",
+    release = "scripts/release.lua",
+    announce = "scripts/announce.lua",
+    forget = "scripts/forget.lua",
+    drop = "scripts/drop.lua",
+}
+
+/// How the registry's client fares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RedisHealth {
+    /// A connection stands.
+    pub connected: bool,
+    /// Connections established since the start.
+    pub connects: u64,
+    /// Values met that were no records of ours (wrong type, undecodable, too
+    /// large, later schema) and counted as absent.
+    pub corrupt_values: u64,
+    /// Replies that belonged to another request (R10).
+    pub misaligned_replies: u64,
+}
+
+/// The registry on one Redis server. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct RedisRegistry {
+    connection: Connection,
+    keys: Keys,
+    op_timeout: Duration,
+    calls: AtomicU64,
+    corrupt: AtomicU64,
+    misaligned: AtomicU64,
+}
+
+impl RedisRegistry {
+    /// Connects, or goes on trying in the background: a hub starts without its
+    /// registry and says so. Must be called inside a tokio runtime; for
+    /// `rediss://` the process needs a default rustls provider.
+    ///
+    /// # Errors
+    /// When the URL is no Redis URL.
+    pub async fn connect(url: &str, namespace: Name, timeouts: RedisTimeouts) -> Result<Self, RedisUrlError> {
+        Ok(Self {
+            connection: Connection::open(url, timeouts).await?,
+            keys: Keys::new(namespace),
+            op_timeout: timeouts.op,
+            calls: AtomicU64::new(0),
+            corrupt: AtomicU64::new(0),
+            misaligned: AtomicU64::new(0),
+        })
+    }
+
+    /// Counters and state of the client.
+    #[must_use]
+    pub fn health(&self) -> RedisHealth {
+        RedisHealth {
+            connected: self.connection.is_up(),
+            connects: self.connection.connects(),
+            corrupt_values: self.corrupt.load(Ordering::Relaxed),
+            misaligned_replies: self.misaligned.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes one step, once. Bounded by the operation's deadline (`Sweep`: 20
+    /// of them); answers at once while there is no connection.
+    ///
+    /// # Errors
+    /// `Definite` when it certainly did not happen, `Unknown` when it may have.
+    pub async fn execute(&self, op: &RegistryOp) -> RegistryResult {
+        let mut call = Call { registry: self, with: self.connection.borrow()?, acted: false };
+        let deadline = match op {
+            RegistryOp::Sweep => self.op_timeout.saturating_mul(SWEEP_DEADLINES),
+            RegistryOp::Renew { .. }
+            | RegistryOp::Resign { .. }
+            | RegistryOp::Claim(_)
+            | RegistryOp::SetConnectors { .. }
+            | RegistryOp::Release { .. }
+            | RegistryOp::Lookup { .. }
+            | RegistryOp::Agent { .. } => self.op_timeout,
+        };
+        match tokio::time::timeout(deadline, call.step(op)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.connection.timed_out(&call.with);
+                Err(RegistryError::Unknown(format!("no answer within {} ms", deadline.as_millis())))
+            }
+        }
+    }
+
+    fn count_corrupt(&self, n: u64) {
+        if n > 0 && self.corrupt.fetch_add(n, Ordering::Relaxed) == 0 {
+            tracing::warn!(
+                event = "registry_corrupt_value",
+                "Redis holds values under our keys that are no records of ours; they count as absent (logged once)"
+            );
+        }
+    }
+}
+
+/// One operation on one connection.
+struct Call<'a> {
+    registry: &'a RedisRegistry,
+    with: Borrowed,
+    /// A step that may write was carried out: no later failure is definite.
+    acted: bool,
+}
+
+type Outcome<T> = Result<T, RegistryError>;
+
+impl Call<'_> {
+    async fn step(&mut self, op: &RegistryOp) -> RegistryResult {
+        let keys = &self.registry.keys;
+        match op {
+            RegistryOp::Renew { hub, lease, takes_over, region } => {
+                let lease_millis = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX).clamp(1, EPOCH_MAX);
+                let args = [
+                    hub.incarnation.to_string(),
+                    lease_millis.to_string(),
+                    takes_over.map(|i| i.to_string()).unwrap_or_default(),
+                    region.as_ref().map(Name::to_string).unwrap_or_default(),
+                ];
+                let reply = self.run(&SCRIPTS.renew, &[keys.lease(&hub.replica_id)], &args).await?;
+                match reply.status() {
+                    "held" => {
+                        let by = Incarnation::parse(reply.text(0)).ok_or_else(|| self.unreadable())?;
+                        Ok(RegistryReply::LeaseHeld { by })
+                    }
+                    _ => Ok(RegistryReply::Renewed),
+                }
+            }
+            RegistryOp::Resign { hub } => {
+                let args = [hub.incarnation.to_string()];
+                let reply = self.run(&SCRIPTS.resign, &[keys.lease(&hub.replica_id)], &args).await?;
+                Ok(reply.done_or_stale())
+            }
+            RegistryOp::Claim(claim) => self.claim(claim).await,
+            RegistryOp::SetConnectors { agent_id, hub, fence, connectors } => {
+                let mut args = fence_args(hub, *fence).to_vec();
+                args.push(connectors_json(connectors)?);
+                let reply = self.run(&SCRIPTS.set_connectors, &[keys.attachments(agent_id)], &args).await?;
+                let done = reply.done_or_stale();
+                if done == RegistryReply::Done {
+                    self.announce(agent_id, connectors).await?;
+                }
+                Ok(done)
+            }
+            RegistryOp::Release { agent_id, hub, fence } => {
+                let args = fence_args(hub, *fence);
+                let reply = self.run(&SCRIPTS.release, &[keys.attachments(agent_id)], &args).await?;
+                Ok(reply.done_or_stale())
+            }
+            RegistryOp::Lookup { connector } => {
+                let entries = self.index(&keys.index(connector.as_str())).await?;
+                let agents: Vec<AgentId> = entries.into_keys().collect();
+                let mut listed = self.listed(&agents).await?;
+                listed.retain(|l| exposes(l, connector.as_str()));
+                Ok(RegistryReply::Attachments(listed))
+            }
+            RegistryOp::Agent { agent_id } => {
+                Ok(RegistryReply::Attachments(self.listed(std::slice::from_ref(agent_id)).await?))
+            }
+            RegistryOp::Sweep => self.sweep().await,
+        }
+    }
+
+    async fn claim(&mut self, claim: &Claim) -> RegistryResult {
+        let keys = &self.registry.keys;
+        let agent = &claim.agent_id;
+        let args = [
+            agent.to_string(),
+            claim.hub.replica_id.to_string(),
+            claim.hub.incarnation.to_string(),
+            claim.instance.to_string(),
+            claim.claim_id.to_string(),
+            claim.nonce.to_string(),
+            // Above 2^53 a Lua number would round; no epoch lies there.
+            claim.seen.0.min(EPOCH_MAX).to_string(),
+            connectors_json(&claim.connectors)?,
+            CLAIM_MEMORY.as_millis().to_string(),
+            EPOCHS_PER_MILLI.to_string(),
+            SEEN_AHEAD_MAX.to_string(),
+        ];
+        let named = [keys.attachments(agent), keys.epoch(agent), keys.claim(agent, claim.claim_id)];
+        let reply = self.run(&SCRIPTS.claim, &named, &args).await?;
+        let epoch = Epoch::parse(reply.text(0)).ok_or_else(|| self.unreadable())?;
+        let nonce = Nonce::parse(reply.text(1)).ok_or_else(|| self.unreadable())?;
+        let mut superseded = Vec::new();
+        for raw in reply.rest.iter().skip(2) {
+            match read_attachment(agent, raw) {
+                Read::Good(l) => superseded.push(l),
+                Read::Newer | Read::Garbage => self.registry.count_corrupt(1),
+            }
+        }
+        superseded.sort_by(|a, b| a.hub.cmp(&b.hub));
+        // After the claim, never before: a sweeper that read the index earlier
+        // then finds a newer score and keeps the entry.
+        self.announce(agent, &claim.connectors).await?;
+        Ok(RegistryReply::Claimed { epoch, nonce, superseded })
+    }
+
+    async fn announce(&mut self, agent: &AgentId, connectors: &[ConnectorAd]) -> Outcome<()> {
+        let keys = &self.registry.keys;
+        let names: BTreeSet<&str> = connectors.iter().map(|ad| ad.name.as_str()).collect();
+        let mut named = vec![keys.agents(), keys.connectors()];
+        named.extend(names.iter().map(|name| keys.index(name)));
+        let mut args = vec![agent.to_string()];
+        args.extend(names.iter().map(|name| (*name).to_owned()));
+        self.run(&SCRIPTS.announce, &named, &args).await?;
+        Ok(())
+    }
+
+    /// Members and scores of an index. Members that are no agent ids or names
+    /// are left out and counted.
+    async fn index<K: Ord + std::str::FromStr>(&mut self, key: &str) -> Outcome<BTreeMap<K, f64>> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES");
+        let value = self.ask(pipe).await?.pop().unwrap_or_default();
+        let mut out = BTreeMap::new();
+        for (member, score) in self.decode::<Vec<(Vec<u8>, f64)>>(value)?.unwrap_or_default() {
+            match std::str::from_utf8(&member).ok().and_then(|m| m.parse().ok()) {
+                Some(member) => drop(out.insert(member, score)),
+                None => self.registry.count_corrupt(1),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Raw attachment records of each agent, in the order asked for.
+    async fn attachments(&mut self, agents: &[AgentId]) -> Outcome<Vec<Vec<(Vec<u8>, Vec<u8>)>>> {
+        let mut out = Vec::with_capacity(agents.len());
+        for some in agents.chunks(PIPELINE_MAX) {
+            let mut pipe = redis::pipe();
+            for agent in some {
+                pipe.cmd("HGETALL").arg(self.registry.keys.attachments(agent));
+            }
+            for value in self.ask(pipe).await? {
+                out.push(self.decode(value)?.unwrap_or_default());
+            }
+        }
+        Ok(out)
+    }
+
+    /// Which run holds the lease of each replica, and its region.
+    async fn leases(&mut self, replicas: BTreeSet<Name>) -> Outcome<BTreeMap<Name, (Incarnation, Option<Name>)>> {
+        let replicas: Vec<Name> = replicas.into_iter().collect();
+        let mut out = BTreeMap::new();
+        for some in replicas.chunks(PIPELINE_MAX) {
+            let mut pipe = redis::pipe();
+            for replica in some {
+                pipe.cmd("GET").arg(self.registry.keys.lease(replica));
+            }
+            for (replica, value) in some.iter().zip(self.ask(pipe).await?) {
+                let Some(raw) = self.decode::<Option<Vec<u8>>>(value)?.flatten() else { continue };
+                match read_lease(&raw) {
+                    Some(lease) => drop(out.insert(replica.clone(), lease)),
+                    None => self.registry.count_corrupt(1),
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Attachments of the agents whose hub's present run holds a live lease, by
+    /// agent and replica.
+    async fn listed(&mut self, agents: &[AgentId]) -> Outcome<Vec<Located>> {
+        let mut found = Vec::new();
+        for (agent, raw) in agents.iter().zip(self.attachments(agents).await?) {
+            for (replica, body) in &raw {
+                match read_attachment(agent, body) {
+                    Read::Good(l) if l.hub.replica_id.as_str().as_bytes() == &**replica => found.push(l),
+                    Read::Good(_) | Read::Newer | Read::Garbage => self.registry.count_corrupt(1),
+                }
+            }
+        }
+        let leases = self.leases(found.iter().map(|l| l.hub.replica_id.clone()).collect()).await?;
+        found.retain_mut(|l| match leases.get(&l.hub.replica_id) {
+            Some((incarnation, region)) if *incarnation == l.hub.incarnation => {
+                l.region.clone_from(region);
+                true
+            }
+            Some(_) | None => false,
+        });
+        found.sort_by(|a, b| (&a.agent_id, &a.hub).cmp(&(&b.agent_id, &b.hub)));
+        Ok(found)
+    }
+
+    /// Reads everything, then removes what it read, entry by entry, only if it
+    /// is still exactly that (O5). Two sweepers at once do no harm.
+    async fn sweep(&mut self) -> RegistryResult {
+        let keys = &self.registry.keys;
+        let known: BTreeMap<AgentId, f64> = self.index(&keys.agents()).await?;
+        let connectors: BTreeMap<Name, f64> = self.index(&keys.connectors()).await?;
+        let mut hints: Vec<(Name, BTreeMap<AgentId, f64>)> = Vec::new();
+        for connector in connectors.keys() {
+            hints.push((connector.clone(), self.index(&keys.index(connector.as_str())).await?));
+        }
+        let agents: BTreeSet<&AgentId> = known.keys().chain(hints.iter().flat_map(|(_, m)| m.keys())).collect();
+        let agents: Vec<AgentId> = agents.into_iter().cloned().collect();
+        let raw = self.attachments(&agents).await?;
+        let replicas = raw.iter().flatten().filter_map(|(replica, _)| name(replica)).collect();
+        let leases = self.leases(replicas).await?;
+
+        let mut removed = 0_u64;
+        let mut live: BTreeMap<&AgentId, Vec<Located>> = BTreeMap::new();
+        let mut unattached: Vec<(String, f64)> = Vec::new();
+        for (agent, raw) in agents.iter().zip(&raw) {
+            let mut dead = Vec::new();
+            for (replica, body) in raw {
+                match read_attachment(agent, body) {
+                    Read::Good(l) if name(replica).is_some_and(|r| runs(&leases, &r, l.hub.incarnation)) => {
+                        live.entry(agent).or_default().push(l);
+                    }
+                    // The hubs that understand it sweep it.
+                    Read::Newer => {}
+                    Read::Good(_) | Read::Garbage => dead.extend([replica.clone(), body.clone()]),
+                }
+            }
+            if let Some(score) = known.get(agent).filter(|_| dead.len() == raw.len() * 2) {
+                unattached.push((agent.to_string(), *score));
+            }
+            if !dead.is_empty() {
+                removed += self.remove(&SCRIPTS.drop, keys.attachments(agent), dead).await?;
+            }
+        }
+        let mut unexposed: Vec<(String, f64)> = Vec::new();
+        for (connector, members) in &hints {
+            let is_live =
+                |agent: &AgentId| live.get(agent).is_some_and(|l| l.iter().any(|l| exposes(l, connector.as_str())));
+            let gone: Vec<(String, f64)> = members
+                .iter()
+                .filter(|(agent, _)| !is_live(agent))
+                .map(|(agent, score)| (agent.to_string(), *score))
+                .collect();
+            if let Some(score) = connectors.get(connector).filter(|_| gone.len() == members.len()) {
+                unexposed.push((connector.to_string(), *score));
+            }
+            removed += self.forget(keys.index(connector.as_str()), &gone).await?;
+        }
+        self.forget(keys.connectors(), &unexposed).await?;
+        self.forget(keys.agents(), &unattached).await?;
+        Ok(RegistryReply::Swept(u32::try_from(removed).unwrap_or(u32::MAX)))
+    }
+
+    async fn forget(&mut self, key: String, entries: &[(String, f64)]) -> Outcome<u64> {
+        if entries.is_empty() {
+            return Ok(0);
+        }
+        let pairs = entries.iter().flat_map(|(m, score)| [m.clone().into_bytes(), format!("{score:.0}").into_bytes()]);
+        self.remove(&SCRIPTS.forget, key, pairs.collect()).await
+    }
+
+    async fn remove(&mut self, script: &Script, key: String, pairs: Vec<Vec<u8>>) -> Outcome<u64> {
+        let mut removed = 0;
+        for some in pairs.chunks(PIPELINE_MAX) {
+            let reply = self.run_raw(script, std::slice::from_ref(&key), some).await?;
+            removed += reply.text(0).parse::<u64>().map_err(|_| self.unreadable())?;
+        }
+        Ok(removed)
+    }
+
+    async fn run(&mut self, script: &Script, keys: &[String], args: &[String]) -> Outcome<Reply> {
+        let args: Vec<Vec<u8>> = args.iter().map(|a| a.clone().into_bytes()).collect();
+        self.run_raw(script, keys, &args).await
+    }
+
+    async fn run_raw(&mut self, script: &Script, keys: &[String], args: &[Vec<u8>]) -> Outcome<Reply> {
+        let echo = self.echo();
+        let mut invocation = script.prepare_invoke();
+        for key in keys {
+            invocation.key(key);
+        }
+        invocation.arg(&echo);
+        for arg in args {
+            invocation.arg(arg);
+        }
+        let parts: Result<Vec<Vec<u8>>, RedisError> = invocation.invoke_async(&mut self.with.con).await;
+        let mut parts = parts.map_err(|e| self.failed(&e))?.into_iter();
+        if parts.next().as_deref() != Some(echo.as_bytes()) {
+            return Err(self.misaligned());
+        }
+        self.acted = true;
+        self.registry.connection.answered(&self.with);
+        let bad = parts.next().and_then(|b| String::from_utf8(b).ok()).and_then(|b| b.parse().ok());
+        self.registry.count_corrupt(bad.unwrap_or(0));
+        let status = parts.next().and_then(|s| String::from_utf8(s).ok()).ok_or_else(|| self.unreadable())?;
+        Ok(Reply { status, rest: parts.collect() })
+    }
+
+    /// Sends the commands between two ECHOs and returns a value for each.
+    async fn ask(&mut self, commands: Pipeline) -> Outcome<Vec<Value>> {
+        let echo = self.echo();
+        let mut pipe = redis::pipe();
+        pipe.cmd("ECHO").arg(&echo);
+        for command in commands.cmd_iter() {
+            pipe.add_command(command.clone());
+        }
+        pipe.cmd("ECHO").arg(&echo).ignore_errors();
+        let expected = commands.len();
+        let mut values: Vec<Value> = pipe.query_async(&mut self.with.con).await.map_err(|e| self.failed(&e))?;
+        if let Some(Value::ServerError(e)) = values.first() {
+            return Err(self.failed(&e.clone().into()));
+        }
+        let is_echo = |v: Option<&Value>| matches!(v, Some(Value::BulkString(b)) if **b == *echo.as_bytes());
+        if values.len() != expected + 2 || !is_echo(values.first()) || !is_echo(values.last()) {
+            return Err(self.misaligned());
+        }
+        self.registry.connection.answered(&self.with);
+        values.pop();
+        values.remove(0);
+        Ok(values)
+    }
+
+    /// The value as a `T`; `None`, counted, when the key holds another type.
+    fn decode<T: FromRedisValue>(&self, value: Value) -> Outcome<Option<T>> {
+        if let Value::ServerError(e) = &value {
+            if e.code() != "WRONGTYPE" {
+                return Err(self.failed(&e.clone().into()));
+            }
+            self.registry.count_corrupt(1);
+            return Ok(None);
+        }
+        redis::from_redis_value(value).map(Some).map_err(|_| self.unreadable())
+    }
+
+    fn echo(&self) -> String {
+        format!("{:x}", self.registry.calls.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn failed(&self, error: &RedisError) -> RegistryError {
+        match self.registry.connection.failed(&self.with, error) {
+            RegistryError::Definite(why) if !self.acted => RegistryError::Definite(why),
+            RegistryError::Definite(why) | RegistryError::Unknown(why) => RegistryError::Unknown(why),
+        }
+    }
+
+    fn misaligned(&self) -> RegistryError {
+        self.registry.misaligned.fetch_add(1, Ordering::Relaxed);
+        self.registry.connection.abandon(&self.with, "a reply belonged to another request");
+        RegistryError::Unknown("the reply belonged to another request".to_owned())
+    }
+
+    fn unreadable(&self) -> RegistryError {
+        self.registry.count_corrupt(1);
+        RegistryError::Unknown("the reply could not be read".to_owned())
+    }
+}
+
+/// What a script answered after its echo.
+struct Reply {
+    status: String,
+    rest: Vec<Vec<u8>>,
+}
+
+impl Reply {
+    fn status(&self) -> &str {
+        &self.status
+    }
+    /// Part `n` as text; empty, which nothing here parses, when it is none.
+    fn text(&self, n: usize) -> &str {
+        self.rest.get(n).and_then(|raw| std::str::from_utf8(raw).ok()).unwrap_or_default()
+    }
+    fn done_or_stale(&self) -> RegistryReply {
+        if self.status == "done" { RegistryReply::Done } else { RegistryReply::Stale }
+    }
+}
+
+fn exposes(located: &Located, connector: &str) -> bool {
+    located.connectors.iter().any(|ad| ad.name.as_str() == connector)
+}
+
+fn runs(leases: &BTreeMap<Name, (Incarnation, Option<Name>)>, replica: &Name, incarnation: Incarnation) -> bool {
+    leases.get(replica).is_some_and(|(holder, _)| *holder == incarnation)
+}
+
+fn name(raw: &[u8]) -> Option<Name> {
+    Name::new(std::str::from_utf8(raw).ok()?).ok()
+}
+
+fn fence_args(hub: &HubRun, fence: Fence) -> [String; 4] {
+    [hub.replica_id.to_string(), hub.incarnation.to_string(), fence.epoch.to_string(), fence.nonce.to_string()]
+}
+
+fn connectors_json(connectors: &[ConnectorAd]) -> Outcome<String> {
+    serde_json::to_string(connectors).map_err(|e| RegistryError::Definite(e.to_string()))
+}

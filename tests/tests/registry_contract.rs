@@ -1,0 +1,720 @@
+//! The contract of the two registries: the same random operations against the
+//! in-memory one and a real redis-server get the same answers (a model that
+//! lies is worse than none), and what Redis does to a client when it fails.
+//!
+//! Epochs come from two clocks, so they are compared by rank within their agent
+//! and each one against the rule with the server's TIME before and after.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nowconnect::clock::unix_millis;
+use nowconnect::registry::{RedisRegistry, RedisTimeouts};
+use nowconnect_core::id::{AgentId, ClaimId, Epoch, Fence, Incarnation, Instance, Name, Nonce};
+use nowconnect_core::registry::{
+    Claim, EPOCH_MAX, HubRun, Located, MemoryRegistry, RegistryError, RegistryOp, RegistryReply, RegistryResult,
+    next_epoch,
+};
+use nowconnect_core::rng::{Rng, Seed};
+use nowconnect_core::wire::ConnectorAd;
+
+const SEQUENCES: u64 = 300;
+const OPS: usize = 30;
+const LEASE: Duration = Duration::from_secs(600);
+/// Long enough for any machine; nothing here waits it out unless it fails.
+const PATIENT: RedisTimeouts = RedisTimeouts {
+    op: Duration::from_secs(20),
+    connect: Duration::from_secs(20),
+    backoff_min: Duration::from_millis(20),
+    backoff_max: Duration::from_millis(100),
+};
+const HASTY: RedisTimeouts = RedisTimeouts { op: Duration::from_millis(200), ..PATIENT };
+
+// ---- a real server -------------------------------------------------------
+
+struct Server {
+    child: Child,
+    port: u16,
+    args: Vec<String>,
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(args: &[&str]) -> Self {
+        let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
+        for _ in 0..5 {
+            let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let dir = tempfile::tempdir().unwrap();
+            let child = Self::spawn(free, &args, &dir);
+            let mut server = Self { child, port: free, args: args.clone(), dir };
+            if server.answers() {
+                return server;
+            }
+        }
+        panic!("redis-server did not start on five ports in a row");
+    }
+
+    fn spawn(port: u16, args: &[String], dir: &tempfile::TempDir) -> Child {
+        Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(args)
+            .current_dir(dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("expected redis-server in PATH: install the Debian package redis-server")
+    }
+
+    /// Waits until it answers PING with anything; false if it ended instead.
+    fn answers(&mut self) -> bool {
+        loop {
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            let mut reply = [0; 1];
+            let asked = TcpStream::connect(("127.0.0.1", self.port))
+                .and_then(|mut s| s.write_all(b"PING\r\n").and_then(|()| s.read_exact(&mut reply)));
+            if asked.is_ok() {
+                return true;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.child = Self::spawn(self.port, &self.args, &self.dir);
+        assert!(self.answers(), "redis-server did not come back on its port");
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    async fn registry(&self, namespace: &str, timeouts: RedisTimeouts) -> RedisRegistry {
+        RedisRegistry::connect(&self.url(), name(namespace), timeouts).await.unwrap()
+    }
+
+    fn raw(&self) -> redis::Connection {
+        redis::Client::open(self.url()).unwrap().get_connection().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(con: &mut redis::Connection, words: &[&str]) -> redis::Value {
+    let mut cmd = redis::cmd(words[0]);
+    for word in &words[1..] {
+        cmd.arg(*word);
+    }
+    cmd.query(con).unwrap()
+}
+
+fn text(con: &mut redis::Connection, words: &[&str]) -> String {
+    redis::from_redis_value(command(con, words)).unwrap()
+}
+
+fn server_millis(con: &mut redis::Connection) -> u64 {
+    let (secs, micros): (u64, u64) = redis::from_redis_value(command(con, &["TIME"])).unwrap();
+    secs * 1000 + micros / 1000
+}
+
+// ---- shorthand -----------------------------------------------------------
+
+fn name(s: &str) -> Name {
+    Name::new(s).unwrap()
+}
+fn agent(n: u64) -> AgentId {
+    AgentId::new(&format!("site/agent-{n}")).unwrap()
+}
+fn hub(n: u64, run: u64) -> HubRun {
+    HubRun { replica_id: name(&format!("hub-{n}")), incarnation: Incarnation(run) }
+}
+fn ad(connector: &str, priority: u16) -> ConnectorAd {
+    ConnectorAd { name: name(connector), priority, weight: 7 }
+}
+fn renew(hub: &HubRun) -> RegistryOp {
+    RegistryOp::Renew { hub: hub.clone(), lease: LEASE, takes_over: None, region: Some(name("eu1")) }
+}
+fn claim(agent_id: AgentId, instance: u64, hub: HubRun, id: u64, seen: Epoch) -> Claim {
+    Claim {
+        agent_id,
+        instance: Instance(instance),
+        hub,
+        claim_id: ClaimId(u128::from(id) << 40),
+        nonce: Nonce(id.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        seen,
+        connectors: vec![ad("ldap", 1)],
+    }
+}
+fn op(claim: &Claim) -> RegistryOp {
+    RegistryOp::Claim(Box::new(claim.clone()))
+}
+fn lookup(connector: &str) -> RegistryOp {
+    RegistryOp::Lookup { connector: name(connector) }
+}
+fn attachments_of(n: u64) -> RegistryOp {
+    RegistryOp::Agent { agent_id: agent(n) }
+}
+#[track_caller]
+fn granted(result: RegistryResult) -> Fence {
+    match result.unwrap() {
+        RegistryReply::Claimed { epoch, nonce, .. } => Fence { epoch, nonce },
+        other => panic!("expected Claimed, got {other:?}"),
+    }
+}
+#[track_caller]
+fn listed(result: RegistryResult) -> Vec<Located> {
+    match result.unwrap() {
+        RegistryReply::Attachments(list) => list,
+        other => panic!("expected Attachments, got {other:?}"),
+    }
+}
+fn fences(list: &[Located]) -> Vec<Fence> {
+    list.iter().map(|l| l.fence).collect()
+}
+
+/// Repeats an operation until it gets a reply; the test's own time limit is the
+/// only one.
+async fn until_ok(registry: &RedisRegistry, op: &RegistryOp) -> RegistryReply {
+    loop {
+        match registry.execute(op).await {
+            Ok(reply) => return reply,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+async fn until_disconnected(registry: &RedisRegistry, op: &RegistryOp) -> RegistryError {
+    loop {
+        let result = registry.execute(op).await;
+        if !registry.health().connected {
+            return result.unwrap_err();
+        }
+    }
+}
+
+// ---- the same operations on both -----------------------------------------
+
+/// One side's view: its own epochs, and their order of appearance per agent.
+#[derive(Default)]
+struct Side {
+    grants: Vec<(AgentId, HubRun, Fence)>,
+    claims: Vec<Claim>,
+    last: BTreeMap<AgentId, Epoch>,
+    ranks: BTreeMap<(AgentId, Epoch), u64>,
+}
+
+impl Side {
+    /// Builds the operation a seed asks for, in terms of this side's epochs.
+    /// Both sides draw the same numbers as long as their answers agree.
+    fn next_op(&self, rng: &mut Rng, id: u64) -> RegistryOp {
+        let hub = hub(1 + rng.below(3), 1 + rng.below(2));
+        let connectors: Vec<ConnectorAd> = ["ldap", "ssh", "web"]
+            .into_iter()
+            .filter_map(|c| (rng.below(2) == 0).then(|| ad(c, u16::try_from(rng.below(9)).unwrap())))
+            .collect();
+        let grant = (!self.grants.is_empty()).then(|| {
+            let pick = usize::try_from(rng.below(self.grants.len() as u64)).unwrap();
+            self.grants[pick].clone()
+        });
+        let spoil = rng.below(6);
+        let spoiled = |(agent_id, mut hub, mut fence): (AgentId, HubRun, Fence)| {
+            match spoil {
+                0 => hub.incarnation.0 ^= 3,
+                1 => fence.nonce.0 ^= 1,
+                2 => fence.epoch.0 += 1,
+                _ => {}
+            }
+            (agent_id, hub, fence)
+        };
+        match (rng.below(20), grant.map(spoiled)) {
+            (0..=3, _) => {
+                let takes_over = (rng.below(2) == 0).then(|| Incarnation(1 + rng.below(2)));
+                let region = (rng.below(2) == 0).then(|| name("eu1"));
+                RegistryOp::Renew { hub, lease: LEASE, takes_over, region }
+            }
+            (4, _) => RegistryOp::Resign { hub },
+            (5..=9, _) => {
+                let agent_id = agent(rng.below(3));
+                let last = self.last.get(&agent_id).copied().unwrap_or_default();
+                let seen = match rng.below(8) {
+                    0 => last,
+                    1 => Epoch(last.0 + 5000),
+                    2 => Epoch(u64::MAX),
+                    3 => Epoch(last.0 / 2),
+                    _ => Epoch(0),
+                };
+                op(&Claim { connectors, ..claim(agent_id, 1 + rng.below(2), hub, id, seen) })
+            }
+            (10, Some(_)) => {
+                let pick = usize::try_from(rng.below(self.claims.len() as u64)).unwrap();
+                op(&self.claims[pick])
+            }
+            (11 | 12, Some((agent_id, hub, fence))) => RegistryOp::SetConnectors { agent_id, hub, fence, connectors },
+            (13 | 14, Some((agent_id, hub, fence))) => RegistryOp::Release { agent_id, hub, fence },
+            (15, _) => attachments_of(rng.below(3)),
+            (16, _) => RegistryOp::Sweep,
+            _ => lookup(["ldap", "ssh", "web"][usize::try_from(rng.below(3)).unwrap()]),
+        }
+    }
+
+    /// Notes what a claim was granted and replaces epochs by their rank.
+    fn ranked(&mut self, op: &RegistryOp, reply: RegistryReply) -> RegistryReply {
+        match reply {
+            RegistryReply::Claimed { epoch, nonce, superseded } => {
+                let RegistryOp::Claim(claim) = op else { panic!("{op:?} answered Claimed") };
+                let agent_id = &claim.agent_id;
+                if self.claims.iter().all(|c| c.claim_id != claim.claim_id) {
+                    let last = self.last.insert(agent_id.clone(), epoch).unwrap_or_default();
+                    assert!(epoch > last, "O2: {epoch} after {last}");
+                    let rank = self.ranks.len() as u64;
+                    self.ranks.insert((agent_id.clone(), epoch), rank);
+                    self.grants.push((agent_id.clone(), claim.hub.clone(), Fence { epoch, nonce }));
+                    self.claims.push((**claim).clone());
+                }
+                let epoch = self.rank(agent_id, epoch);
+                let superseded = self.ranked_list(superseded);
+                RegistryReply::Claimed { epoch, nonce, superseded }
+            }
+            RegistryReply::Attachments(list) => RegistryReply::Attachments(self.ranked_list(list)),
+            other => other,
+        }
+    }
+
+    fn ranked_list(&self, list: Vec<Located>) -> Vec<Located> {
+        let ranked = |l: Located| {
+            let fence = Fence { epoch: self.rank(&l.agent_id, l.fence.epoch), ..l.fence };
+            Located { fence, ..l }
+        };
+        list.into_iter().map(ranked).collect()
+    }
+
+    #[track_caller]
+    fn rank(&self, agent_id: &AgentId, epoch: Epoch) -> Epoch {
+        let rank = self.ranks.get(&(agent_id.clone(), epoch));
+        Epoch(*rank.unwrap_or_else(|| panic!("epoch {epoch} of {agent_id} was never granted")))
+    }
+}
+
+#[tokio::test]
+async fn random_sequences_get_the_same_answers_from_both() {
+    let server = Server::start(&[]);
+    let mut raw = server.raw();
+    let mut kinds: BTreeMap<String, u32> = BTreeMap::new();
+    for seed in 0..SEQUENCES {
+        let redis = server.registry(&format!("seq-{seed}"), PATIENT).await;
+        let mut memory = MemoryRegistry::default();
+        let (mut a, mut b) = (Side::default(), Side::default());
+        let mut rngs = [Seed::from_u64(seed).rng(), Seed::from_u64(seed).rng()];
+        for step in 0..OPS {
+            let context = format!("seed {seed}, step {step}");
+            let id = 1 + step as u64;
+            let op_a = a.next_op(&mut rngs[0], id);
+            let op_b = b.next_op(&mut rngs[1], id);
+
+            let reply_a = memory.execute(unix_millis(), &op_a).unwrap();
+            let stored = match &op_b {
+                RegistryOp::Claim(c) => b.last.get(&c.agent_id).copied().unwrap_or_default(),
+                _ => Epoch(0),
+            };
+            let before = server_millis(&mut raw);
+            let reply_b = redis.execute(&op_b).await.unwrap_or_else(|e| panic!("{context}: {op_b:?}: {e}"));
+            let after = server_millis(&mut raw);
+            if let (RegistryOp::Claim(c), RegistryReply::Claimed { epoch, .. }) = (&op_b, &reply_b)
+                && b.claims.iter().all(|old| old.claim_id != c.claim_id)
+            {
+                let allowed = next_epoch(stored, c.seen, before)..=next_epoch(stored, c.seen, after);
+                assert!(allowed.contains(epoch), "{context}: {epoch} outside {allowed:?}");
+            }
+
+            let (ranked_a, ranked_b) = (a.ranked(&op_a, reply_a), b.ranked(&op_b, reply_b));
+            assert_eq!(ranked_a, ranked_b, "{context}: memory (left) and Redis (right) after {op_b:?}");
+            let kind = match &ranked_b {
+                RegistryReply::Claimed { superseded, .. } if !superseded.is_empty() => "Superseding".to_owned(),
+                RegistryReply::Attachments(l) if l.len() > 1 => "Several".to_owned(),
+                RegistryReply::Swept(n) if *n > 0 => "Removed".to_owned(),
+                other => format!("{other:?}").split([' ', '(']).next().unwrap_or_default().to_owned(),
+            };
+            *kinds.entry(kind).or_default() += 1;
+        }
+        assert_eq!(redis.health().corrupt_values, 0);
+    }
+    for kind in ["Superseding", "Several", "Removed", "Claimed", "LeaseHeld", "Renewed", "Done", "Stale", "Swept"] {
+        assert!(kinds.get(kind).is_some_and(|n| *n >= 20), "too few {kind} to mean anything: {kinds:?}");
+    }
+}
+
+// ---- leases ----------------------------------------------------------------
+
+#[tokio::test]
+async fn a_lease_ends_by_the_servers_clock_and_renewal_extends_it() {
+    let server = Server::start(&[]);
+    let mut raw = server.raw();
+    let redis = server.registry("lease", PATIENT).await;
+    let mut memory = MemoryRegistry::default();
+    let now = unix_millis();
+    let first = claim(agent(1), 1, hub(1, 1), 1, Epoch(0));
+    for op in [renew(&hub(1, 1)), op(&first)] {
+        redis.execute(&op).await.unwrap();
+        memory.execute(now, &op).unwrap();
+    }
+    let millis = u64::try_from(LEASE.as_millis()).unwrap();
+    let key = "nowconnect:lease:hub:hub-1";
+    let ttl = |raw: &mut redis::Connection| text(raw, &["PTTL", key]).parse::<u64>().unwrap();
+    assert!((1..=millis).contains(&ttl(&mut raw)));
+    command(&mut raw, &["PEXPIRE", key, "100000"]);
+    redis.execute(&renew(&hub(1, 1))).await.unwrap();
+    assert!(ttl(&mut raw) > 100_000, "a renewal lasts from its own execution");
+    assert_eq!(text(&mut raw, &["PTTL", "nowconnect:lease:{site/agent-1}:ep"]), "-1", "epochs never expire");
+
+    assert_eq!(listed(redis.execute(&lookup("ldap")).await).len(), 1);
+    assert_eq!(listed(memory.execute(now + millis - 1, &lookup("ldap"))).len(), 1);
+    command(&mut raw, &["PEXPIRE", key, "0"]);
+    assert_eq!(listed(redis.execute(&lookup("ldap")).await), []);
+    assert_eq!(listed(redis.execute(&attachments_of(1)).await), []);
+    assert_eq!(listed(memory.execute(now + millis, &lookup("ldap"))), []);
+
+    // Another run takes the expired lease without asking.
+    assert_eq!(redis.execute(&renew(&hub(1, 2))).await, Ok(RegistryReply::Renewed));
+    assert_eq!(
+        redis.execute(&renew(&hub(1, 1))).await,
+        Ok(RegistryReply::LeaseHeld { by: Incarnation(2) }),
+        "the older run is told who holds it"
+    );
+}
+
+// ---- epochs ----------------------------------------------------------------
+
+#[tokio::test]
+async fn epochs_rise_through_a_flush_by_seen_and_by_floor() {
+    let server = Server::start(&[]);
+    let mut raw = server.raw();
+    let redis = server.registry("flush", PATIENT).await;
+    // Far ahead of the clock, so that only `seen` can keep the order (planted bug 2).
+    let ahead = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 1, Epoch(u64::MAX)))).await);
+    assert!(ahead.epoch.0 > 100_000_000_000_000, "more digits than Lua's tostring writes (planted bug 11)");
+    assert_eq!(text(&mut raw, &["GET", "nowconnect:flush:{site/agent-1}:ep"]), ahead.epoch.to_string());
+    let plain = granted(redis.execute(&op(&claim(agent(2), 1, hub(1, 1), 2, Epoch(0)))).await);
+
+    command(&mut raw, &["FLUSHALL"]);
+    let again = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 3, ahead.epoch))).await);
+    assert!(again.epoch > ahead.epoch, "by seen: {} after {}", again.epoch, ahead.epoch);
+    // An agent that remembers nothing: the clock alone, which promises more
+    // only once it has moved on by a millisecond.
+    while server_millis(&mut raw) * 1024 < plain.epoch.0 {
+        std::thread::yield_now();
+    }
+    let floor = granted(redis.execute(&op(&claim(agent(2), 1, hub(1, 1), 4, Epoch(0)))).await);
+    assert!(floor.epoch > plain.epoch, "by floor: {} after {}", floor.epoch, plain.epoch);
+
+    // One by one above 2^50, each exactly one more than the one before.
+    let mut last = again.epoch;
+    for id in 5..55 {
+        let next = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), id, Epoch(0)))).await);
+        assert_eq!(next.epoch, Epoch(last.0 + 1));
+        last = next.epoch;
+    }
+    // At the end of what Lua carries exactly, refusal instead of repetition.
+    command(&mut raw, &["SET", "nowconnect:flush:{site/agent-1}:ep", &(EPOCH_MAX - 1).to_string()]);
+    let top = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 1000, Epoch(0)))).await);
+    assert_eq!(top.epoch, Epoch(EPOCH_MAX));
+    let refused = redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 1001, Epoch(u64::MAX)))).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Definite(_)), "{refused:?}");
+}
+
+// ---- hostile values (attack 59, R9) ------------------------------------------
+
+#[tokio::test]
+async fn values_that_are_no_records_count_as_absent_and_are_counted() {
+    let server = Server::start(&[]);
+    let mut raw = server.raw();
+    let redis = server.registry("bad", PATIENT).await;
+    redis.execute(&renew(&hub(1, 1))).await.unwrap();
+    redis.execute(&renew(&hub(2, 1))).await.unwrap();
+    let before = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 1, Epoch(0)))).await);
+
+    // Every key of another type.
+    let keys = [
+        "nowconnect:bad:hub:hub-1",
+        "nowconnect:bad:{site/agent-1}:att",
+        "nowconnect:bad:{site/agent-1}:ep",
+        "nowconnect:{bad}:agents",
+        "nowconnect:{bad}:connectors",
+        "nowconnect:{bad}:idx:ldap",
+    ];
+    for key in keys {
+        assert_eq!(text(&mut raw, &["DEL", key]), "1", "{key} was to be there");
+        command(&mut raw, &["RPUSH", key, "x"]);
+    }
+    assert_eq!(listed(redis.execute(&lookup("ldap")).await), []);
+    assert_eq!(listed(redis.execute(&attachments_of(1)).await), []);
+    assert_eq!(redis.execute(&RegistryOp::Sweep).await, Ok(RegistryReply::Swept(0)));
+    let release = RegistryOp::Release { agent_id: agent(1), hub: hub(1, 1), fence: before };
+    assert_eq!(redis.execute(&release).await, Ok(RegistryReply::Done));
+    let set = RegistryOp::SetConnectors { agent_id: agent(1), hub: hub(1, 1), fence: before, connectors: vec![] };
+    assert_eq!(redis.execute(&set).await, Ok(RegistryReply::Stale));
+    assert!(redis.health().corrupt_values >= 6, "{:?}", redis.health());
+    assert!(redis.health().connected);
+
+    // The next claim and renewal put records in their place.
+    assert_eq!(redis.execute(&renew(&hub(1, 1))).await, Ok(RegistryReply::Renewed));
+    let after = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 2, before.epoch))).await);
+    assert!(after.epoch > before.epoch);
+    assert_eq!(fences(&listed(redis.execute(&lookup("ldap")).await)), [after]);
+    let clean = redis.health().corrupt_values;
+
+    // A record of a later schema is absent but not swept; garbage is swept.
+    let att = "nowconnect:bad:{site/agent-1}:att";
+    let good = text(&mut raw, &["HGET", att, "hub-1"]);
+    assert!(good.contains("\"v\":1"), "{good}");
+    command(&mut raw, &["HSET", att, "hub-2", &good.replace("\"v\":1", "\"v\":2").replace("hub-1", "hub-2")]);
+    command(&mut raw, &["HSET", att, "hub-3", "{\"v\":1,"]);
+    command(&mut raw, &["HSET", att, "hub-4", &"x".repeat(2 << 20)]);
+    assert_eq!(fences(&listed(redis.execute(&lookup("ldap")).await)), [after]);
+    assert_eq!(redis.health().corrupt_values, clean + 3);
+    assert_eq!(redis.execute(&RegistryOp::Sweep).await, Ok(RegistryReply::Swept(2)));
+    assert_eq!(text(&mut raw, &["HLEN", att]), "2");
+
+    // Forged numbers never reach arithmetic.
+    let forged = ["9007199254740992", "99999999999999999999999", "-1", "1e9", "0x10", "nan", "", "01"];
+    for (forged, id) in forged.into_iter().zip(100..) {
+        command(&mut raw, &["SET", "nowconnect:bad:{site/agent-1}:ep", forged]);
+        let fence = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), id, after.epoch))).await);
+        assert!(fence.epoch > after.epoch && fence.epoch.0 < EPOCH_MAX, "{forged}: {fence:?}");
+    }
+    // A forged member of the index is no agent and widens nothing.
+    command(&mut raw, &["ZADD", "nowconnect:{bad}:idx:ldap", "1", "no agent\r\n"]);
+    assert_eq!(listed(redis.execute(&lookup("ldap")).await).len(), 1);
+}
+
+// ---- a server that fails -----------------------------------------------------
+
+#[tokio::test]
+async fn a_killed_server_refuses_at_once_and_is_found_again_empty() {
+    let mut server = Server::start(&[]);
+    let redis = server.registry("kill", PATIENT).await;
+    redis.execute(&renew(&hub(1, 1))).await.unwrap();
+    let before = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 1, Epoch(0)))).await);
+    server.kill();
+    until_disconnected(&redis, &renew(&hub(1, 1))).await;
+    for _ in 0..20 {
+        let refused = redis.execute(&renew(&hub(1, 1))).await.unwrap_err();
+        assert!(matches!(&refused, RegistryError::Definite(why) if why.contains("not connected")), "{refused:?}");
+    }
+    server.restart();
+    assert_eq!(until_ok(&redis, &lookup("ldap")).await, RegistryReply::Attachments(vec![]), "restarted empty (R4)");
+    let after = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 2, before.epoch))).await);
+    assert!(after.epoch > before.epoch);
+    assert_eq!(redis.health().connects, 2);
+}
+
+#[tokio::test]
+async fn a_hub_starts_without_its_registry() {
+    let mut server = Server::start(&[]);
+    server.kill();
+    let redis = server.registry("late", PATIENT).await;
+    let refused = redis.execute(&lookup("ldap")).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Definite(_)), "{refused:?}");
+    server.restart();
+    assert_eq!(until_ok(&redis, &renew(&hub(1, 1))).await, RegistryReply::Renewed);
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_given_up_and_a_late_claim_happens_once() {
+    let server = Server::start(&[]);
+    let redis = server.registry("freeze", HASTY).await;
+    until_ok(&redis, &renew(&hub(1, 1))).await;
+    // Loads the scripts, so that the claim below is one command.
+    until_ok(&redis, &op(&claim(agent(2), 1, hub(1, 1), 9, Epoch(0)))).await;
+    server.signal("STOP");
+    let late = op(&claim(agent(1), 1, hub(1, 1), 1, Epoch(0)));
+    let unknown = redis.execute(&late).await.unwrap_err();
+    assert!(matches!(unknown, RegistryError::Unknown(_)), "it may still happen: {unknown:?}");
+    until_disconnected(&redis, &renew(&hub(1, 1))).await;
+    let refused = redis.execute(&late).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Definite(_)), "{refused:?}");
+    server.signal("CONT");
+    let RegistryReply::Claimed { epoch, nonce, .. } = until_ok(&redis, &late).await else { panic!("expected Claimed") };
+    let RegistryReply::Attachments(list) = until_ok(&redis, &attachments_of(1)).await else { panic!("no list") };
+    assert_eq!(fences(&list), [Fence { epoch, nonce }], "the retry and the late execution are one claim (R2)");
+    assert!(redis.health().connects >= 2);
+}
+
+#[tokio::test]
+async fn a_demoted_master_is_left_and_found_again_when_promoted() {
+    let server = Server::start(&[]);
+    let mut raw = server.raw();
+    let redis = server.registry("demoted", PATIENT).await;
+    redis.execute(&renew(&hub(1, 1))).await.unwrap();
+    command(&mut raw, &["REPLICAOF", "127.0.0.1", "1"]);
+    let refused = redis.execute(&renew(&hub(1, 1))).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Definite(_)), "{refused:?}");
+    assert!(!redis.health().connected, "READONLY drops the connection (planted bug 48)");
+    loop {
+        let refused = redis.execute(&lookup("ldap")).await.unwrap_err();
+        if refused.to_string().contains("replica") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    command(&mut raw, &["REPLICAOF", "NO", "ONE"]);
+    assert_eq!(until_ok(&redis, &renew(&hub(1, 1))).await, RegistryReply::Renewed);
+}
+
+#[tokio::test]
+async fn out_of_memory_is_a_definite_no() {
+    let server = Server::start(&[]);
+    let mut raw = server.raw();
+    let redis = server.registry("oom", PATIENT).await;
+    redis.execute(&renew(&hub(1, 1))).await.unwrap();
+    command(&mut raw, &["CONFIG", "SET", "maxmemory", "1"]);
+    let refused = redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 1, Epoch(0)))).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Definite(_)), "{refused:?}");
+    command(&mut raw, &["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(listed(redis.execute(&attachments_of(1)).await), []);
+    assert_eq!(text(&mut raw, &["EXISTS", "nowconnect:oom:{site/agent-1}:ep"]), "0");
+    assert!(redis.health().connected);
+}
+
+#[tokio::test]
+async fn scripts_are_loaded_again_after_a_script_flush() {
+    let server = Server::start(&[]);
+    let redis = server.registry("noscript", PATIENT).await;
+    redis.execute(&renew(&hub(1, 1))).await.unwrap();
+    command(&mut server.raw(), &["SCRIPT", "FLUSH"]);
+    assert_eq!(redis.execute(&renew(&hub(1, 1))).await, Ok(RegistryReply::Renewed));
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_refused_and_never_repeated() {
+    let server = Server::start(&["--requirepass", "right-horse"]);
+    let url = |password: &str| format!("redis://:{password}@127.0.0.1:{}/2?protocol=resp3", server.port);
+    let wrong = RedisRegistry::connect(&url("wrong-battery"), name("auth"), PATIENT).await.unwrap();
+    let refused = wrong.execute(&renew(&hub(1, 1))).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Definite(_)), "{refused:?}");
+    for shown in [format!("{wrong:?}"), refused.to_string()] {
+        assert!(!shown.contains("wrong-battery"), "{shown}");
+    }
+    // With the right one, in another database and over RESP3.
+    let right = RedisRegistry::connect(&url("right-horse"), name("auth"), PATIENT).await.unwrap();
+    right.execute(&renew(&hub(1, 1))).await.unwrap();
+    let fence = granted(right.execute(&op(&claim(agent(1), 1, hub(1, 1), 1, Epoch(0)))).await);
+    assert_eq!(fences(&listed(right.execute(&lookup("ldap")).await)), [fence]);
+    assert_eq!(right.execute(&RegistryOp::Sweep).await, Ok(RegistryReply::Swept(0)));
+    right.execute(&RegistryOp::Resign { hub: hub(1, 1) }).await.unwrap();
+    assert_eq!(right.execute(&RegistryOp::Sweep).await, Ok(RegistryReply::Swept(2)));
+    assert_eq!(right.health().corrupt_values, 0);
+
+    for bad in ["", "http://x", "127.0.0.1:6379", "redis://:secret@"] {
+        let refused = RedisRegistry::connect(bad, name("auth"), PATIENT).await.unwrap_err();
+        assert!(refused.to_string().contains("ha.redis_url") && !refused.to_string().contains("secret"));
+    }
+}
+
+// ---- two hubs at once ----------------------------------------------------------
+
+#[tokio::test]
+async fn a_sweeper_never_hides_what_is_claimed_meanwhile() {
+    let server = Server::start(&[]);
+    let (a, b) = (server.registry("race", PATIENT).await, server.registry("race", PATIENT).await);
+    a.execute(&renew(&hub(1, 1))).await.unwrap();
+    let claims = async {
+        for id in 1..=200 {
+            let fence = granted(a.execute(&op(&claim(agent(1), 1, hub(1, 1), id, Epoch(0)))).await);
+            assert_eq!(fences(&listed(a.execute(&lookup("ldap")).await)), [fence], "claim {id}");
+            let release = RegistryOp::Release { agent_id: agent(1), hub: hub(1, 1), fence };
+            assert_eq!(a.execute(&release).await, Ok(RegistryReply::Done));
+        }
+    };
+    let sweeps = async {
+        loop {
+            b.execute(&RegistryOp::Sweep).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = claims => {}
+        () = sweeps => {}
+    }
+    b.execute(&RegistryOp::Sweep).await.unwrap();
+    let mut raw = server.raw();
+    for key in ["nowconnect:{race}:agents", "nowconnect:{race}:connectors", "nowconnect:{race}:idx:ldap"] {
+        assert_eq!(text(&mut raw, &["EXISTS", key]), "0", "{key} is left after the sweep");
+    }
+}
+
+// ---- a server that lies (R10, and a connection lost after sending) --------------
+
+/// Answers like a fresh master, except to scripts and ECHO.
+fn liar(answer_script: fn(echo: &str) -> Option<String>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut parser = redis::Parser::new();
+            while let Ok(value) = parser.parse_value(&mut stream) {
+                let words: Vec<String> = redis::from_redis_value(value).unwrap_or_default();
+                let reply = match words.first().map(|w| w.to_ascii_uppercase()).as_deref() {
+                    Some("PING") => Some("+PONG\r\n".to_owned()),
+                    Some("ROLE") => Some("*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n".to_owned()),
+                    Some("EVALSHA") => {
+                        let keys: usize = words.get(2).and_then(|n| n.parse().ok()).unwrap_or(0);
+                        answer_script(words.get(3 + keys).map_or("", String::as_str))
+                    }
+                    Some("ECHO") => Some(format!("${}\r\n{}x\r\n", words[1].len() + 1, words[1])),
+                    Some("CONFIG") => Some("*0\r\n".to_owned()),
+                    _ => Some("+OK\r\n".to_owned()),
+                };
+                match reply {
+                    Some(reply) if stream.write_all(reply.as_bytes()).is_ok() => {}
+                    _ => break,
+                }
+            }
+        }
+    };
+    #[allow(clippy::disallowed_methods, reason = "a server of the test's own, on blocking sockets")]
+    drop(std::thread::spawn(serve));
+    address
+}
+
+#[tokio::test]
+async fn a_reply_to_another_request_is_noticed() {
+    let address = liar(|echo| Some(format!("*3\r\n${}\r\n{echo}y\r\n$1\r\n0\r\n$7\r\nrenewed\r\n", echo.len() + 1)));
+    let url = format!("redis://{address}");
+    let redis = RedisRegistry::connect(&url, name("liar"), PATIENT).await.unwrap();
+    for (n, op) in [renew(&hub(1, 1)), lookup("ldap")].iter().enumerate() {
+        while !redis.health().connected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let outcome = redis.execute(op).await.unwrap_err();
+        assert!(matches!(outcome, RegistryError::Unknown(_)), "{outcome:?}");
+        assert_eq!(redis.health().misaligned_replies, n as u64 + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_lost_after_sending_leaves_the_outcome_unknown() {
+    let url = format!("redis://{}", liar(|_| None));
+    let redis = RedisRegistry::connect(&url, name("liar"), PATIENT).await.unwrap();
+    let outcome = redis.execute(&renew(&hub(1, 1))).await.unwrap_err();
+    assert!(matches!(outcome, RegistryError::Unknown(_)), "{outcome:?}");
+    assert!(!redis.health().connected);
+}
