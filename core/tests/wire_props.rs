@@ -28,8 +28,11 @@ fn agent_id() -> impl Strategy<Value = AgentId> {
 }
 
 fn connectors() -> impl Strategy<Value = Vec<ConnectorAd>> {
-    let one = (name(), any::<u16>(), any::<u16>())
-        .prop_map(|(name, priority, weight)| ConnectorAd { name, priority, weight });
+    let one = (name(), any::<u16>(), any::<u16>()).prop_map(|(name, priority, weight)| ConnectorAd {
+        name,
+        priority,
+        weight,
+    });
     vec(one, 0..6)
 }
 
@@ -41,10 +44,9 @@ fn hello() -> impl Strategy<Value = Hello> {
         .prop_map(|(replica_id, i, namespace, region, sessions)| {
             HelloRole::Hub(HelloHub { replica_id, incarnation: Incarnation(i), namespace, region, sessions })
         });
-    let resume =
-        (any::<u128>(), number(), number(), any::<[u8; 32]>()).prop_map(|(s, attempt, received, proof)| {
-            ResumeRequest { session: SessionId(s), attempt, received, proof: Secret(proof) }
-        });
+    let resume = (any::<u128>(), number(), number(), any::<[u8; 32]>()).prop_map(|(s, attempt, received, proof)| {
+        ResumeRequest { session: SessionId(s), attempt, received, proof: Secret(proof) }
+    });
     (prop_oneof![agent, hub], any::<[u8; 16]>(), number(), vec(name(), 0..32), option::of(resume)).prop_map(
         |(role, challenge, initial_window, capabilities, resume)| Hello {
             role,
@@ -64,8 +66,11 @@ fn signature() -> impl Strategy<Value = Signature> {
 fn welcome() -> impl Strategy<Value = Welcome> {
     let resumed =
         (number(), any::<[u8; 32]>()).prop_map(|(received, proof)| ResumeAccept { received, proof: Secret(proof) });
-    let attachment = (any::<u64>(), any::<u64>(), any::<bool>())
-        .prop_map(|(epoch, nonce, firm)| Attachment { epoch: Epoch(epoch), nonce: Nonce(nonce), firm });
+    let attachment = (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(epoch, nonce, firm)| Attachment {
+        epoch: Epoch(epoch),
+        nonce: Nonce(nonce),
+        firm,
+    });
     let who = (name(), any::<u64>(), name(), option::of(name()), any::<u128>(), any::<[u8; 16]>());
     let what = (option::of(any::<[u8; 32]>()), option::of(resumed), option::of(attachment), option::of(signature()));
     (who, what, number(), number(), vec(name(), 0..32)).prop_map(
@@ -135,7 +140,7 @@ fn frame() -> impl Strategy<Value = Frame> {
             Frame::Status(Status { registry_healthy, draining, active, initial_window })
         },
     );
-    prop_oneof![
+    let session = prop_oneof![
         number().prop_map(|received| Frame::Ack { received }),
         number().prop_map(|token| Frame::Ping { token }),
         number().prop_map(|token| Frame::Pong { token }),
@@ -144,8 +149,9 @@ fn frame() -> impl Strategy<Value = Frame> {
         status,
         (number(), connectors()).prop_map(|(generation, connectors)| Frame::Connectors { generation, connectors }),
         "\\PC{1,200}".prop_map(|t| Frame::Token { token: SecretText(t) }),
-        8 => (any::<u128>(), any::<u64>(), body()).prop_map(|(c, e, b)| Frame::stream(Cid(c), Epoch(e), b)),
-    ]
+    ];
+    let stream = (any::<u128>(), any::<u64>(), body()).prop_map(|(c, e, b)| Frame::stream(Cid(c), Epoch(e), b));
+    prop_oneof![session, stream]
 }
 
 fn handshake() -> impl Strategy<Value = Frame> {
