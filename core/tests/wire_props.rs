@@ -140,7 +140,7 @@ fn frame() -> impl Strategy<Value = Frame> {
             Frame::Status(Status { registry_healthy, draining, active, initial_window })
         },
     );
-    prop_oneof![
+    let session = prop_oneof![
         number().prop_map(|received| Frame::Ack { received }),
         number().prop_map(|token| Frame::Ping { token }),
         number().prop_map(|token| Frame::Pong { token }),
@@ -149,8 +149,9 @@ fn frame() -> impl Strategy<Value = Frame> {
         status,
         (number(), connectors()).prop_map(|(generation, connectors)| Frame::Connectors { generation, connectors }),
         "\\PC{1,200}".prop_map(|t| Frame::Token { token: SecretText(t) }),
-        8 => (any::<u128>(), any::<u64>(), body()).prop_map(|(c, e, b)| Frame::stream(Cid(c), Epoch(e), b)),
-    ]
+    ];
+    let stream = (any::<u128>(), any::<u64>(), body()).prop_map(|(c, e, b)| Frame::stream(Cid(c), Epoch(e), b));
+    prop_oneof![session, stream]
 }
 
 fn handshake() -> impl Strategy<Value = Frame> {
