@@ -248,14 +248,6 @@ impl Session {
         self.counters.messages_in += 1;
         self.counters.bytes_in += msg.len() as u64;
         let number = decode(self.dialect, msg, &WireLimits::ESTABLISHED, frames)?;
-        if number == 0
-            && let Some(first) = frames.iter().skip(start).find(|f| !f.unnumbered())
-        {
-            return Err(ProtocolError::new(
-                ProtocolErrorKind::Numbering,
-                format!("expected a message number, got {} without one", first.kind()),
-            ));
-        }
         if self.rx.on_number(now, number, msg.len())? == Arrival::Duplicate {
             self.counters.messages_duplicate += 1;
             frames.truncate(start);

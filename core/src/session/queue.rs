@@ -28,7 +28,24 @@ pub(super) const FRAME_COST_MIN_BYTES: usize = 64;
 /// EPOCH notices that may wait; beyond it the oldest is given up.
 const EPOCHS_WAITING_MAX: usize = 4096;
 
-const NIL: usize = usize::MAX;
+/// Index in one of the slabs. 32 bit keep an entry in one cache line: with
+/// 100,000 streams every turn misses the cache, and lines are what it costs.
+type Ix = u32;
+
+/// The index of nothing.
+const NIL: Ix = Ix::MAX;
+
+fn insert<T>(slab: &mut Slab<T>, value: T) -> Ix {
+    Ix::try_from(slab.insert(value)).expect("fewer than 2^32 frames wait")
+}
+
+fn get<T>(slab: &Slab<T>, ix: Ix) -> Option<&T> {
+    slab.get(ix as usize)
+}
+
+fn get_mut<T>(slab: &mut Slab<T>, ix: Ix) -> Option<&mut T> {
+    slab.get_mut(ix as usize)
+}
 
 /// Frames about the session itself. The latest STATUS, CONNECTORS, TOKEN and
 /// GOAWAY replaces a waiting one; EPOCH notices queue.
@@ -127,14 +144,32 @@ struct Piece {
     off: u64,
     /// Empty exactly for FIN, whose `off` is the final offset.
     bytes: Bytes,
-    next: usize,
+    next: Ix,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Links {
-    prev: usize,
-    next: usize,
+    prev: Ix,
+    next: Ix,
 }
+
+const UNLINKED: Links = Links { prev: NIL, next: NIL };
+
+/// A stream with something waiting.
+#[derive(Debug)]
+struct Entry {
+    cid: Cid,
+    /// Its slots, if it has control waiting.
+    control: Ix,
+    /// First and last piece.
+    first: Ix,
+    last: Ix,
+    deficit: u32,
+    bytes: u64,
+    ring: Links,
+}
+
+const _: () = assert!(size_of::<Entry>() <= 48);
 
 #[derive(Clone, Copy, Debug)]
 struct Credit {
@@ -143,57 +178,34 @@ struct Credit {
     limit: u64,
 }
 
+/// The control slots of a stream, one per kind.
 #[derive(Debug)]
-struct Entry {
-    cid: Cid,
+struct Control {
+    entry: Ix,
+    dirty: Links,
     open: Option<(Epoch, Box<Open>)>,
     open_ack: Option<(Epoch, Result<(), RstCode>)>,
     resume: Option<(Epoch, Box<Resume>)>,
     credit: Option<Credit>,
     rst: Option<(Epoch, RstCode, u64)>,
-    /// First and last piece.
-    first: usize,
-    last: usize,
-    bytes: u64,
-    deficit: usize,
-    dirty: Links,
-    ring: Links,
 }
 
-impl Entry {
-    fn new(cid: Cid) -> Self {
-        let off = Links { prev: NIL, next: NIL };
-        Self {
-            cid,
-            open: None,
-            open_ack: None,
-            resume: None,
-            credit: None,
-            rst: None,
-            first: NIL,
-            last: NIL,
-            bytes: 0,
-            deficit: 0,
-            dirty: off,
-            ring: off,
-        }
+impl Control {
+    const fn new(entry: Ix) -> Self {
+        Self { entry, dirty: UNLINKED, open: None, open_ack: None, resume: None, credit: None, rst: None }
     }
 
-    const fn has_control(&self) -> bool {
-        self.open.is_some()
-            || self.open_ack.is_some()
-            || self.resume.is_some()
-            || self.credit.is_some()
-            || self.rst.is_some()
+    const fn is_empty(&self) -> bool {
+        self.open.is_none()
+            && self.open_ack.is_none()
+            && self.resume.is_none()
+            && self.credit.is_none()
+            && self.rst.is_none()
     }
 
-    const fn has_data(&self) -> bool {
-        self.first != NIL
-    }
-
-    /// The next control frame in the order a receiver needs them: a stream is
-    /// opened or bound before it is credited, and reset last.
-    fn take_control(&mut self) -> Option<(Epoch, Body)> {
+    /// The next frame in the order a receiver needs them: a stream is opened
+    /// or bound before it is credited, and reset last.
+    fn take(&mut self) -> Option<(Epoch, Body)> {
         if let Some((epoch, open)) = self.open.take() {
             return Some((epoch, Body::Open(open)));
         }
@@ -211,24 +223,24 @@ impl Entry {
     }
 }
 
-/// A list threaded through the entries by the links `of` selects.
+/// A list threaded through a slab by the links `of` selects.
 #[derive(Debug)]
-struct List {
-    head: usize,
-    tail: usize,
+struct List<T> {
+    head: Ix,
+    tail: Ix,
     len: usize,
-    of: fn(&mut Entry) -> &mut Links,
+    of: fn(&mut T) -> &mut Links,
 }
 
-impl List {
-    fn new(of: fn(&mut Entry) -> &mut Links) -> Self {
+impl<T> List<T> {
+    fn new(of: fn(&mut T) -> &mut Links) -> Self {
         Self { head: NIL, tail: NIL, len: 0, of }
     }
 
-    fn push_back(&mut self, entries: &mut Slab<Entry>, ix: usize) {
+    fn push_back(&mut self, slab: &mut Slab<T>, ix: Ix) {
         let tail = self.tail;
-        *(self.of)(&mut entries[ix]) = Links { prev: tail, next: NIL };
-        match entries.get_mut(tail) {
+        *(self.of)(&mut slab[ix as usize]) = Links { prev: tail, next: NIL };
+        match get_mut(slab, tail) {
             Some(last) => (self.of)(last).next = ix,
             None => self.head = ix,
         }
@@ -236,17 +248,28 @@ impl List {
         self.len += 1;
     }
 
-    fn remove(&mut self, entries: &mut Slab<Entry>, ix: usize) {
-        let Links { prev, next } = *(self.of)(&mut entries[ix]);
-        match entries.get_mut(prev) {
+    fn remove(&mut self, slab: &mut Slab<T>, ix: Ix) {
+        let Links { prev, next } = *(self.of)(&mut slab[ix as usize]);
+        match get_mut(slab, prev) {
             Some(before) => (self.of)(before).next = next,
             None => self.head = next,
         }
-        match entries.get_mut(next) {
+        match get_mut(slab, next) {
             Some(after) => (self.of)(after).prev = prev,
             None => self.tail = prev,
         }
         self.len -= 1;
+    }
+
+    fn check(&self, slab: &Slab<T>, of: fn(&T) -> Links) {
+        let (mut at, mut prev, mut n) = (self.head, NIL, 0);
+        while let Some(e) = get(slab, at) {
+            assert_eq!(of(e).prev, prev, "links agree both ways");
+            prev = at;
+            at = of(e).next;
+            n += 1;
+        }
+        assert_eq!((prev, n), (self.tail, self.len), "a list ends at its tail");
     }
 }
 
@@ -265,24 +288,26 @@ pub(super) enum Pulled {
 #[derive(Debug)]
 pub(super) struct Queues {
     entries: Slab<Entry>,
+    controls: Slab<Control>,
     pieces: Slab<Piece>,
-    by_cid: HashMap<Cid, usize, FxSeededState>,
-    /// Entries with control, by when they first got some.
-    dirty: List,
-    /// Entries with data, in the order of their turns.
-    ring: List,
+    by_cid: HashMap<Cid, Ix, FxSeededState>,
+    /// Streams with control, by when they first got some.
+    dirty: List<Control>,
+    /// Streams with data, in the order of their turns.
+    ring: List<Entry>,
     data_bytes: u64,
 }
 
 impl Queues {
     pub(super) fn new(hash_seed: u64) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "any bits will do as a hash seed")]
+        // Seeded, so that nobody can mint cids that collide; any bits will do.
         let hasher = FxSeededState::with_seed(hash_seed as usize);
         Self {
             entries: Slab::new(),
+            controls: Slab::new(),
             pieces: Slab::new(),
             by_cid: HashMap::with_hasher(hasher),
-            dirty: List::new(|e| &mut e.dirty),
+            dirty: List::new(|c| &mut c.dirty),
             ring: List::new(|e| &mut e.ring),
             data_bytes: 0,
         }
@@ -301,136 +326,124 @@ impl Queues {
     }
 
     pub(super) fn unsent_bytes(&self, cid: Cid) -> u64 {
-        self.by_cid.get(&cid).and_then(|ix| self.entries.get(*ix)).map_or(0, |e| e.bytes)
+        self.by_cid.get(&cid).and_then(|ix| get(&self.entries, *ix)).map_or(0, |e| e.bytes)
     }
 
     pub(super) fn push(&mut self, cid: Cid, epoch: Epoch, body: Body, released: &mut Vec<Released>) {
-        let ix = match self.by_cid.get(&cid) {
-            Some(ix) => *ix,
-            None => {
-                let ix = self.entries.insert(Entry::new(cid));
-                self.by_cid.insert(cid, ix);
-                ix
-            }
-        };
-        let had_control = self.entries[ix].has_control();
-        self.apply(ix, epoch, body, released);
-        self.settle_control(ix, had_control);
-    }
-
-    fn apply(&mut self, ix: usize, epoch: Epoch, body: Body, released: &mut Vec<Released>) {
-        let e = &mut self.entries[ix];
-        let ended = e.rst.is_some();
+        let (entries, by_cid) = (&mut self.entries, &mut self.by_cid);
+        let ix = *by_cid.entry(cid).or_insert_with(|| {
+            let empty = Entry { cid, control: NIL, first: NIL, last: NIL, deficit: 0, bytes: 0, ring: UNLINKED };
+            insert(entries, empty)
+        });
+        let ended = get(&self.controls, self.entries[ix as usize].control).is_some_and(|c| c.rst.is_some());
         match body {
-            Body::Open(open) => e.open = Some((epoch, open)),
-            Body::OpenAck { result } => e.open_ack = Some((epoch, result)),
-            Body::Credit { consumed, limit } => {
-                if !ended {
-                    let old = e.credit.map_or((0, 0), |c| (c.consumed, c.limit));
-                    e.credit = Some(Credit { epoch, consumed: consumed.max(old.0), limit: limit.max(old.1) });
-                }
-            }
+            Body::Open(open) => self.control(ix).open = Some((epoch, open)),
+            Body::OpenAck { result } => self.control(ix).open_ack = Some((epoch, result)),
             Body::Resume(resume) => {
                 // Data under the binding that ends here would be dropped by the
                 // receiver; both ends retransmit from RESUME's positions.
                 // Credit is absolute and holds under any binding.
-                if let Some(c) = &mut e.credit {
+                let control = self.control(ix);
+                if let Some(c) = &mut control.credit {
                     c.epoch = epoch;
                 }
-                e.resume = Some((epoch, resume));
+                control.resume = Some((epoch, resume));
                 self.discard(ix, Some(epoch), released);
             }
+            Body::Data { bytes, .. } if ended => released.push(Released { cid, bytes: bytes.len() as u64 }),
+            Body::Credit { .. } | Body::Fin { .. } | Body::Rst { .. } if ended => {}
+            Body::Data { bytes, .. } if bytes.is_empty() => {}
+            Body::Data { off, bytes } => self.append(ix, Piece { epoch, off, bytes, next: NIL }),
+            Body::Fin { final_off } => {
+                self.append(ix, Piece { epoch, off: final_off, bytes: Bytes::new(), next: NIL });
+            }
+            Body::Credit { consumed, limit } => {
+                let slot = &mut self.control(ix).credit;
+                let old = slot.map_or((0, 0), |c| (c.consumed, c.limit));
+                *slot = Some(Credit { epoch, consumed: consumed.max(old.0), limit: limit.max(old.1) });
+            }
             Body::Rst { code, final_off } => {
-                if ended {
-                    return;
-                }
-                e.credit = None;
-                if e.open.take().is_some() {
+                let control = self.control(ix);
+                control.credit = None;
+                if control.open.is_some() {
                     // The peer never heard of the stream.
-                    e.open_ack = None;
-                    e.resume = None;
+                    self.drop_control(ix);
                 } else {
-                    e.rst = Some((epoch, code, final_off));
+                    control.rst = Some((epoch, code, final_off));
                 }
                 self.discard(ix, None, released);
             }
-            Body::Data { off, bytes } => {
-                if ended {
-                    released.push(Released { cid: e.cid, bytes: bytes.len() as u64 });
-                } else if !bytes.is_empty() {
-                    self.append(ix, Piece { epoch, off, bytes, next: NIL });
-                }
-            }
-            Body::Fin { final_off } => {
-                if !ended {
-                    self.append(ix, Piece { epoch, off: final_off, bytes: Bytes::new(), next: NIL });
-                }
-            }
-        }
-    }
-
-    /// Puts the entry where its control slots say, and drops it when empty.
-    fn settle_control(&mut self, ix: usize, had_control: bool) {
-        let e = &self.entries[ix];
-        match (had_control, e.has_control()) {
-            (false, true) => self.dirty.push_back(&mut self.entries, ix),
-            (true, false) => self.dirty.remove(&mut self.entries, ix),
-            (true, true) | (false, false) => {}
         }
         self.drop_if_empty(ix);
     }
 
-    fn drop_if_empty(&mut self, ix: usize) {
-        let e = &self.entries[ix];
-        if !e.has_control() && !e.has_data() {
+    /// The control slots of an entry, which waits for its turn from now on.
+    fn control(&mut self, ix: Ix) -> &mut Control {
+        let e = &mut self.entries[ix as usize];
+        if e.control == NIL {
+            e.control = insert(&mut self.controls, Control::new(ix));
+            self.dirty.push_back(&mut self.controls, e.control);
+        }
+        &mut self.controls[e.control as usize]
+    }
+
+    fn drop_control(&mut self, ix: Ix) {
+        let at = std::mem::replace(&mut self.entries[ix as usize].control, NIL);
+        self.dirty.remove(&mut self.controls, at);
+        self.controls.remove(at as usize);
+    }
+
+    fn drop_if_empty(&mut self, ix: Ix) {
+        let e = &self.entries[ix as usize];
+        if e.control == NIL && e.first == NIL {
             self.by_cid.remove(&e.cid);
-            self.entries.remove(ix);
+            self.entries.remove(ix as usize);
         }
     }
 
-    fn append(&mut self, ix: usize, piece: Piece) {
+    fn append(&mut self, ix: Ix, piece: Piece) {
         let len = piece.bytes.len() as u64;
-        let at = self.pieces.insert(piece);
-        let e = &mut self.entries[ix];
+        let at = insert(&mut self.pieces, piece);
+        let e = &mut self.entries[ix as usize];
         let last = std::mem::replace(&mut e.last, at);
         e.bytes += len;
         self.data_bytes += len;
-        match self.pieces.get_mut(last) {
+        match get_mut(&mut self.pieces, last) {
             Some(last) => last.next = at,
             None => {
                 e.first = at;
-                e.deficit = QUANTUM_BYTES;
+                e.deficit = QUANTUM_BYTES as u32;
                 self.ring.push_back(&mut self.entries, ix);
             }
         }
     }
 
     /// Drops the pieces not queued under `keep` (all of them for `None`).
-    fn discard(&mut self, ix: usize, keep: Option<Epoch>, released: &mut Vec<Released>) {
-        let e = &mut self.entries[ix];
+    fn discard(&mut self, ix: Ix, keep: Option<Epoch>, released: &mut Vec<Released>) {
+        let e = &mut self.entries[ix as usize];
         let cid = e.cid;
-        let had_data = e.has_data();
+        let had_data = e.first != NIL;
         let (mut at, mut last_kept, mut bytes) = (e.first, NIL, 0);
         e.first = NIL;
-        while let Some(piece) = self.pieces.get_mut(at) {
+        while let Some(piece) = get_mut(&mut self.pieces, at) {
             let next = piece.next;
             if keep == Some(piece.epoch) {
                 piece.next = NIL;
-                match self.pieces.get_mut(last_kept) {
+                match get_mut(&mut self.pieces, last_kept) {
                     Some(last) => last.next = at,
                     None => e.first = at,
                 }
                 last_kept = at;
             } else {
                 bytes += piece.bytes.len() as u64;
-                self.pieces.remove(at);
+                self.pieces.remove(at as usize);
             }
             at = next;
         }
         e.last = last_kept;
         e.bytes -= bytes;
         self.data_bytes -= bytes;
-        if had_data && !e.has_data() {
+        if had_data && last_kept == NIL {
             self.ring.remove(&mut self.entries, ix);
         }
         if bytes > 0 {
@@ -440,11 +453,15 @@ impl Queues {
 
     /// The next control frame.
     pub(super) fn pop_control(&mut self) -> Option<Frame> {
-        let ix = self.dirty.head;
-        let e = self.entries.get_mut(ix)?;
-        let cid = e.cid;
-        let (epoch, body) = e.take_control()?;
-        self.settle_control(ix, true);
+        let control = get_mut(&mut self.controls, self.dirty.head)?;
+        let ix = control.entry;
+        let (epoch, body) = control.take()?;
+        let done = control.is_empty();
+        let cid = self.entries[ix as usize].cid;
+        if done {
+            self.drop_control(ix);
+            self.drop_if_empty(ix);
+        }
         Some(Frame::Stream { cid, epoch, body })
     }
 
@@ -456,8 +473,8 @@ impl Queues {
             let ix = self.ring.head;
             let sole = self.ring.len == 1;
             let limit = if sole { DATA_PAYLOAD_MAX_BYTES } else { QUANTUM_BYTES };
-            let Some(e) = self.entries.get_mut(ix) else { return Pulled::Empty };
-            let Some(piece) = self.pieces.get_mut(e.first) else { return Pulled::Empty };
+            let Some(e) = get_mut(&mut self.entries, ix) else { return Pulled::Empty };
+            let Some(piece) = get_mut(&mut self.pieces, e.first) else { return Pulled::Empty };
             let take = piece.bytes.len().min(limit);
             if take > room {
                 return Pulled::NoRoom;
@@ -465,13 +482,13 @@ impl Queues {
             if !sole {
                 // What a stream saved while it was alone is not a debt of the
                 // others (L7).
-                e.deficit = e.deficit.min(2 * QUANTUM_BYTES);
+                e.deficit = e.deficit.min(2 * QUANTUM_BYTES as u32);
             }
-            let cost = take.max(FRAME_COST_MIN_BYTES);
+            let cost = take.max(FRAME_COST_MIN_BYTES) as u32;
             if e.deficit < cost {
                 // Every stream that is not at the head holds a full quantum,
                 // so this is done at most once per call.
-                e.deficit += limit;
+                e.deficit += limit as u32;
                 self.ring.remove(&mut self.entries, ix);
                 self.ring.push_back(&mut self.entries, ix);
                 continue;
@@ -493,7 +510,7 @@ impl Queues {
                     self.ring.remove(&mut self.entries, ix);
                     self.drop_if_empty(ix);
                 }
-                self.pieces.remove(at);
+                self.pieces.remove(at as usize);
             } else {
                 piece.off += take as u64;
             }
@@ -502,38 +519,32 @@ impl Queues {
     }
 
     pub(super) fn check_invariants(&self) {
-        let (mut control, mut with_data, mut pieces, mut bytes) = (0, 0, 0, 0);
+        let (mut with_control, mut with_data, mut pieces, mut bytes) = (0, 0, 0, 0);
         for (ix, e) in &self.entries {
-            assert_eq!(self.by_cid.get(&e.cid), Some(&ix), "every entry is found by its cid");
-            assert!(e.has_control() || e.has_data(), "an entry without anything to say is dropped");
-            assert!(e.rst.is_none() || !e.has_data(), "RST supersedes data");
-            control += usize::from(e.has_control());
-            with_data += usize::from(e.has_data());
+            assert_eq!(self.by_cid.get(&e.cid).map(|i| *i as usize), Some(ix), "every entry is found by its cid");
+            assert!(e.control != NIL || e.first != NIL, "an entry without anything to say is dropped (B5)");
+            if let Some(c) = get(&self.controls, e.control) {
+                with_control += 1;
+                assert_eq!(c.entry as usize, ix, "control knows its entry");
+                assert!(!c.is_empty(), "control without a frame is dropped");
+                assert!(c.rst.is_none() || (e.first == NIL && c.credit.is_none()), "RST supersedes credit and data");
+            }
             let (mut own, mut at, mut last) = (0, e.first, NIL);
-            while let Some(p) = self.pieces.get(at) {
+            while let Some(p) = get(&self.pieces, at) {
                 pieces += 1;
                 own += p.bytes.len() as u64;
                 last = at;
                 at = p.next;
             }
             assert_eq!((own, last), (e.bytes, e.last), "a stream's pieces add up");
+            with_data += usize::from(e.first != NIL);
             bytes += own;
         }
         assert_eq!(self.by_cid.len(), self.entries.len(), "no cid without an entry");
-        assert_eq!(control, self.walk(&self.dirty, |e| e.dirty), "the dirty list holds every entry with control");
-        assert_eq!(with_data, self.walk(&self.ring, |e| e.ring), "the ring holds every entry with data");
+        self.dirty.check(&self.controls, |c| c.dirty);
+        self.ring.check(&self.entries, |e| e.ring);
+        assert_eq!((with_control, with_control), (self.dirty.len, self.controls.len()), "all control is listed");
+        assert_eq!(with_data, self.ring.len, "the ring holds every stream with data");
         assert_eq!((pieces, bytes), (self.pieces.len(), self.data_bytes), "all pieces add up");
-    }
-
-    fn walk(&self, list: &List, of: fn(&Entry) -> Links) -> usize {
-        let (mut at, mut prev, mut n) = (list.head, NIL, 0);
-        while let Some(e) = self.entries.get(at) {
-            assert_eq!(of(e).prev, prev, "links agree both ways");
-            prev = at;
-            at = of(e).next;
-            n += 1;
-        }
-        assert_eq!((prev, n), (list.tail, list.len), "a list ends at its tail");
-        n
     }
 }
