@@ -137,7 +137,9 @@ impl WsUrl {
 
 impl fmt::Display for WsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}{}", if self.tls { "wss" } else { "ws" }, self.authority(), self.path)
+        // Without the query: people put secrets there (B10).
+        let path = self.path.split('?').next().unwrap_or_default();
+        write!(f, "{}://{}{path}", if self.tls { "wss" } else { "ws" }, self.authority())
     }
 }
 
@@ -548,6 +550,7 @@ mod tests {
             (false, "::1", 8765, "[::1]:8765")
         );
         assert_eq!(url.to_string(), "ws://[::1]:8765/");
+        assert_eq!(WsUrl::parse("ws://hub/t?token=x").unwrap().to_string(), "ws://hub/t");
         for (text, error) in [
             ("https://hub/tunnel", WsUrlError::Scheme),
             ("hub/tunnel", WsUrlError::Malformed),

@@ -228,7 +228,7 @@ fn pings_are_answered_between_frames_while_the_peer_does_not_read() {
             server.queue([body.clone()], body.len());
         }
         // Fill the socket: 20 MB are more than loopback buffers hold.
-        poll_fn(|cx| Poll::Ready(assert!(server.poll_flush(cx).is_pending()))).await;
+        assert!(poll_fn(|cx| Poll::Ready(server.poll_flush(cx).is_pending())).await);
         let blocked = server.queued_bytes();
         assert!(blocked > 0);
         client.send(Message::Ping(Bytes::from_static(b"one"))).unwrap();
