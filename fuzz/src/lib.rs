@@ -1,1 +1,19 @@
-//! Fuzz targets, callable on stable Rust.
+//! Fuzz targets, callable on stable Rust: each is a function of bytes that
+//! panics when a property is broken. `tests/replay.rs` replays the corpora and
+//! seeded mutations of them under plain `cargo test`; `README.md` tells how to
+//! let a fuzzer grow them.
+
+mod wire;
+
+pub use wire::{differential_v1_v2, frame_decode, frame_split, hello_json};
+
+/// A fuzz target.
+pub type Target = fn(&[u8]);
+
+/// All targets by name; the name is also the folder of the corpus.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("frame_decode", frame_decode),
+    ("frame_split", frame_split),
+    ("hello_json", hello_json),
+    ("differential_v1_v2", differential_v1_v2),
+];
