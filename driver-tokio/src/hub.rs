@@ -1,8 +1,321 @@
-//! hub.
+//! A hub process: ports, registry, signals around the core's `Hub`.
+
+mod app;
+mod snapshot;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nowconnect_core::error::RstCode;
+use nowconnect_core::hub::Hub;
+use nowconnect_core::id::{ListenerIx, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::mux::{Input, NodeOut};
+use nowconnect_core::observed::{Cause, Observed, StreamRecord};
+use nowconnect_core::registry::{RegistryOp, Token};
+use nowconnect_core::wire::{Dialect, Plane};
+use tokio::net::TcpListener;
+
+use crate::auth::TunnelAuth;
+use crate::cli::RunError;
+use crate::clock::Monotonic;
+use crate::config::{HubSetup, ListenTls};
+use crate::dial::WsUrl;
+use crate::dialer::{self, Target};
+use crate::http::{HttpLimits, HttpListener, Routes};
+use crate::limiter::Limiter;
+use crate::listener::{self, Clients};
+use crate::metrics::Metrics;
+use crate::node::{Effects, Node};
+use crate::registry::{RedisRegistry, RedisTimeouts, Registry, SharedMemory};
+use crate::{net, observe, signals, tls};
+
+/// Connections the kernel queues per listening socket.
+const BACKLOG: i32 = 1024;
+
+/// Told of every stream's record besides the log.
+pub type RecordHook = Rc<dyn Fn(&StreamRecord, Option<SocketAddr>)>;
+
+/// What a hub's parts share.
+pub(crate) struct Shared {
+    pub(crate) setup: HubSetup,
+    pub(crate) auth: TunnelAuth,
+    pub(crate) registry: Rc<Registry>,
+    pub(crate) metrics: Metrics,
+    pub(crate) lines: Limiter,
+    pub(crate) clients: Clients,
+    pub(crate) counts: app::Counts,
+    pub(crate) leaving: Cell<bool>,
+    targets: Vec<Target>,
+    hook: Option<RecordHook>,
+}
+
+/// A hub that runs in the current `LocalSet`.
+pub struct RunningHub {
+    /// The machine.
+    pub node: Node<Hub>,
+    /// Bound client ports, in the order of the configuration.
+    pub listeners: Vec<SocketAddr>,
+    /// Bound HTTP port.
+    pub http: SocketAddr,
+    /// Bound metrics port.
+    pub metrics: Option<SocketAddr>,
+    shared: Rc<Shared>,
+    accepting: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for RunningHub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunningHub").field("http", &self.http).finish_non_exhaustive()
+    }
+}
+
 /// Runs a hub until it is told to stop.
 ///
 /// # Errors
-/// When it cannot be run.
-pub fn run(_setup: crate::config::HubSetup) -> Result<(), crate::cli::RunError> {
-    Err(crate::cli::RunError::Failed("not in this build".to_owned()))
+/// When its configuration cannot be used (exit code 2) or a port cannot be bound.
+pub fn run(setup: HubSetup) -> Result<(), RunError> {
+    signals::raise_file_limit();
+    signals::block_on(async move {
+        let mut signals = signals::Signals::new()?;
+        let hub = start(setup, None, None).await?;
+        tracing::info!(event = "ready", replica = %hub.shared.setup.core.replica_id, http = %hub.http, mode = hub.shared.setup.core.mode.name());
+        signals.first().await;
+        tokio::select! {
+            () = hub.leave() => {}
+            () = signals.next() => hub.stop().await,
+        }
+        Ok(())
+    })
 }
+
+/// Binds everything and starts the machine.
+///
+/// # Errors
+/// As [`run`].
+pub async fn start(setup: HubSetup, registry: Option<Registry>, hook: Option<RecordHook>) -> Result<RunningHub, RunError> {
+    let config = |e: &dyn std::fmt::Display| RunError::Config(e.to_string());
+    let auth = TunnelAuth::from_setup(&setup.auth).map_err(|e| config(&e))?;
+    let mesh_client = match &setup.mesh_tls {
+        Some(files) if setup.core.peers.iter().any(|p| p.url.starts_with("wss:")) => {
+            Some(tls::mesh_client(files).map_err(|e| config(&e))?)
+        }
+        _ => None,
+    };
+    let mut targets = Vec::new();
+    for peer in &setup.core.peers {
+        let url = WsUrl::parse(&peer.url).map_err(|e| RunError::Config(format!("ha.mesh.peers: {}: {e}", peer.url)))?;
+        targets.push(Target { url, tls: mesh_client.clone(), dialects: setup.mesh_wire.dialects(Plane::Mesh) });
+    }
+    let registry = match (registry, &setup.redis_url) {
+        (Some(r), _) => r,
+        (None, Some(url)) => {
+            let timeouts = RedisTimeouts { op: setup.core.registry.op_timeout, ..RedisTimeouts::default() };
+            let redis = RedisRegistry::connect(url.reveal(), setup.core.namespace.clone(), timeouts)
+                .await
+                .map_err(|e| RunError::Config(format!("ha.redis_url: {e}")))?;
+            Registry::Redis(Box::new(redis))
+        }
+        (None, None) => Registry::Memory(SharedMemory::default()),
+    };
+    let metrics = Metrics::new().map_err(|e| RunError::Failed(e.to_string()))?;
+
+    let mut bound = Vec::new();
+    for l in &setup.listeners {
+        bound.push(bind(l.addr, &format!("listeners[{}].bind", l.name))?);
+    }
+    let http = bind(setup.http_bind, "http.bind")?;
+    let metrics_port = setup.metrics_bind.map(|addr| bind(addr, "metrics.bind")).transpose()?;
+    let mesh_port = setup.mesh_listen.as_ref().map(|m| bind(m.addr, "ha.mesh.listen")).transpose()?;
+    let http_tls = setup.http_tls.as_ref().map(tls::http_server).transpose().map_err(|e| config(&e))?;
+    let mesh_tls = match (&setup.mesh_listen, &setup.mesh_tls) {
+        (Some(m), Some(files)) if m.tls == ListenTls::Native => Some(tls::mesh_server(files).map_err(|e| config(&e))?),
+        (Some(m), None) if m.tls == ListenTls::Native => {
+            return Err(RunError::Config("ha.mesh.listen_tls: native needs ha.mesh.tls".to_owned()));
+        }
+        _ => None,
+    };
+
+    let clock = Monotonic::new();
+    let lines = Limiter::new(clock);
+    let shared = Rc::new(Shared {
+        auth,
+        registry: Rc::new(registry),
+        metrics,
+        lines: lines.clone(),
+        clients: Clients::default(),
+        counts: app::Counts::default(),
+        leaving: Cell::new(false),
+        targets,
+        hook,
+        setup,
+    });
+    let mut out = NodeOut::default();
+    let core = Arc::new(shared.setup.core.clone());
+    let machine = Hub::new(core, signals::os_seed(), clock.now(), &mut out);
+    let node = Node::start(machine, out, clock, Box::new(HubEffects(Rc::clone(&shared))));
+
+    let local = |s: &TcpListener| s.local_addr().map_err(|e| RunError::Failed(e.to_string()));
+    let app: Rc<dyn crate::http::HttpApp> = Rc::new(app::App::new(node.clone(), Rc::clone(&shared)));
+    let mut accepting = Vec::new();
+    let mut listeners = Vec::new();
+    for (ix, (socket, l)) in bound.into_iter().zip(&shared.setup.listeners).enumerate() {
+        listeners.push(local(&socket)?);
+        accepting.push(tokio::task::spawn_local(listener::run(
+            node.clone(),
+            ListenerIx(u16::try_from(ix).unwrap_or(u16::MAX)),
+            l.name.to_string(),
+            socket,
+            l.allow.clone(),
+            Rc::clone(&shared.clients),
+            lines.clone(),
+        )));
+    }
+    let serve = |socket: TcpListener, routes: Routes, tls: Option<Arc<rustls::ServerConfig>>| {
+        let limits = HttpLimits {
+            connections_max: shared.setup.core.limits.max_handshakes as usize,
+            connections_per_ip_max: shared.setup.core.limits.max_handshakes as usize,
+            ..HttpLimits::default()
+        };
+        let tls = tls.map(|t| Arc::new(arc_swap::ArcSwap::new(t)));
+        let setting = HttpListener { routes, tls, limits };
+        tokio::task::spawn_local(crate::http::serve(socket, setting, Rc::clone(&app), std::future::pending()));
+    };
+    let http_addr = local(&http)?;
+    let metrics_addr = metrics_port.as_ref().map(local).transpose()?;
+    let public = Routes { mesh: mesh_port.is_none(), ..Routes::PUBLIC };
+    serve(http, public, http_tls);
+    if let Some(socket) = metrics_port {
+        serve(socket, Routes::METRICS, None);
+    }
+    if let Some(socket) = mesh_port {
+        serve(socket, Routes::MESH, mesh_tls);
+    }
+    Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, shared, accepting })
+}
+
+fn bind(addr: SocketAddr, key: &str) -> Result<TcpListener, RunError> {
+    net::listen(addr, BACKLOG).map_err(|e| RunError::Failed(format!("{key}: cannot listen on {addr}: {e}")))
+}
+
+impl RunningHub {
+    /// Leaves in order: readiness first, listeners stay open for
+    /// `drain.lameduck`, then no new streams, and an end when all are gone or
+    /// `drain.timeout` has passed.
+    pub async fn leave(&self) {
+        let drain = &self.shared.setup.drain;
+        tracing::info!(event = "draining", lameduck_ms = drain.lameduck.as_millis() as u64, timeout_ms = drain.timeout.as_millis() as u64);
+        self.shared.leaving.set(true);
+        tokio::time::sleep(drain.lameduck).await;
+        for a in &self.accepting {
+            a.abort();
+        }
+        self.node.input(Input::Drain);
+        if tokio::time::timeout(drain.timeout, self.node.drained()).await.is_err() {
+            tracing::warn!(event = "drain_deadline", "drain.timeout passed; the remaining streams are reset");
+        }
+        self.stop().await;
+    }
+
+    /// Ends at once: streams are reset, peers are told.
+    pub async fn stop(&self) {
+        for a in &self.accepting {
+            a.abort();
+        }
+        self.node.input(Input::Shutdown);
+        self.node.flushed(Duration::from_secs(1)).await;
+        tracing::info!(event = "stopped");
+    }
+}
+
+struct HubEffects(Rc<Shared>);
+
+impl HubEffects {
+    fn listener(&self, ix: ListenerIx) -> (&str, &str) {
+        self.0
+            .setup
+            .core
+            .listeners
+            .get(usize::from(ix.0))
+            .map_or(("", ""), |l| (l.name.as_str(), l.connector.as_str()))
+    }
+}
+
+impl Effects<Hub> for HubEffects {
+    fn dial(&self, node: &Node<Hub>, target: TargetIx) {
+        if let Some(t) = self.0.targets.get(usize::from(target.0)) {
+            dialer::start(node, target, t, || Ok(None), &self.0.lines);
+        }
+    }
+
+    fn connect(&self, node: &Node<Hub>, stream: StreamKey, _connector: Name) {
+        node.input(Input::Target { stream, result: Err::<SockKey, _>(RstCode::Protocol) });
+    }
+
+    fn registry(&self, node: &Node<Hub>, token: Token, op: RegistryOp) {
+        let (node, shared) = (node.clone(), Rc::clone(&self.0));
+        tokio::task::spawn_local(async move {
+            let started = node.clock().now();
+            let result = shared.registry.execute(&op).await;
+            shared.metrics.registry_done(&op, &result, node.clock().now().since(started));
+            node.input(Input::Registry { token, result });
+        });
+    }
+
+    fn observe(&self, _node: &Node<Hub>, event: Observed) {
+        let s = &self.0;
+        match &event {
+            Observed::Stream(r) => {
+                let (listener, connector) = self.listener(r.listener);
+                let client = r.sock.and_then(|k| s.clients.borrow().get(&k).copied());
+                observe::stream_record(r, listener, connector, s.setup.core.replica_id.as_str(), client);
+                if let (Cause::Reset(code), None) = (r.cause, r.open)
+                    && let Some(suppressed) = s.lines.allow("open_failed", &format!("{listener} {code}"))
+                {
+                    tracing::warn!(event = "open_failed", listener, connector, reason = code.name(), suppressed, "a client could not be carried");
+                }
+                s.counts.ended(listener, r);
+                if let Some(hook) = &s.hook {
+                    hook(r, client);
+                }
+            }
+            Observed::Opened { after, .. } => s.metrics.observe_open(*after),
+            Observed::Rtt { plane: Plane::Mesh, sample } => s.metrics.observe_mesh_rtt(*sample),
+            Observed::Rtt { plane: Plane::Tunnel, sample } => s.metrics.observe_tunnel_rtt(*sample),
+            Observed::ProtocolViolation { plane, kind, .. } => s.counts.protocol_error(*plane, *kind),
+            _ => {}
+        }
+        observe::event(&event, &s.lines);
+    }
+}
+
+/// Which encodings a node offers and accepts (`wire`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wire {
+    /// Both, v2 preferred.
+    #[default]
+    Auto,
+    /// JSON text only.
+    V1,
+    /// Binary only.
+    V2,
+}
+
+impl Wire {
+    /// The dialects of a plane, best first.
+    #[must_use]
+    pub fn dialects(self, plane: Plane) -> Vec<Dialect> {
+        let [v2, v1] = Dialect::of(plane);
+        match self {
+            Self::Auto => vec![v2, v1],
+            Self::V1 => vec![v1],
+            Self::V2 => vec![v2],
+        }
+    }
+}
+
+/// Totals by name, for what only events tell.
+pub(crate) type Totals<K> = std::cell::RefCell<BTreeMap<K, u64>>;

@@ -83,9 +83,14 @@ pub fn tune_session(stream: &TcpStream, user_timeout: Duration) -> io::Result<()
 /// Closes with RST: the other side sees an abort, never a clean end (S2, S5).
 /// Bytes the kernel has not sent are discarded.
 pub fn abort(stream: TcpStream) {
-    // On failure the drop still closes, with FIN; there is nothing better left.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    reset_on_drop(&stream);
     drop(stream);
+}
+
+/// Makes the coming drop of `stream` an RST.
+pub fn reset_on_drop(stream: &TcpStream) {
+    // On failure the drop still closes, with FIN; there is nothing better left.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// What to do after `accept` failed: go on at once, because only that one

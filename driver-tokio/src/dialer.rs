@@ -1,0 +1,70 @@
+//! Dials of a node: hub to peer, agent to hub. One task a dial: TCP, TLS and
+//! the WebSocket upgrade; then the pump. The core decides when to dial and
+//! what a failure means.
+
+use std::sync::Arc;
+
+use nowconnect_core::id::TargetIx;
+use nowconnect_core::mux::Input;
+use nowconnect_core::principal::HubGrant;
+use nowconnect_core::wire::{Dialect, MESSAGE_MAX_BYTES, Plane};
+
+use crate::conn;
+use crate::dial::{Dial, DialTimeouts, WsUrl, dial};
+use crate::limiter::Limiter;
+use crate::node::{Machine, Node};
+use crate::ws::{READ_BUFFER_LINK_BYTES, READ_BUFFER_TUNNEL_BYTES};
+
+/// Where one target of a node is, and how it is spoken to.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The address.
+    pub url: WsUrl,
+    /// For `wss`.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// Dialects to offer, best first.
+    pub dialects: Vec<Dialect>,
+}
+
+/// Starts a dial. `bearer` is asked for the token of this very dial.
+pub fn start<M: Machine>(
+    node: &Node<M>,
+    ix: TargetIx,
+    target: &Target,
+    bearer: impl FnOnce() -> Result<Option<String>, String> + 'static,
+    lines: &Limiter,
+) {
+    let (node, target, lines) = (node.clone(), target.clone(), lines.clone());
+    tokio::task::spawn_local(async move {
+        let plane = target.dialects.first().map_or(Plane::Tunnel, |d| d.plane);
+        let failed = |why: String| {
+            if let Some(suppressed) = lines.allow("dial_failed", &target.url.to_string()) {
+                tracing::warn!(event = "dial_failed", url = %target.url, suppressed, "{why}");
+            }
+            node.input(Input::DialFailed { target: ix });
+        };
+        let bearer = match bearer() {
+            Ok(b) => b,
+            Err(why) => return failed(why),
+        };
+        let dialed = dial(Dial {
+            url: &target.url,
+            tls: target.tls.clone(),
+            bearer: bearer.as_deref(),
+            dialects: &target.dialects,
+            timeouts: DialTimeouts::default(),
+            read_buffer_bytes: if plane == Plane::Mesh { READ_BUFFER_LINK_BYTES } else { READ_BUFFER_TUNNEL_BYTES },
+            message_max_bytes: MESSAGE_MAX_BYTES,
+        })
+        .await;
+        match dialed {
+            Ok(d) => {
+                let key = node.add_conn();
+                let peer = HubGrant { dns_names: target.url.is_tls().then_some(d.peer_dns_names) };
+                node.input(Input::Connected { target: ix, conn: key, dialect: d.dialect, peer });
+                conn::run(node, key, d.conn, true).await;
+            }
+            Err(e) => failed(e.to_string()),
+        }
+    });
+}

@@ -1,0 +1,103 @@
+//! Events of the core as log lines. One structured line each, with a stable
+//! `event`; failures are rate-limited. No token, key or payload ever gets
+//! here; peers appear by the names they authenticated with (B10).
+
+use std::net::SocketAddr;
+
+use nowconnect_core::observed::{Observed, StreamRecord};
+use nowconnect_core::wire::Plane;
+
+use crate::limiter::Limiter;
+
+const fn plane_name(plane: Plane) -> &'static str {
+    match plane {
+        Plane::Tunnel => "tunnel",
+        Plane::Mesh => "mesh",
+    }
+}
+
+fn millis(d: Option<std::time::Duration>) -> Option<f64> {
+    d.map(|d| d.as_secs_f64() * 1000.0)
+}
+
+/// The record of one stream (semantics 10), log target `stream`.
+pub fn stream_record(r: &StreamRecord, listener: &str, connector: &str, origin: &str, client: Option<SocketAddr>) {
+    tracing::info!(
+        target: "stream",
+        cid = %r.cid,
+        listener,
+        client = client.map(tracing::field::display),
+        origin,
+        owner = r.owner.as_ref().map(tracing::field::display),
+        agent = r.agent_id.as_ref().map(tracing::field::display),
+        connector,
+        path = if r.owner.is_none() { "none" } else if r.local { "local" } else { "mesh" },
+        epoch = %r.epoch,
+        route_ms = millis(r.route),
+        open_ms = millis(r.open),
+        first_byte_ms = millis(r.first_byte),
+        total_ms = millis(Some(r.total)),
+        bytes_up = r.bytes_up,
+        bytes_down = r.bytes_down,
+        cause = r.cause.name(),
+        by = r.by.name(),
+    );
+}
+
+/// Every other event.
+pub fn event(event: &Observed, lines: &Limiter) {
+    match event {
+        // Told by the caller with names, or samples for histograms.
+        Observed::Stream(_) | Observed::Opened { .. } | Observed::Rtt { .. } => {}
+        Observed::TargetFailed { connector, code } => {
+            if let Some(suppressed) = lines.allow("target_failed", connector.as_str()) {
+                tracing::warn!(event = "target_failed", %connector, reason = code.name(), suppressed);
+            }
+        }
+        Observed::SessionUp { plane, peer } => {
+            tracing::info!(event = "session_up", plane = plane_name(*plane), peer);
+        }
+        Observed::SessionSuspended { plane, peer, cause } => {
+            tracing::warn!(event = "session_suspended", plane = plane_name(*plane), peer, cause = cause.name());
+        }
+        Observed::SessionResumed { plane, peer, after } => {
+            let after_ms = after.as_secs_f64() * 1000.0;
+            tracing::info!(event = "session_resumed", plane = plane_name(*plane), peer, after_ms);
+        }
+        Observed::SessionLost { plane, peer, cause } => {
+            tracing::warn!(event = "session_lost", plane = plane_name(*plane), peer, cause = cause.name());
+        }
+        Observed::HandshakeFailed { plane, cause, detail } => {
+            if let Some(suppressed) = lines.allow("handshake_failed", cause.name()) {
+                tracing::warn!(event = "handshake_failed", plane = plane_name(*plane), cause = cause.name(), suppressed, "{detail}");
+            }
+        }
+        Observed::ProtocolViolation { plane, kind, detail } => {
+            if let Some(suppressed) = lines.allow("protocol_violation", kind.name()) {
+                tracing::warn!(event = "protocol_violation", plane = plane_name(*plane), kind = kind.name(), suppressed, "{detail}");
+            }
+        }
+        Observed::Attached { agent_id, epoch, firm, takeover } => {
+            tracing::info!(event = "attached", agent = %agent_id, %epoch, firm, takeover);
+        }
+        Observed::Detached { agent_id, epoch } => {
+            tracing::info!(event = "detached", agent = %agent_id, %epoch);
+        }
+        Observed::RegistryHealth { healthy: true } => tracing::info!(event = "registry_healthy"),
+        Observed::RegistryHealth { healthy: false } => {
+            tracing::error!(event = "registry_unhealthy", "new cross-hub streams are refused until it answers (ha.redis_url)");
+        }
+        Observed::LeaseHeldByOther => {
+            tracing::error!(event = "replica_id_twice", "another live process uses this ha.replica_id");
+        }
+        Observed::PeerIsSelf { peer } => {
+            tracing::info!(event = "peer_is_self", peer, "this entry of ha.mesh.peers is this hub itself and is ignored");
+        }
+        Observed::FewerHubs { wanted, have } => {
+            tracing::warn!(event = "fewer_hubs", wanted, have, "fewer distinct hubs behind `hubs` than `parallel` asks for");
+        }
+        Observed::GaveUp { plane, target } => {
+            tracing::error!(event = "gave_up", plane = plane_name(*plane), target, "reconnect.max_retries dials failed in a row");
+        }
+    }
+}

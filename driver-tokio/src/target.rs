@@ -1,0 +1,47 @@
+//! Connects the targets of an agent's streams.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use nowconnect_core::agent::Agent;
+use nowconnect_core::error::RstCode;
+use nowconnect_core::id::StreamKey;
+use nowconnect_core::mux::Input;
+use tokio::net::TcpStream;
+
+use crate::net;
+use crate::node::Node;
+use crate::socket;
+
+/// Connects `address` for a stream and runs its socket.
+pub fn start(node: &Node<Agent>, stream: StreamKey, address: String, timeout: Duration) {
+    let node = node.clone();
+    tokio::task::spawn_local(async move {
+        let connected = match tokio::time::timeout(timeout, TcpStream::connect(&address)).await {
+            Ok(Ok(tcp)) => Ok(tcp),
+            Ok(Err(e)) => Err(code_of(&e)),
+            Err(_) => Err(RstCode::TargetTimeout),
+        };
+        match connected {
+            Ok(tcp) => {
+                // Without the options a dead target is noticed later; no reason to refuse.
+                let _ = net::tune_client(&tcp);
+                let sock = node.add_sock();
+                node.input(Input::Target { stream, result: Ok(sock) });
+                socket::run(node, stream, sock, tcp).await;
+            }
+            Err(code) => {
+                tracing::warn!(event = "target_failed", target = %address, reason = code.name(), "a target could not be connected");
+                node.input(Input::Target { stream, result: Err(code) });
+            }
+        }
+    });
+}
+
+fn code_of(e: &std::io::Error) -> RstCode {
+    match e.kind() {
+        ErrorKind::ConnectionRefused => RstCode::Refused,
+        ErrorKind::TimedOut => RstCode::TargetTimeout,
+        _ => RstCode::Unreachable,
+    }
+}
