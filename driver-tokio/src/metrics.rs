@@ -1,1 +1,373 @@
-//! metrics.
+//! Everything `/metrics` shows. The core keeps plain totals; whoever serves a
+//! scrape copies them into a [`Snapshot`] and hands it to [`Metrics::render`],
+//! so that nothing on the data path touches this module. Only what cannot be
+//! copied afterwards, the histograms, is observed through handles resolved once
+//! at the start.
+//!
+//! Keeps: B10. Families and their label names are a closed table here; label
+//! values come from closed sets and from the configuration, never from a peer.
+//! `docs/metrics.md` is checked against the table in both directions.
+//!
+//! Must not know: the hub, sockets, HTTP.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use nowconnect_core::registry::{RegistryError, RegistryOp, RegistryResult};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+
+/// What a family is to Prometheus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A total since the start of the process.
+    Counter,
+    /// A level.
+    Gauge,
+}
+
+macro_rules! families {
+    ($($(#[$doc:meta])* $v:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        /// Every family a [`Snapshot`] fills.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Family { $(#[doc = $help] $v),* }
+
+        impl Family {
+            /// Every family, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$v),*];
+
+            /// The name in the exposition.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$v => $name),* }
+            }
+            /// Counter or gauge.
+            #[must_use]
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$v => Kind::$kind),* }
+            }
+            /// Label names; samples give their values in this order.
+            #[must_use]
+            pub const fn labels(self) -> &'static [&'static str] {
+                match self { $(Self::$v => &[$($label),*]),* }
+            }
+            /// One sentence of explanation.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$v => $help),* }
+            }
+        }
+    };
+}
+
+families! {
+    StreamsTotal = Counter "nowconnect_streams_total" ["listener", "path"] "Streams opened, by listener and path (local or mesh).";
+    Streams = Gauge "nowconnect_streams" [] "Streams open now.";
+    StreamBytes = Counter "nowconnect_stream_bytes_total" ["direction"] "Payload bytes of streams: in from clients, out to clients.";
+    OpenFailures = Counter "nowconnect_open_failures_total" ["listener", "reason"] "Clients that were refused, by reason.";
+    StreamEnds = Counter "nowconnect_stream_ends_total" ["cause"] "Streams that ended, by cause.";
+    MeshLinks = Gauge "nowconnect_mesh_links" ["peer", "state"] "Links to each peer in each state (0 or 1).";
+    Tunnels = Gauge "nowconnect_tunnels" [] "Tunnels established now.";
+    MeshFrames = Counter "nowconnect_mesh_frames_total" ["dir", "type"] "Frames on links, by direction (in or out) and type.";
+    TunnelFrames = Counter "nowconnect_tunnel_frames_total" ["dir", "type"] "Frames on tunnels, by direction (in or out) and type.";
+    SessionQueueFrames = Gauge "nowconnect_session_queue_frames" ["plane", "peer"] "Frames waiting or in flight, for each link and for all tunnels together (no peer).";
+    SessionInflightBytes = Gauge "nowconnect_session_inflight_bytes" ["plane", "peer"] "Encoded bytes sent and not acknowledged, for each link and for all tunnels together (no peer).";
+    SessionsSuspended = Counter "nowconnect_sessions_suspended_total" ["plane"] "Sessions whose connection broke while they live on.";
+    SessionsResumed = Counter "nowconnect_sessions_resumed_total" ["plane"] "Sessions that continued on a new connection.";
+    SessionsLost = Counter "nowconnect_sessions_lost_total" ["plane"] "Sessions that ended without an orderly close.";
+    OwnerEpochMismatch = Counter "nowconnect_owner_epoch_mismatch_total" [] "OPEN and RESUME frames refused because their epoch and nonce are not the attachment's.";
+    CidDedupDropped = Counter "nowconnect_cid_dedup_dropped_total" [] "Duplicate frames dropped.";
+    MeshBackpressureDrops = Counter "nowconnect_mesh_backpressure_drops_total" ["peer", "reason"] "Streams reset because a peer ignored its credit limit.";
+    MeshBackpressure = Counter "nowconnect_mesh_backpressure_total" ["reason"] "Times a source was paused for lack of credit, queue or in-flight room.";
+    MeshLinkReconnects = Counter "nowconnect_mesh_link_reconnects_total" [] "Links established again after a loss.";
+    MeshLinkErrors = Counter "nowconnect_mesh_link_errors_total" [] "Mesh dials and connections that failed.";
+    MemoryHeld = Gauge "nowconnect_memory_held_bytes" [] "Payload bytes this process holds now.";
+    MemoryBudget = Gauge "nowconnect_memory_budget_bytes" [] "Payload bytes this process may hold (limits.memory_budget_bytes).";
+    ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
+    AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
+    RegistryHealthy = Gauge "nowconnect_registry_healthy" [] "1 while this hub's lease is renewed in time, else 0.";
+    RegistryCorruptValues = Counter "nowconnect_registry_corrupt_values_total" [] "Values in the registry that were no records of ours and counted as absent.";
+}
+
+/// Values of every family at one moment: plain numbers. Adding to the same
+/// family and labels twice sums, so shards can add one after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    samples: BTreeMap<(Family, Vec<String>), u64>,
+}
+
+impl Snapshot {
+    /// Adds `value` to the sample of `family` with these label values, in the
+    /// order of [`Family::labels`]. A wrong number of labels is a defect of the
+    /// caller: it fails debug builds, otherwise missing ones are empty.
+    pub fn add(&mut self, family: Family, labels: &[&str], value: u64) {
+        debug_assert_eq!(labels.len(), family.labels().len(), "labels of {}", family.name());
+        let labels = labels.iter().map(|l| (*l).to_owned()).collect();
+        let sample = self.samples.entry((family, labels)).or_default();
+        *sample = sample.saturating_add(value);
+    }
+
+    fn families(&self) -> Vec<MetricFamily> {
+        let mut by_family: BTreeMap<Family, Vec<Metric>> = BTreeMap::new();
+        for ((family, labels), value) in &self.samples {
+            by_family.entry(*family).or_default().push(sample(*family, labels, *value));
+        }
+        // What has no labels exists from the start, so that rate() sees its first step.
+        for family in Family::ALL.iter().filter(|f| f.labels().is_empty()) {
+            by_family.entry(*family).or_insert_with(|| vec![sample(*family, &[], 0)]);
+        }
+        let describe = |(family, metrics): (Family, Vec<Metric>)| {
+            let mut out = MetricFamily::default();
+            out.set_name(family.name().to_owned());
+            out.set_help(family.help().to_owned());
+            out.set_field_type(match family.kind() {
+                Kind::Counter => MetricType::COUNTER,
+                Kind::Gauge => MetricType::GAUGE,
+            });
+            out.set_metric(metrics);
+            out
+        };
+        by_family.into_iter().map(describe).collect()
+    }
+}
+
+fn sample(family: Family, labels: &[String], value: u64) -> Metric {
+    let pair = |(name, value): (&&str, &String)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).to_owned());
+        pair.set_value(value.clone());
+        pair
+    };
+    let mut metric = Metric::from_label(family.labels().iter().zip(labels).map(pair).collect());
+    let value = value as f64;
+    match family.kind() {
+        Kind::Counter => {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        }
+        Kind::Gauge => {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+    }
+    metric
+}
+
+/// The name of an operation in metrics and logs.
+#[must_use]
+pub const fn op_name(op: &RegistryOp) -> &'static str {
+    match op {
+        RegistryOp::Renew { .. } => "renew",
+        RegistryOp::Resign { .. } => "resign",
+        RegistryOp::Claim(_) => "claim",
+        RegistryOp::SetConnectors { .. } => "set_connectors",
+        RegistryOp::Release { .. } => "release",
+        RegistryOp::Lookup { .. } => "lookup",
+        RegistryOp::Agent { .. } => "agent",
+        RegistryOp::Sweep => "sweep",
+    }
+}
+
+/// Seconds: half a millisecond on one machine to the longest open.timeout.
+const OPEN_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Seconds: a loopback to a satellite.
+const RTT_BUCKETS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// The histograms, and the rendering of everything.
+pub struct Metrics {
+    registry: Registry,
+    open: Histogram,
+    mesh_rtt: Histogram,
+    tunnel_rtt: Histogram,
+    registry_seconds: HistogramVec,
+    registry_errors: IntCounterVec,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics(..)")
+    }
+}
+
+impl Metrics {
+    /// The metrics of one process.
+    ///
+    /// # Errors
+    /// Only if a name or label of the fixed set above is not valid, which a test
+    /// excludes.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let histogram = |name: &str, help: &str, buckets: &[f64]| -> Result<Histogram, prometheus::Error> {
+            let h = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+            registry.register(Box::new(h.clone()))?;
+            Ok(h)
+        };
+        let open = histogram(
+            "nowconnect_open_seconds",
+            "Time from a client's connection to the target's, for streams that opened.",
+            OPEN_BUCKETS,
+        )?;
+        let mesh_rtt = histogram("nowconnect_mesh_rtt_seconds", "Round trips of PING on links.", RTT_BUCKETS)?;
+        let tunnel_rtt = histogram("nowconnect_tunnel_rtt_seconds", "Round trips of PING on tunnels.", RTT_BUCKETS)?;
+        let registry_seconds = HistogramVec::new(
+            HistogramOpts::new(
+                "nowconnect_registry_seconds",
+                "Duration of registry operations, whatever their outcome.",
+            )
+            .buckets(RTT_BUCKETS.to_vec()),
+            &["op"],
+        )?;
+        registry.register(Box::new(registry_seconds.clone()))?;
+        let registry_errors = IntCounterVec::new(
+            Opts::new(
+                "nowconnect_registry_errors_total",
+                "Registry operations without a reply, by outcome: definite (did not happen) or unknown (may have).",
+            ),
+            &["op", "outcome"],
+        )?;
+        registry.register(Box::new(registry_errors.clone()))?;
+        let build = prometheus::IntGaugeVec::new(
+            Opts::new("nowconnect_build_info", "Always 1; the version of the binary."),
+            &["version"],
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(build))?;
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self { registry, open, mesh_rtt, tunnel_rtt, registry_seconds, registry_errors })
+    }
+
+    /// A stream is open; `took` counts from the client's connection.
+    pub fn observe_open(&self, took: Duration) {
+        self.open.observe(took.as_secs_f64());
+    }
+
+    /// A PING of a link came back.
+    pub fn observe_mesh_rtt(&self, rtt: Duration) {
+        self.mesh_rtt.observe(rtt.as_secs_f64());
+    }
+
+    /// A PING of a tunnel came back.
+    pub fn observe_tunnel_rtt(&self, rtt: Duration) {
+        self.tunnel_rtt.observe(rtt.as_secs_f64());
+    }
+
+    /// A registry operation ended.
+    pub fn observe_registry(&self, op: &RegistryOp, took: Duration, result: &RegistryResult) {
+        let op = op_name(op);
+        self.registry_seconds.with_label_values(&[op]).observe(took.as_secs_f64());
+        let outcome = match result {
+            Ok(_) => return,
+            Err(RegistryError::Definite(_)) => "definite",
+            Err(RegistryError::Unknown(_)) => "unknown",
+        };
+        self.registry_errors.with_label_values(&[op, outcome]).inc();
+    }
+
+    /// The exposition: its content type and its bytes.
+    ///
+    /// # Errors
+    /// When encoding fails, which no value can cause.
+    pub fn render(&self, snapshot: &Snapshot) -> Result<(&'static str, Vec<u8>), prometheus::Error> {
+        let mut families = self.registry.gather();
+        families.extend(snapshot.families());
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        let mut out = Vec::with_capacity(16 << 10);
+        TextEncoder::new().encode(&families, &mut out)?;
+        Ok((prometheus::TEXT_FORMAT, out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Name, type, labels: of every family rendered once with every sample.
+    fn rendered() -> (BTreeSet<(String, String, String)>, String) {
+        let metrics = Metrics::new().unwrap();
+        let mut snapshot = Snapshot::default();
+        for family in Family::ALL {
+            let labels: Vec<&str> = family.labels().iter().map(|_| "x\"\n").collect();
+            snapshot.add(*family, &labels, 3);
+        }
+        metrics.observe_open(Duration::from_millis(3));
+        let failed = Err(RegistryError::Unknown("no answer".to_owned()));
+        metrics.observe_registry(&RegistryOp::Sweep, Duration::from_millis(1), &failed);
+        let (content_type, bytes) = metrics.render(&snapshot).unwrap();
+        assert!(content_type.starts_with("text/plain; version=0.0.4"));
+        let text = String::from_utf8(bytes).unwrap();
+        let mut out = BTreeSet::new();
+        for line in text.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            let of_family = |l: &&str| {
+                l.strip_prefix(name).is_some_and(|rest| {
+                    let rest = if kind == "histogram" { rest.strip_prefix("_count").unwrap_or("?") } else { rest };
+                    rest.starts_with(['{', ' '])
+                })
+            };
+            let sample = text.lines().find(of_family).unwrap_or_else(|| panic!("no sample of {name}"));
+            let labels: Vec<&str> = match sample.split_once('{') {
+                None => Vec::new(),
+                Some((_, rest)) => rest.split("=\"").filter_map(|part| part.rsplit([',', '{']).next()).collect(),
+            };
+            let labels: Vec<&str> = labels.into_iter().filter(|l| !l.contains('"')).collect();
+            out.insert((name.to_owned(), kind.to_owned(), labels.join(", ")));
+        }
+        (out, text)
+    }
+
+    #[test]
+    fn the_documentation_names_exactly_what_is_rendered() {
+        let mut documented = BTreeSet::new();
+        for line in include_str!("../../docs/metrics.md").lines().filter(|l| l.starts_with("| `")) {
+            let cells: Vec<String> = line.trim_matches('|').split('|').map(|c| c.trim().replace('`', "")).collect();
+            assert_eq!(cells.len(), 4, "{line}");
+            assert!(cells[3].len() > 10, "expected a meaning: {line}");
+            assert!(documented.insert((cells[0].clone(), cells[1].clone(), cells[2].clone())), "twice: {line}");
+            if let Some(family) = Family::ALL.iter().find(|f| f.name() == cells[0]) {
+                assert_eq!(cells[3], family.help(), "the meaning in docs/metrics.md and the HELP text");
+            }
+        }
+        let (rendered, _) = rendered();
+        let undocumented: Vec<_> = rendered.difference(&documented).collect();
+        let imaginary: Vec<_> = documented.difference(&rendered).collect();
+        assert!(
+            undocumented.is_empty() && imaginary.is_empty(),
+            "not in docs: {undocumented:#?}\nnot rendered: {imaginary:#?}"
+        );
+    }
+
+    #[test]
+    fn samples_are_summed_escaped_and_exact() {
+        let metrics = Metrics::new().unwrap();
+        let mut snapshot = Snapshot::default();
+        snapshot.add(Family::StreamsTotal, &["l1", "mesh"], 40);
+        snapshot.add(Family::StreamsTotal, &["l1", "mesh"], 2);
+        snapshot.add(Family::StreamsTotal, &["l\"2", "local"], 9_007_199_254_740_991);
+        let (_, bytes) = metrics.render(&snapshot).unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        for line in [
+            "nowconnect_streams_total{listener=\"l1\",path=\"mesh\"} 42",
+            "nowconnect_streams_total{listener=\"l\\\"2\",path=\"local\"} 9007199254740991",
+            "nowconnect_cid_dedup_dropped_total 0",
+            "# TYPE nowconnect_streams_total counter",
+        ] {
+            assert!(text.lines().any(|l| l == line), "expected {line} in\n{text}");
+        }
+        assert!(!text.contains("nowconnect_mesh_links{"), "no sample was given");
+    }
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let (rendered, _) = rendered();
+        for (name, kind, _) in rendered {
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+            assert!(name.starts_with("nowconnect_") || name.starts_with("process_"), "{name}");
+        }
+    }
+}
