@@ -82,7 +82,7 @@ impl Slapd {
         let mut command = Command::new(installed(tool, "ldap-utils"));
         command.env_remove("LDAPCONF").env_remove("LDAPRC").env("HOME", self.dir.path());
         command.env("LDAPTLS_CACERT", self.ca()).env("LDAPTLS_REQCERT", "demand");
-        command.args(["-x", "-o", "nettimeout=60", "-H", &format!("ldap://localhost:{}", addr.port())]);
+        command.args(["-x", "-o", "nettimeout=60", "-H", &format!("ldap://{addr}")]);
         command
     }
 
