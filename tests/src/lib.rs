@@ -9,7 +9,12 @@
 //! another process is polling with a deadline ([`wait::eventually`]); nothing
 //! asserts on elapsed time.
 
-#![allow(clippy::unwrap_used, reason = "a harness that cannot set up its scene must fail the test on the spot")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::wildcard_enum_match_arm,
+    reason = "a harness that cannot set up its scene must fail the test on the spot; everything unexpected is one case"
+)]
 
 pub mod actors;
 pub mod certs;

@@ -132,7 +132,8 @@ impl Proxy {
     /// # Panics
     /// When it has not happened after `within`.
     pub async fn wait_cuts(&self, n: u64, within: Duration) {
-        eventually(&format!("cut number {n} of the proxy"), within, || async { (self.cuts() >= n).then_some(()) }).await;
+        eventually(&format!("cut number {n} of the proxy"), within, || async { (self.cuts() >= n).then_some(()) })
+            .await;
     }
 }
 

@@ -24,6 +24,13 @@ pub const PASSWORD: &str = "not-a-secret";
 /// People in the directory.
 pub const PEOPLE: usize = 3000;
 
+/// An LDAP search request as it goes over the wire (RFC 4511 4.5.1): message
+/// 1, base `dc=example,dc=org`, whole subtree, no limits, `(objectClass=*)`,
+/// all attributes.
+pub const SEARCH_ALL: &[u8] = b"\x30\x36\x02\x01\x01\x63\x31\
+    \x04\x11dc=example,dc=org\x0a\x01\x02\x0a\x01\x00\x02\x01\x00\x02\x01\x00\x01\x01\x00\
+    \x87\x0bobjectClass\x30\x00";
+
 /// A running directory server.
 pub struct Slapd {
     /// The process, for signals.

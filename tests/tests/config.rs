@@ -85,7 +85,7 @@ async fn bad_files_are_refused_by_name() {
     let agent = |change: &str| format!("{GOOD_AGENT}{change}");
     let active = "ha:\n  enabled: true\n  mode: active\n  replica_id: hub-a\n";
     let cases: Vec<(&str, String, &[&str])> = vec![
-        ("61 an unknown key", hub("listeners: []\n"), &["listeners", "listeners"]),
+        ("61 an unknown key", hub("listenerz: []\n"), &["listenerz", "listeners"]),
         ("an unknown key inside", hub("drain: { lameduk: 1s }\n"), &["lameduk", "lameduck"]),
         ("a key twice", hub("workers: 1\nworkers: 2\n"), &["workers"]),
         ("a wrong type", hub("workers: many\n"), &["workers"]),
@@ -129,7 +129,11 @@ async fn bad_files_are_refused_by_name() {
         ("an agent without hubs", GOOD_AGENT.replace("['wss://hub-a.example.com/tunnel']", "[]"), &["hubs"]),
         ("an agent id of odd characters", GOOD_AGENT.replace("plant-7", "'plant 7'"), &["agent_id"]),
         ("no URL", GOOD_AGENT.replace("wss://hub-a.example.com/tunnel", "hub-a"), &["hubs"]),
-        ("a connector twice", GOOD_AGENT.replace("[{ name", "[{ name: ldap, target: '127.0.0.1:1' }, { name"), &["ldap"]),
+        (
+            "a connector twice",
+            GOOD_AGENT.replace("[{ name", "[{ name: ldap, target: '127.0.0.1:1' }, { name"),
+            &["ldap"],
+        ),
         ("a jitter above one", agent("reconnect: { jitter: 1.5 }\n"), &["jitter"]),
     ];
     let files = Files::new();
@@ -148,7 +152,11 @@ async fn bad_files_are_refused_by_name() {
 async fn errors_have_line_and_column() {
     let done = Files::new().run(&["check-config"], &format!("{GOOD_HUB}drain: {{ lameduk: 1s }}\n")).await;
     let line = GOOD_HUB.lines().count() + 1;
-    assert!(done.stderr.contains(&format!("{line}:")) || done.stderr.contains(&format!("line {line}")), "{}", done.stderr);
+    assert!(
+        done.stderr.contains(&format!("{line}:")) || done.stderr.contains(&format!("line {line}")),
+        "{}",
+        done.stderr
+    );
 }
 
 #[tokio::test]
@@ -162,7 +170,8 @@ async fn a_hub_without_tunnel_authentication_does_not_start() {
 
 #[tokio::test]
 async fn usage_errors_exit_with_two() {
-    for args in [&["hub", "--no-such-flag"][..], &["nonsense"], &["hub", "--config", "/nowhere/at/all.yaml"], &["cert"]] {
+    for args in [&["hub", "--no-such-flag"][..], &["nonsense"], &["hub", "--config", "/nowhere/at/all.yaml"], &["cert"]]
+    {
         let done = run(nowconnect(args)).await;
         assert_eq!(done.status.code(), Some(2), "{args:?}: {}", done.stderr);
     }

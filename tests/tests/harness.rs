@@ -8,10 +8,10 @@ use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, read_to_end, rece
 use nowconnect_tests::process::{Signal, run};
 use nowconnect_tests::proxy::{Cut, Proxy, reset};
 use nowconnect_tests::redis::Redis;
-use nowconnect_tests::slapd::{BASE, PEOPLE, Slapd};
+use nowconnect_tests::slapd::{BASE, PEOPLE, SEARCH_ALL, Slapd};
 use nowconnect_tests::target::{End, Op, Target};
 use nowconnect_tests::wait::{PATIENCE, bounded, eventually};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,6 +118,12 @@ async fn slapd_serves_its_entries() {
     let found = run(search).await;
     assert!(found.status.success(), "{}", found.stderr);
     assert_eq!(found.stdout.matches("dn: ").count(), PEOPLE);
+
+    // The hand-made request gets a result far longer than the part the tests read of it.
+    let mut socket = TcpStream::connect(slapd.addr()).await.unwrap();
+    socket.write_all(SEARCH_ALL).await.unwrap();
+    let mut part = vec![0; 500_000];
+    bounded("half a megabyte of entries", PATIENCE, socket.read_exact(&mut part)).await.unwrap();
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use ldap3::{LdapConnAsync, Mod, Scope, SearchEntry};
 use nowconnect_tests::cluster::{Cluster, Plan, Wire};
 use nowconnect_tests::process::{Finished, run};
 use nowconnect_tests::proxy::reset;
-use nowconnect_tests::slapd::{ADMIN, BASE, PASSWORD, PEOPLE, Slapd};
+use nowconnect_tests::slapd::{ADMIN, BASE, PASSWORD, PEOPLE, SEARCH_ALL, Slapd};
 use nowconnect_tests::wait::{LONG_PATIENCE, bounded};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -78,7 +78,8 @@ async fn entries_can_be_changed(wire: Wire, tls: bool) {
     for (n, way) in scene.ways().into_iter().enumerate() {
         let dn = format!("uid=new{n},ou=people,{BASE}");
         let ldif = scene.slapd.dir().join(format!("new{n}.ldif"));
-        std::fs::write(&ldif, format!("dn: {dn}\nobjectClass: inetOrgPerson\nuid: new{n}\ncn: New\nsn: One\n")).unwrap();
+        std::fs::write(&ldif, format!("dn: {dn}\nobjectClass: inetOrgPerson\nuid: new{n}\ncn: New\nsn: One\n"))
+            .unwrap();
         let mut add = scene.slapd.admin_tool("ldapadd", way);
         add.arg("-f").arg(&ldif);
         succeed(add).await;
@@ -110,8 +111,7 @@ async fn second_library(scene: &Scene) {
         let (conn, mut ldap) = LdapConnAsync::new(&format!("ldap://{way}")).await.unwrap();
         let driving = tokio::spawn(conn.drive());
         ldap.simple_bind(ADMIN, PASSWORD).await.unwrap().success().unwrap();
-        let (found, _) =
-            ldap.search(BASE, Scope::Subtree, "(uid=*)", vec!["uid"]).await.unwrap().success().unwrap();
+        let (found, _) = ldap.search(BASE, Scope::Subtree, "(uid=*)", vec!["uid"]).await.unwrap().success().unwrap();
         assert_eq!(found.len(), PEOPLE);
 
         let adapters: Vec<Box<dyn Adapter<'_, _, _>>> =
@@ -168,13 +168,6 @@ async fn a_crowd_is_served_though_some_leave(wire: Wire, tls: bool) {
     }
     scene.cluster.assert_alive();
 }
-
-/// An LDAP search request as it goes over the wire (RFC 4511 4.5.1): message
-/// 1, base `dc=example,dc=org`, whole subtree, no limits, `(objectClass=*)`,
-/// all attributes.
-const SEARCH_ALL: &[u8] = b"\x30\x36\x02\x01\x01\x63\x31\
-    \x04\x11dc=example,dc=org\x0a\x01\x02\x0a\x01\x00\x02\x01\x00\x02\x01\x00\x01\x01\x00\
-    \x87\x0bobjectClass\x30\x00";
 
 macro_rules! matrix {
     ($($name:ident: $wire:expr, $tls:expr;)*) => {$(

@@ -156,7 +156,8 @@ async fn tokens_of_the_command_line_are_accepted() {
     let dir = TempDir::new().unwrap();
     let secret = dir.path().join("secret");
     fs::write(&secret, token::SECRET).unwrap();
-    let mut command = nowconnect(["token", "--agent-id", AGENT, "--connector", "t", "--ttl", "1h", "--issuer", token::ISSUER]);
+    let mut command =
+        nowconnect(["token", "--agent-id", AGENT, "--connector", "t", "--ttl", "1h", "--issuer", token::ISSUER]);
     command.arg("--hmac-secret-file").arg(&secret);
     let made = run(command).await;
     assert_eq!(made.status.code(), Some(0), "{}", made.stderr);
@@ -193,7 +194,8 @@ async fn certificates_of_the_command_line_verify() {
 async fn the_demo_shows_the_path() {
     let demo = Process::spawn("demo", nowconnect(["demo"]));
     let line = demo.wait_line("curl ", PATIENCE).await;
-    let url = line.split_whitespace().find(|w| w.starts_with("http://")).unwrap_or_else(|| panic!("no URL in {line:?}"));
+    let url =
+        line.split_whitespace().find(|w| w.starts_with("http://")).unwrap_or_else(|| panic!("no URL in {line:?}"));
     let addr = url.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
     let answer = nowconnect_tests::http::get(addr, None, "/").await.unwrap();
     assert_eq!(answer.status, 200, "{}", answer.body);

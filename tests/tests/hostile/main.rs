@@ -3,7 +3,7 @@
 //! `verification (d)` and the outcome; after each one a stream of a neighbour
 //! must still answer, and at the end every process must still run.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
 
 mod hostile_frames;
 mod hostile_http;
