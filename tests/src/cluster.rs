@@ -335,6 +335,8 @@ impl Cluster {
     pub async fn wait_open(&self, ix: usize, connector: &str) {
         let path = format!("/readyz/{connector}");
         eventually(&format!("{path} is 200 at {}", hub_name(ix)), PATIENCE, || async {
+            assert!(self.hubs[ix].running().runs(), "{} ended", hub_name(ix));
+            assert!(self.agent.as_ref().is_none_or(Process::runs), "the agent ended");
             self.get(ix, &path).await.ok().filter(|a| a.status == 200)
         })
         .await;
@@ -350,6 +352,7 @@ impl Cluster {
                 continue;
             }
             eventually(&format!("{} is ready", hub_name(ix)), PATIENCE, || async {
+                assert!(self.hubs[ix].running().runs(), "{} ended", hub_name(ix));
                 let answer = self.get(ix, "/readyz").await.ok()?;
                 let body: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
                 (answer.status == 200 && body["status"] == "ready").then_some(())

@@ -110,6 +110,14 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
+    /// Whether it still runs, told without reaping it.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        // After the name in parentheses comes the state; Z is ended and not reaped.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    }
+
     /// # Panics
     /// When the process has ended, with its last lines.
     pub fn assert_alive(&mut self) {
