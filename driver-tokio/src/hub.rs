@@ -260,7 +260,7 @@ impl Effects<Hub> for HubEffects {
         tokio::task::spawn_local(async move {
             let started = node.clock().now();
             let result = shared.registry.execute(&op).await;
-            shared.metrics.registry_done(&op, &result, node.clock().now().since(started));
+            shared.metrics.observe_registry(&op, node.clock().now().since(started), &result);
             node.input(Input::Registry { token, result });
         });
     }

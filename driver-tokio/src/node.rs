@@ -110,6 +110,7 @@ struct Inner<M, E> {
     timer: RefCell<Option<Waker>>,
     drained: Cell<bool>,
     drained_waker: RefCell<Option<Waker>>,
+    flushed_waker: RefCell<Option<Waker>>,
     effects: E,
 }
 
@@ -143,6 +144,7 @@ impl<M: Machine> Node<M> {
             timer: RefCell::new(None),
             drained: Cell::new(false),
             drained_waker: RefCell::new(None),
+            flushed_waker: RefCell::new(None),
             effects,
         }));
         tokio::task::spawn_local(node.clone().run_timer());
@@ -297,6 +299,21 @@ impl<M: Machine> Node<M> {
 
     pub(crate) fn remove_conn(&self, key: ConnKey) {
         self.0.conns.borrow_mut().remove(key);
+        if let Some(w) = self.0.flushed_waker.borrow_mut().take() {
+            w.wake();
+        }
+    }
+
+    /// Resolves once no connection has a pump any more, or after `limit`.
+    pub async fn flushed(&self, limit: Duration) {
+        let gone = std::future::poll_fn(|cx| {
+            if self.connections() == 0 {
+                return Poll::Ready(());
+            }
+            *self.0.flushed_waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        });
+        let _ = tokio::time::timeout(limit, gone).await;
     }
 
     pub(crate) fn with_conn<R>(&self, key: ConnKey, f: impl FnOnce(&mut ConnSlot) -> R) -> Option<R> {

@@ -107,12 +107,7 @@ impl HttpApp for App {
     }
 
     fn accept(&self, upgraded: Upgraded) {
-        let wire = match upgraded.dialect.plane {
-            Plane::Mesh => self.shared.setup.mesh_wire,
-            Plane::Tunnel => self.shared.setup.tunnel_wire,
-        };
         let key = self.node.add_conn();
-        debug_assert!(wire.dialects(upgraded.dialect.plane).len() <= 2);
         self.node.input(Input::Accepted { conn: key, dialect: upgraded.dialect, principal: upgraded.principal });
         tokio::task::spawn_local(conn::run(self.node.clone(), key, upgraded.conn, false));
     }
@@ -139,7 +134,13 @@ impl HttpApp for App {
     }
 
     fn metrics(&self) -> Option<(&'static str, Vec<u8>)> {
-        Some(self.shared.metrics.render(&snapshot::take(&self.node, &self.shared)))
+        match self.shared.metrics.render(&snapshot::take(&self.node, &self.shared)) {
+            Ok(page) => Some(page),
+            Err(e) => {
+                tracing::error!(event = "metrics_failed", "{e}");
+                None
+            }
+        }
     }
 
     fn refused(&self, why: Refusal) {
