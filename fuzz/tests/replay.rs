@@ -57,7 +57,7 @@ fn mutate(rng: &mut Xorshift, seeds: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = seeds[rng.below(seeds.len())].1.clone();
     for _ in 0..=rng.below(4) {
         let at = rng.below(bytes.len() + 1);
-        match rng.below(7) {
+        match rng.below(8) {
             0 if at < bytes.len() => bytes[at] = rng.byte(),
             1 if at < bytes.len() => bytes[at] ^= 1 << rng.below(8),
             2 => bytes.insert(at, rng.byte()),
@@ -69,6 +69,11 @@ fn mutate(rng: &mut Xorshift, seeds: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
                 let end = at + rng.below(bytes.len() - at + 1);
                 let again = bytes[at..end].to_vec();
                 bytes.splice(at..at, again);
+            }
+            // A number in a longer form than needed.
+            6 if at < bytes.len() => {
+                bytes[at] |= 0x80;
+                bytes.insert(at + 1, 0);
             }
             _ => {
                 let other = &seeds[rng.below(seeds.len())].1;

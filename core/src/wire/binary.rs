@@ -22,6 +22,9 @@ const OPTIONAL: u8 = 0x80;
 /// Bytes of a stream frame's body before its own fields: cid and epoch.
 const STREAM_HEAD_BYTES: usize = 24;
 
+/// Longest form of any u64; a number that may travel has at most 8 bytes.
+const NUMBER_MAX_BYTES: usize = 10;
+
 const REGISTRY_HEALTHY: u8 = 1;
 const DRAINING: u8 = 2;
 const ACTIVE: u8 = 4;
@@ -53,8 +56,19 @@ pub(super) fn decode(msg: &Bytes, limits: &WireLimits, frames: &mut Vec<Frame>) 
             return Err(unexpected("a handshake frame came in a numbered message"));
         }
         numbered |= !ty.unnumbered();
-        let end = msg.len() - reader.rest.len();
-        frames.push(decode_frame(ty, body, msg, end, limits)?);
+        let mut r = Reader { rest: body };
+        if ty == FrameType::Data {
+            let (cid, epoch, off) = (r.cid()?, r.epoch()?, r.number()?);
+            check_payload_size(r.rest.len(), limits)?;
+            let end = msg.len() - reader.rest.len();
+            let bytes = msg.slice(end - r.rest.len()..end);
+            frames.push(Frame::Stream { cid, epoch, body: Body::Data { off, bytes } });
+            continue;
+        }
+        frames.push(decode_control(ty, &mut r)?);
+        if !r.rest.is_empty() {
+            return Err(malformed("bytes follow the last field of a frame"));
+        }
     }
     // A skipped frame may have been the numbered one.
     if number != 0 && !numbered && !skipped {
@@ -77,26 +91,8 @@ fn skip_unknown(type_byte: u8) -> Result<(), ProtocolError> {
     Ok(())
 }
 
-/// Decodes one body; `end` is the offset in `msg` where it ends.
-#[inline]
-fn decode_frame(
-    ty: FrameType,
-    body: &[u8],
-    msg: &Bytes,
-    end: usize,
-    limits: &WireLimits,
-) -> Result<Frame, ProtocolError> {
-    let mut r = Reader { rest: body };
-    if ty == FrameType::Data {
-        let (cid, epoch, off) = (r.cid()?, r.epoch()?, r.number()?);
-        check_payload_size(r.rest.len(), limits)?;
-        let bytes = msg.slice(end - r.rest.len()..end);
-        return Ok(Frame::Stream { cid, epoch, body: Body::Data { off, bytes } });
-    }
-    let frame = decode_control(ty, &mut r)?;
-    if r.rest.is_empty() { Ok(frame) } else { Err(malformed("bytes follow the last field of a frame")) }
-}
-
+/// Decodes one body other than DATA's.
+#[inline(never)]
 fn decode_control(ty: FrameType, r: &mut Reader<'_>) -> Result<Frame, ProtocolError> {
     Ok(match ty {
         FrameType::Hello => Frame::Hello(Box::new(hello::decode_hello(r.rest_taken())?)),
@@ -261,21 +257,47 @@ impl<'a> Reader<'a> {
     /// A minimal LEB128 number of at most 2^53-1, hence at most 8 bytes.
     #[inline]
     fn number(&mut self) -> Result<u64, ProtocolError> {
-        let mut value = 0_u64;
-        for (i, &b) in self.rest.iter().take(8).enumerate() {
-            value |= u64::from(b & 0x7f) << (7 * i);
-            if b < 0x80 {
-                if b == 0 && i > 0 {
-                    return Err(malformed("a number is not in its shortest form"));
-                }
-                if value > NUMBER_MAX {
-                    return Err(malformed("a number exceeds 2^53-1"));
-                }
-                self.rest = self.rest.get(i + 1..).unwrap_or_default();
-                return Ok(value);
+        match self.rest.split_first() {
+            Some((&b, rest)) if b < 0x80 => {
+                self.rest = rest;
+                Ok(u64::from(b))
             }
+            _ => self.long_number(),
         }
-        Err(if self.rest.len() < 8 { truncated() } else { malformed("a number has more than 8 bytes") })
+    }
+
+    /// A number of two bytes or more, read as one word: a loop over its bytes
+    /// was a third of the cost of decoding DATA.
+    #[inline]
+    fn long_number(&mut self) -> Result<u64, ProtocolError> {
+        let word = match self.rest.first_chunk() {
+            Some(chunk) => u64::from_le_bytes(*chunk),
+            None => {
+                // Continuation bits in the padding mean that the number goes on.
+                let mut padded = [0x80; 8];
+                padded.iter_mut().zip(self.rest).for_each(|(p, b)| *p = *b);
+                u64::from_le_bytes(padded)
+            }
+        };
+        let stops = !word & 0x8080_8080_8080_8080;
+        if stops == 0 {
+            return Err(if self.rest.len() < 8 { truncated() } else { malformed("a number has more than 8 bytes") });
+        }
+        let bits = stops.trailing_zeros() + 1;
+        let used = word & (u64::MAX >> (64 - bits));
+        if used >> (bits - 8) == 0 && bits > 8 {
+            return Err(malformed("a number is not in its shortest form"));
+        }
+        // Squeeze the eighth bit out of each byte: pairs, fours, eights.
+        let x = used & 0x7f7f_7f7f_7f7f_7f7f;
+        let x = (x & 0x007f_007f_007f_007f) | ((x & 0x7f00_7f00_7f00_7f00) >> 1);
+        let x = (x & 0x0000_3fff_0000_3fff) | ((x & 0x3fff_0000_3fff_0000) >> 2);
+        let value = (x & 0x0fff_ffff) | ((x & 0x0fff_ffff_0000_0000) >> 4);
+        if value > NUMBER_MAX {
+            return Err(malformed("a number exceeds 2^53-1"));
+        }
+        self.rest = self.rest.get(bits as usize / 8..).unwrap_or_default();
+        Ok(value)
     }
 
     fn text(&mut self) -> Result<&'a str, ProtocolError> {
@@ -306,13 +328,16 @@ pub(super) fn encode_frame(frame: &Frame, head: &mut BytesMut) -> Option<Bytes> 
     let ty = FrameType::of(frame);
     if let Frame::Stream { cid, epoch, body: Body::Data { off, bytes } } = frame {
         let len = STREAM_HEAD_BYTES + number_len(*off) + bytes.len();
-        // Type, length, cid, epoch and offset at their longest.
-        head.reserve(1 + 8 + STREAM_HEAD_BYTES + 8);
-        head.put_u8(ty.number());
-        put_number(len as u64, head);
-        head.put_u128(cid.0);
-        head.put_u64(epoch.0);
-        put_number(*off, head);
+        // One append of everything before the payload.
+        let mut out = [0; 1 + NUMBER_MAX_BYTES + STREAM_HEAD_BYTES + NUMBER_MAX_BYTES];
+        out[0] = ty.number();
+        let at = 1 + number_len(len as u64);
+        write_number(len as u64, &mut out[1..at]);
+        out[at..at + 16].copy_from_slice(&cid.0.to_be_bytes());
+        out[at + 16..at + STREAM_HEAD_BYTES].copy_from_slice(&epoch.0.to_be_bytes());
+        let end = at + STREAM_HEAD_BYTES + number_len(*off);
+        write_number(*off, &mut out[at + STREAM_HEAD_BYTES..end]);
+        head.put_slice(&out[..end]);
         return Some(bytes.clone());
     }
     head.put_u8(ty.number());
@@ -422,8 +447,7 @@ const fn number_len(n: u64) -> usize {
 
 #[inline]
 fn put_number(n: u64, head: &mut BytesMut) {
-    debug_assert!(n <= NUMBER_MAX, "a number beyond 2^53-1 cannot travel");
-    let mut buf = [0; 10];
+    let mut buf = [0; NUMBER_MAX_BYTES];
     let out = &mut buf[..number_len(n)];
     write_number(n, out);
     head.put_slice(out);
@@ -432,6 +456,7 @@ fn put_number(n: u64, head: &mut BytesMut) {
 /// Writes `n` into exactly `number_len(n)` bytes.
 #[inline]
 fn write_number(mut n: u64, out: &mut [u8]) {
+    debug_assert!(n <= NUMBER_MAX, "a number beyond 2^53-1 is refused by every peer");
     let last = out.len().saturating_sub(1);
     for (i, b) in out.iter_mut().enumerate() {
         *b = (n as u8 & 0x7f) | if i < last { 0x80 } else { 0 };

@@ -145,3 +145,27 @@ fn data_before_authentication_is_refused() {
     let refused = decode(&msg, &WireLimits::BEFORE_AUTH, &mut Vec::new()).map_err(|e| e.kind);
     assert_eq!(refused, Err(TooLarge));
 }
+
+/// The obvious reading of a number, byte by byte.
+fn number_by_bytes(bytes: &[u8]) -> Option<(u64, usize)> {
+    let mut value = 0_u64;
+    for (i, &b) in bytes.iter().take(8).enumerate() {
+        value |= u64::from(b & 0x7f) << (7 * i);
+        if b < 0x80 {
+            let shortest = b != 0 || i == 0;
+            return (shortest && value <= NUMBER_MAX).then_some((value, i + 1));
+        }
+    }
+    None
+}
+
+proptest::proptest! {
+    #[test]
+    fn numbers_read_by_word_and_by_byte_agree(
+        bytes in proptest::collection::vec(proptest::prop_oneof![0..=255_u8, 0x80..=255_u8, proptest::strategy::Just(0_u8)], 0..12),
+    ) {
+        let mut r = Reader { rest: &bytes };
+        let got = r.number().ok().map(|n| (n, bytes.len() - r.rest.len()));
+        proptest::prop_assert_eq!(got, number_by_bytes(&bytes));
+    }
+}

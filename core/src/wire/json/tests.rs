@@ -149,8 +149,8 @@ fn signatures_are_bounded_and_canonical() {
         decoded(&text).map(|_| ())
     };
     assert_eq!(auth(r#""AA==""#, "AA=="), Ok(()));
-    assert_eq!(auth(&vec![r#""AA==""#; 8].join(","), "AA=="), Ok(()));
-    assert_eq!(auth(&vec![r#""AA==""#; 9].join(","), "AA=="), Err(BadName));
+    assert_eq!(auth(&[r#""AA==""#; 8].join(","), "AA=="), Ok(()));
+    assert_eq!(auth(&[r#""AA==""#; 9].join(","), "AA=="), Err(BadName));
     assert_eq!(auth("", "AA=="), Err(BadName));
     assert_eq!(auth(r#""AB==""#, "AA=="), Err(Malformed));
     assert_eq!(auth(r#""AA==""#, ""), Err(Malformed));
