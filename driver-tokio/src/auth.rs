@@ -280,9 +280,9 @@ impl TunnelAuth {
         let connectors = match claims.connectors {
             None => None,
             Some(names) if names.len() > CONNECTORS_MAX => return Err(AuthReject::Connectors),
-            Some(names) => Some(
-                names.iter().map(|n| Name::new(n)).collect::<Result<_, _>>().map_err(|_| AuthReject::Connectors)?,
-            ),
+            Some(names) => {
+                Some(names.iter().map(|n| Name::new(n)).collect::<Result<_, _>>().map_err(|_| AuthReject::Connectors)?)
+            }
         };
         Ok(TokenGrant { subject: claims.sub, connectors, expires_unix })
     }
@@ -489,7 +489,9 @@ fn hmac_secret(bytes: &[u8], allowed: &[Algorithm]) -> Result<Vec<Key>, String> 
     }
     if secret.windows(11).any(|w| w == b"-----BEGIN ") {
         // The classic confusion: a public key, known to all, used as a secret (attack 15).
-        return Err("expected a random secret, it holds PEM; a public key belongs into auth.jwt.public_key_file".to_owned());
+        return Err(
+            "expected a random secret, it holds PEM; a public key belongs into auth.jwt.public_key_file".to_owned()
+        );
     }
     Ok(vec![Key { kid: None, algorithm: KeyType::Hmac.pin(allowed)?, key: DecodingKey::from_secret(secret) }])
 }
@@ -531,7 +533,8 @@ fn key_set(bytes: &[u8], allowed: &[Algorithm]) -> Result<Vec<Key>, String> {
         keys.push(Key { kid, algorithm, key });
     }
     if keys.is_empty() {
-        return Err("the set holds no signature key of type EC P-256, RSA or Ed25519 that auth.jwt.algorithms permits".to_owned());
+        return Err("the set holds no signature key of type EC P-256, RSA or Ed25519 that auth.jwt.algorithms permits"
+            .to_owned());
     }
     Ok(keys)
 }

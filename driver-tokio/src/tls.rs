@@ -79,7 +79,9 @@ fn private_key(key: &'static str, path: &Path) -> Result<PrivateKeyDer<'static>,
 fn bundle(key: &'static str, path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(key, path)? {
-        roots.add(certificate).map_err(|e| TlsError::file(key, path, format!("holds an unusable CA certificate: {e}")))?;
+        roots
+            .add(certificate)
+            .map_err(|e| TlsError::file(key, path, format!("holds an unusable CA certificate: {e}")))?;
     }
     Ok(Arc::new(roots))
 }

@@ -96,7 +96,12 @@ pub fn parse_agent(text: &str, env: Env<'_>, options: ParseOptions) -> Result<Ag
     }
     check.liveness(file.liveness.as_ref(), &mut core.liveness);
     check.duration("resume_window", file.resume_window.as_ref(), SECOND..=10 * MINUTE, &mut core.resume_window);
-    check.duration("handshake_timeout", file.handshake_timeout.as_ref(), 2 * MS_50..=MINUTE, &mut core.handshake_timeout);
+    check.duration(
+        "handshake_timeout",
+        file.handshake_timeout.as_ref(),
+        2 * MS_50..=MINUTE,
+        &mut core.handshake_timeout,
+    );
     check.duration("target_timeout", file.target_timeout.as_ref(), MS_50..=MINUTE, &mut core.target_timeout);
     let s = file.limits.unwrap_or_default();
     check.unknown("limits", &s);
@@ -150,7 +155,9 @@ fn connectors(check: &mut Check<'_>, core: &mut AgentConfig, sections: Option<&[
         check.error(
             sections.first().and_then(|s| s.at),
             "connectors",
-            format!("expected 1 to {CONNECTORS_MAX} connectors such as {{name: ldap, target: '10.0.0.5:389'}}, got {got}"),
+            format!(
+                "expected 1 to {CONNECTORS_MAX} connectors such as {{name: ldap, target: '10.0.0.5:389'}}, got {got}"
+            ),
         );
     }
     let mut places = Vec::new();
@@ -163,7 +170,11 @@ fn connectors(check: &mut Check<'_>, core: &mut AgentConfig, sections: Option<&[
         if let Some(target) = &target
             && !host_and_port(target)
         {
-            check.error(place(s.target.as_ref()), &key("target"), "expected HOST:PORT, such as 10.0.0.5:389 or ldap.example.com:389");
+            check.error(
+                place(s.target.as_ref()),
+                &key("target"),
+                "expected HOST:PORT, such as 10.0.0.5:389 or ldap.example.com:389",
+            );
         }
         let mut priority = 0;
         check.set(&key("priority"), s.priority.as_ref(), &mut priority);

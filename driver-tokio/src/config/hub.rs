@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
 use nowconnect_core::config::{
-    Backoff, HubConfig, ListenerConfig, Limits, Liveness, Mode, OpenRule, OpenTimers, PeerConfig, RegistryTimers,
+    Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers, PeerConfig, RegistryTimers,
 };
 use nowconnect_core::id::Name;
 
@@ -171,13 +171,17 @@ pub fn parse_hub(text: &str, env: Env<'_>, options: ParseOptions) -> Result<HubS
     http(&mut check, &mut setup, &file);
     auth(&mut check, &mut setup, file.auth.unwrap_or_default());
     check.liveness(file.liveness.as_ref(), &mut setup.core.liveness);
-    timers(&mut check, &mut setup, &TimerSections {
-        resume_window: file.resume_window.as_ref(),
-        handshake_timeout: file.handshake_timeout.as_ref(),
-        open: &file.open.unwrap_or_default(),
-        registry: &file.registry.unwrap_or_default(),
-        drain: &file.drain.unwrap_or_default(),
-    });
+    timers(
+        &mut check,
+        &mut setup,
+        &TimerSections {
+            resume_window: file.resume_window.as_ref(),
+            handshake_timeout: file.handshake_timeout.as_ref(),
+            open: &file.open.unwrap_or_default(),
+            registry: &file.registry.unwrap_or_default(),
+            drain: &file.drain.unwrap_or_default(),
+        },
+    );
     limits(&mut check, &mut setup, &file.limits.unwrap_or_default());
     ha(&mut check, &mut setup, &file.ha.unwrap_or_default());
     binds(&mut check, &setup);
@@ -256,7 +260,11 @@ fn listeners(check: &mut Check<'_>, setup: &mut HubSetup, sections: Option<&[At<
         check.set(&key("open"), s.open.as_ref(), &mut open);
         check.value(&key("when_unavailable"), s.when_unavailable.as_ref());
         if let Some([]) = s.allow.as_deref() {
-            check.error(*at, &key("allow"), "the list is empty; name the ranges, or leave the key out to allow everybody");
+            check.error(
+                *at,
+                &key("allow"),
+                "the list is empty; name the ranges, or leave the key out to allow everybody",
+            );
         }
         let mut allow = Vec::new();
         for (j, range) in s.allow.iter().flatten().enumerate() {
@@ -372,7 +380,9 @@ fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) 
              hmac_secret_file (or NC_JWT_PUBLIC_KEY_FILE, NC_JWT_JWKS_FILE, NC_JWT_HMAC_SECRET_FILE)",
         );
     } else if auth.issuer.is_none() && jwt.issuer.is_none() {
-        let at = place(jwt.public_key_file.as_ref()).or(place(jwt.jwks_file.as_ref())).or(place(jwt.hmac_secret_file.as_ref()));
+        let at = place(jwt.public_key_file.as_ref())
+            .or(place(jwt.jwks_file.as_ref()))
+            .or(place(jwt.hmac_secret_file.as_ref()));
         check.error(at, "auth.jwt.issuer", "this key is required with a key to check tokens with (or NC_JWT_ISSUER)");
     }
 }
@@ -395,7 +405,12 @@ fn timers(check: &mut Check<'_>, setup: &mut HubSetup, s: &TimerSections<'_>) {
     let whole = s.open.timeout.as_ref();
     check.duration("open.attempt_timeout", attempt, MS_50..=MINUTE, &mut core.open.attempt_timeout);
     check.duration("open.timeout", whole, MS_50..=5 * MINUTE, &mut core.open.timeout);
-    check.duration("open.first_byte_wait", s.open.first_byte_wait.as_ref(), MS_50..=MINUTE, &mut core.open.first_byte_wait);
+    check.duration(
+        "open.first_byte_wait",
+        s.open.first_byte_wait.as_ref(),
+        MS_50..=MINUTE,
+        &mut core.open.first_byte_wait,
+    );
     check.ordered(
         ("open.attempt_timeout", place(attempt), core.open.attempt_timeout),
         ("open.timeout", place(whole), core.open.timeout),
@@ -409,7 +424,12 @@ fn timers(check: &mut Check<'_>, setup: &mut HubSetup, s: &TimerSections<'_>) {
     check.duration("registry.lease", lease, SECOND..=5 * MINUTE, &mut r.lease);
     check.duration("registry.renew_every", renew, MS_50..=MINUTE, &mut r.renew_every);
     check.duration("registry.op_timeout", op, MS_50..=MINUTE, &mut r.op_timeout);
-    check.duration("registry.lookup_fresh", s.registry.lookup_fresh.as_ref(), Duration::ZERO..=MINUTE, &mut r.lookup_fresh);
+    check.duration(
+        "registry.lookup_fresh",
+        s.registry.lookup_fresh.as_ref(),
+        Duration::ZERO..=MINUTE,
+        &mut r.lookup_fresh,
+    );
     check.value("registry.on_outage", s.registry.on_outage.as_ref());
     // Two renewals must fit a lease, or one lost reply fences the hub.
     let half = ("half of registry.lease", place(lease), r.lease / 2);
@@ -417,7 +437,12 @@ fn timers(check: &mut Check<'_>, setup: &mut HubSetup, s: &TimerSections<'_>) {
     check.ordered(("registry.op_timeout", place(op), r.op_timeout), half);
 
     check.unknown("drain", s.drain);
-    check.duration("drain.lameduck", s.drain.lameduck.as_ref(), Duration::ZERO..=10 * MINUTE, &mut setup.drain.lameduck);
+    check.duration(
+        "drain.lameduck",
+        s.drain.lameduck.as_ref(),
+        Duration::ZERO..=10 * MINUTE,
+        &mut setup.drain.lameduck,
+    );
     check.duration("drain.timeout", s.drain.timeout.as_ref(), Duration::ZERO..=60 * MINUTE, &mut setup.drain.timeout);
 }
 
@@ -527,7 +552,11 @@ fn ha(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSection) {
             // Two memories are two truths: the seeds' in-memory fallback is refused (semantics 11).
             check.error(at, "ha.redis_url", "this key is required with ha.mode: active and peers");
         } else {
-            check.warn(at, "ha.redis_url", "without it the hubs do not know each other's agents, and shadow decisions say nothing");
+            check.warn(
+                at,
+                "ha.redis_url",
+                "without it the hubs do not know each other's agents, and shadow decisions say nothing",
+            );
         }
     }
 }
@@ -551,7 +580,11 @@ fn mesh(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection) {
     check.number("ha.mesh.connect_backoff_max_sec", max, 1..=3600, &mut max_sec);
     core.backoff.max = Duration::from_secs(u64::from(max_sec));
     if core.backoff.initial > core.backoff.max {
-        check.error(place(initial).or(place(max)), "ha.mesh.connect_backoff_initial", "must not exceed ha.mesh.connect_backoff_max_sec");
+        check.error(
+            place(initial).or(place(max)),
+            "ha.mesh.connect_backoff_initial",
+            "must not exceed ha.mesh.connect_backoff_max_sec",
+        );
     }
     check.duration(
         "ha.mesh.connect_backoff_waiting_max",
@@ -590,7 +623,11 @@ fn mesh(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection) {
             check.error(tls_place, "ha.mesh.listen_tls", "native needs a port of its own: set ha.mesh.listen");
         }
         if !with_tls {
-            check.error(tls_place, "ha.mesh.listen_tls", "native needs ha.mesh.tls with ca_bundle, cert_file and key_file");
+            check.error(
+                tls_place,
+                "ha.mesh.listen_tls",
+                "native needs ha.mesh.tls with ca_bundle, cert_file and key_file",
+            );
         }
     }
     setup.mesh_listen = listen.map(|addr| MeshListen { addr, tls });
@@ -656,7 +693,11 @@ fn peers(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection, inse
                 check.error(at, &key, "a wss:// peer needs ha.mesh.tls with ca_bundle, cert_file and key_file");
             }
         } else if !insecure {
-            check.error(at, &key, "ws:// is plain text: use wss://, or set ha.mesh.insecure_allow_plaintext with a loopback address");
+            check.error(
+                at,
+                &key,
+                "ws:// is plain text: use wss://, or set ha.mesh.insecure_allow_plaintext with a loopback address",
+            );
         } else if !parsed.loopback {
             check.error(at, &key, "ws:// is allowed on loopback only (localhost, 127.0.0.1, [::1]); use wss://");
         }

@@ -23,9 +23,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use agent::{AgentSetup, parse_agent};
-pub use hub::{
-    AuthSetup, DrainSetup, HubSetup, ListenerBind, MeshListen, MeshTlsFiles, ServerTlsFiles, parse_hub,
-};
+pub use hub::{AuthSetup, DrainSetup, HubSetup, ListenerBind, MeshListen, MeshTlsFiles, ServerTlsFiles, parse_hub};
 pub use subst::Env;
 pub use value::{Cidr, ListenTls, Place, Secret};
 
@@ -283,7 +281,13 @@ impl<'a> Check<'a> {
     }
 
     /// Overwrites `slot` with a duration inside `bounds`.
-    fn duration(&mut self, key: &str, leaf: Option<&Leaf<Duration>>, bounds: RangeInclusive<Duration>, slot: &mut Duration) {
+    fn duration(
+        &mut self,
+        key: &str,
+        leaf: Option<&Leaf<Duration>>,
+        bounds: RangeInclusive<Duration>,
+        slot: &mut Duration,
+    ) {
         if let Some(value) = self.value(key, leaf) {
             if bounds.contains(&value) {
                 *slot = value;
