@@ -156,9 +156,9 @@ fn write(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), CertErro
         }
     }
     let opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    let mut out = opened.map_err(|e| match e.kind() {
-        std::io::ErrorKind::AlreadyExists => CertError::Exists(path.to_owned()),
-        _ => file(path, e),
+    let mut out = opened.map_err(|e| {
+        let exists = e.kind() == std::io::ErrorKind::AlreadyExists;
+        if exists { CertError::Exists(path.to_owned()) } else { file(path, e) }
     })?;
     out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(|e| file(path, e))
 }

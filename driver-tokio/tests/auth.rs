@@ -2,6 +2,8 @@
 //! refused for. Tokens are put together by hand where a library would refuse
 //! to make them.
 
+#![allow(clippy::unwrap_used, clippy::unwrap_in_result, reason = "a test that cannot go on should fail there")]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +26,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let bench = Self { dir: tempfile::tempdir().unwrap(), ec: KeyPair::generate().unwrap() };
-        bench.put("ec.pub", &bench.ec.public_key_pem());
+        bench.put("ec.pub", bench.ec.public_key_pem());
         bench
     }
 

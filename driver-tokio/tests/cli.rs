@@ -1,6 +1,8 @@
 //! The binary as a user runs it: exit codes, output, and that what `token` and
 //! `cert` make is accepted by what reads it.
 
+#![allow(clippy::unwrap_used, clippy::unwrap_in_result, reason = "a test that cannot go on should fail there")]
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;

@@ -180,8 +180,8 @@ fn connectors(check: &mut Check<'_>, core: &mut AgentConfig, sections: Option<&[
         check.set(&key("priority"), s.priority.as_ref(), &mut priority);
         let mut weight = 1;
         check.number(&key("weight"), s.weight.as_ref(), 1..=1000, &mut weight);
+        places.extend(name.clone().map(|name| (key("name"), place(s.name.as_ref()), name)));
         if let (Some(name), Some(target)) = (name, target) {
-            places.push((key("name"), place(s.name.as_ref()), name.clone()));
             core.connectors.push(ConnectorConfig { name, target, priority, weight });
         }
     }

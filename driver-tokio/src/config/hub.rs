@@ -270,8 +270,8 @@ fn listeners(check: &mut Check<'_>, setup: &mut HubSetup, sections: Option<&[At<
         for (j, range) in s.allow.iter().flatten().enumerate() {
             allow.extend(check.leaf(&format!("{path}.allow[{j}]"), range));
         }
+        places.extend(name.clone().map(|name| (key("name"), place(s.name.as_ref()), name)));
         if let (Some(name), Some(addr), Some(connector)) = (name, addr, connector) {
-            places.push((key("name"), place(s.name.as_ref()), name.clone()));
             setup.core.listeners.push(ListenerConfig { name: name.clone(), connector, open, max_connections });
             setup.listeners.push(ListenerBind { name, addr, allow, max_connections });
         }
