@@ -7,10 +7,10 @@ use std::time::Duration;
 use nowconnect_core::config::{AgentConfig, Backoff, ConnectorConfig, Limits, Liveness};
 use nowconnect_core::id::AgentId;
 
-use super::hub::{BUDGET_MIN, SharedLimits};
+use super::hub::{BUDGET_MIN, SharedLimits, place};
 use super::raw::{self, AgentFile};
 use super::subst::Env;
-use super::value::{At, Leaf, Milli, Place};
+use super::value::{At, Leaf, Milli};
 use super::{Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
 
 /// Most connectors of one agent (attack 53).
@@ -43,10 +43,6 @@ impl AgentSetup {
             *budget = (*budget).min((limit / 2).max(BUDGET_MIN));
         }
     }
-}
-
-fn place<T>(leaf: Option<&Leaf<T>>) -> Option<Place> {
-    leaf.and_then(|l| l.at)
 }
 
 /// Reads and checks an agent's file.

@@ -10,6 +10,7 @@
 //! never appear in a message (attack 60).
 
 mod agent;
+mod ha;
 mod hub;
 mod raw;
 mod subst;
