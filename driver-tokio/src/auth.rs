@@ -103,10 +103,7 @@ impl AuthReject {
     /// 400 when the request itself is wrong (attack 5), else 401.
     #[must_use]
     pub const fn http_status(self) -> u16 {
-        match self {
-            Self::Missing | Self::Duplicate => 400,
-            _ => 401,
-        }
+        if matches!(self, Self::Missing | Self::Duplicate) { 400 } else { 401 }
     }
 }
 
@@ -280,9 +277,9 @@ impl TunnelAuth {
         let connectors = match claims.connectors {
             None => None,
             Some(names) if names.len() > CONNECTORS_MAX => return Err(AuthReject::Connectors),
-            Some(names) => Some(
-                names.iter().map(|n| Name::new(n)).collect::<Result<_, _>>().map_err(|_| AuthReject::Connectors)?,
-            ),
+            Some(names) => {
+                Some(names.iter().map(|n| Name::new(n)).collect::<Result<_, _>>().map_err(|_| AuthReject::Connectors)?)
+            }
         };
         Ok(TokenGrant { subject: claims.sub, connectors, expires_unix })
     }
@@ -433,11 +430,14 @@ fn stamps(setup: &AuthSetup) -> Vec<Stamp> {
     sources(setup).into_iter().flatten().map(stamp).collect()
 }
 
+/// Makes keys of a file's bytes.
+type Parse<'a> = &'a dyn Fn(&[u8]) -> Result<Vec<Key>, String>;
+
 fn load(setup: &AuthSetup) -> Result<Keys, AuthSetupError> {
     // Taken first: a change while loading is then seen the next time.
     let stamps = stamps(setup);
     let mut keys = Vec::new();
-    let mut from = |key: &'static str, path: Option<&Path>, parse: &dyn Fn(&[u8]) -> Result<Vec<Key>, String>| {
+    let mut from = |key: &'static str, path: Option<&Path>, parse: Parse<'_>| {
         let Some(path) = path else { return Ok(()) };
         let parsed = read_limited(path).and_then(|bytes| parse(&bytes));
         let file = |problem| AuthSetupError::File { key, path: path.to_owned(), problem };
@@ -489,7 +489,9 @@ fn hmac_secret(bytes: &[u8], allowed: &[Algorithm]) -> Result<Vec<Key>, String> 
     }
     if secret.windows(11).any(|w| w == b"-----BEGIN ") {
         // The classic confusion: a public key, known to all, used as a secret (attack 15).
-        return Err("expected a random secret, it holds PEM; a public key belongs into auth.jwt.public_key_file".to_owned());
+        return Err(
+            "expected a random secret, it holds PEM; a public key belongs into auth.jwt.public_key_file".to_owned()
+        );
     }
     Ok(vec![Key { kid: None, algorithm: KeyType::Hmac.pin(allowed)?, key: DecodingKey::from_secret(secret) }])
 }
@@ -506,7 +508,11 @@ fn key_set(bytes: &[u8], allowed: &[Algorithm]) -> Result<Vec<Key>, String> {
             AlgorithmParameters::RSA(_) => KeyType::Rsa,
             AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => KeyType::Ed25519,
             // Secrets do not belong into a set of public keys; the rest is not known here.
-            _ => continue,
+            AlgorithmParameters::EllipticCurve(_)
+            | AlgorithmParameters::OctetKeyPair(_)
+            | AlgorithmParameters::OctetKey(_)
+            | AlgorithmParameters::Other(_)
+            | _ => continue,
         };
         let signs = jwk.common.public_key_use.as_ref().is_none_or(|u| *u == PublicKeyUse::Signature)
             && jwk.common.key_operations.as_ref().is_none_or(|ops| ops.contains(&KeyOperations::Verify));
@@ -531,7 +537,8 @@ fn key_set(bytes: &[u8], allowed: &[Algorithm]) -> Result<Vec<Key>, String> {
         keys.push(Key { kid, algorithm, key });
     }
     if keys.is_empty() {
-        return Err("the set holds no signature key of type EC P-256, RSA or Ed25519 that auth.jwt.algorithms permits".to_owned());
+        return Err("the set holds no signature key of type EC P-256, RSA or Ed25519 that auth.jwt.algorithms permits"
+            .to_owned());
     }
     Ok(keys)
 }

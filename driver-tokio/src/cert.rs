@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use jsonwebtoken::{Algorithm, EncodingKey};
 use nowconnect_core::id::{AgentId, Name};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use time::{Duration, OffsetDateTime};
 
 /// Certificate of the CA, in the output directory.
@@ -136,7 +138,8 @@ fn issuer(out: &Path) -> Result<Issuer<'static, KeyPair>, CertError> {
             .map_err(|e| file(&path, format!("{e}; make a CA first: nowconnect cert --out {} --ca", out.display())))
     };
     let (cert, key) = (read(CA_CERT)?, read(CA_KEY)?);
-    let key = KeyPair::from_pem(&key).map_err(|e| file(&out.join(CA_KEY), format!("expected a PEM private key: {e}")))?;
+    let key =
+        KeyPair::from_pem(&key).map_err(|e| file(&out.join(CA_KEY), format!("expected a PEM private key: {e}")))?;
     Issuer::from_ca_cert_pem(&cert, key)
         .map_err(|e| file(&out.join(CA_CERT), format!("expected a PEM CA certificate: {e}")))
 }
@@ -153,9 +156,9 @@ fn write(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), CertErro
         }
     }
     let opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    let mut out = opened.map_err(|e| match e.kind() {
-        std::io::ErrorKind::AlreadyExists => CertError::Exists(path.to_owned()),
-        _ => file(path, e),
+    let mut out = opened.map_err(|e| {
+        let exists = e.kind() == std::io::ErrorKind::AlreadyExists;
+        if exists { CertError::Exists(path.to_owned()) } else { file(path, e) }
     })?;
     out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(|e| file(path, e))
 }

@@ -438,7 +438,9 @@ fn token(args: TokenArgs) -> Result<(), RunError> {
         ttl: args.ttl,
     };
     if request.connectors.is_empty() {
-        tracing::warn!("without --connector the agent may advertise nothing, unless auth.insecure_allow_unscoped is set");
+        tracing::warn!(
+            "without --connector the agent may advertise nothing, unless auth.insecure_allow_unscoped is set"
+        );
     }
     let token = cert::token(&request, &signer, now_unix()?).map_err(|e| RunError::Config(e.to_string()))?;
     emit(&token)

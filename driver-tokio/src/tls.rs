@@ -79,7 +79,9 @@ fn private_key(key: &'static str, path: &Path) -> Result<PrivateKeyDer<'static>,
 fn bundle(key: &'static str, path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(key, path)? {
-        roots.add(certificate).map_err(|e| TlsError::file(key, path, format!("holds an unusable CA certificate: {e}")))?;
+        roots
+            .add(certificate)
+            .map_err(|e| TlsError::file(key, path, format!("holds an unusable CA certificate: {e}")))?;
     }
     Ok(Arc::new(roots))
 }
@@ -87,11 +89,13 @@ fn bundle(key: &'static str, path: &Path) -> Result<Arc<RootCertStore>, TlsError
 /// Says a mismatch of certificate and key in words of the configuration.
 fn mismatch(key: &'static str, path: &Path, cert_file: &Path) -> impl FnOnce(rustls::Error) -> TlsError {
     let (path, cert_file) = (path.to_owned(), cert_file.to_owned());
-    move |e| match e {
-        rustls::Error::InconsistentKeys(_) => {
-            TlsError::file(key, &path, format!("is not the key of the certificate in {}", cert_file.display()))
+    move |e| {
+        let cert_file = cert_file.display();
+        if matches!(e, rustls::Error::InconsistentKeys(_)) {
+            TlsError::file(key, &path, format!("is not the key of the certificate in {cert_file}"))
+        } else {
+            TlsError::file(key, &path, format!("cannot be used with {cert_file}: {e}"))
         }
-        other => TlsError::file(key, &path, format!("cannot be used with {}: {other}", cert_file.display())),
     }
 }
 

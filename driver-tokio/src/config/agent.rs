@@ -7,10 +7,10 @@ use std::time::Duration;
 use nowconnect_core::config::{AgentConfig, Backoff, ConnectorConfig, Limits, Liveness};
 use nowconnect_core::id::AgentId;
 
-use super::hub::{BUDGET_MIN, SharedLimits};
+use super::hub::{BUDGET_MIN, SharedLimits, place};
 use super::raw::{self, AgentFile};
 use super::subst::Env;
-use super::value::{At, Leaf, Milli, Place};
+use super::value::{At, Leaf, Milli};
 use super::{Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
 
 /// Most connectors of one agent (attack 53).
@@ -43,10 +43,6 @@ impl AgentSetup {
             *budget = (*budget).min((limit / 2).max(BUDGET_MIN));
         }
     }
-}
-
-fn place<T>(leaf: Option<&Leaf<T>>) -> Option<Place> {
-    leaf.and_then(|l| l.at)
 }
 
 /// Reads and checks an agent's file.
@@ -96,7 +92,12 @@ pub fn parse_agent(text: &str, env: Env<'_>, options: ParseOptions) -> Result<Ag
     }
     check.liveness(file.liveness.as_ref(), &mut core.liveness);
     check.duration("resume_window", file.resume_window.as_ref(), SECOND..=10 * MINUTE, &mut core.resume_window);
-    check.duration("handshake_timeout", file.handshake_timeout.as_ref(), 2 * MS_50..=MINUTE, &mut core.handshake_timeout);
+    check.duration(
+        "handshake_timeout",
+        file.handshake_timeout.as_ref(),
+        2 * MS_50..=MINUTE,
+        &mut core.handshake_timeout,
+    );
     check.duration("target_timeout", file.target_timeout.as_ref(), MS_50..=MINUTE, &mut core.target_timeout);
     let s = file.limits.unwrap_or_default();
     check.unknown("limits", &s);
@@ -150,7 +151,9 @@ fn connectors(check: &mut Check<'_>, core: &mut AgentConfig, sections: Option<&[
         check.error(
             sections.first().and_then(|s| s.at),
             "connectors",
-            format!("expected 1 to {CONNECTORS_MAX} connectors such as {{name: ldap, target: '10.0.0.5:389'}}, got {got}"),
+            format!(
+                "expected 1 to {CONNECTORS_MAX} connectors such as {{name: ldap, target: '10.0.0.5:389'}}, got {got}"
+            ),
         );
     }
     let mut places = Vec::new();
@@ -163,14 +166,18 @@ fn connectors(check: &mut Check<'_>, core: &mut AgentConfig, sections: Option<&[
         if let Some(target) = &target
             && !host_and_port(target)
         {
-            check.error(place(s.target.as_ref()), &key("target"), "expected HOST:PORT, such as 10.0.0.5:389 or ldap.example.com:389");
+            check.error(
+                place(s.target.as_ref()),
+                &key("target"),
+                "expected HOST:PORT, such as 10.0.0.5:389 or ldap.example.com:389",
+            );
         }
         let mut priority = 0;
         check.set(&key("priority"), s.priority.as_ref(), &mut priority);
         let mut weight = 1;
         check.number(&key("weight"), s.weight.as_ref(), 1..=1000, &mut weight);
+        places.extend(name.clone().map(|name| (key("name"), place(s.name.as_ref()), name)));
         if let (Some(name), Some(target)) = (name, target) {
-            places.push((key("name"), place(s.name.as_ref()), name.clone()));
             core.connectors.push(ConnectorConfig { name, target, priority, weight });
         }
     }

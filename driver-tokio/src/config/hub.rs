@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
 use nowconnect_core::config::{
-    Backoff, HubConfig, ListenerConfig, Limits, Liveness, Mode, OpenRule, OpenTimers, PeerConfig, RegistryTimers,
+    Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers, RegistryTimers,
 };
 use nowconnect_core::id::Name;
 
-use super::raw::{self, HubFile, PeerEntry};
+use super::raw::{self, HubFile};
 use super::subst::Env;
 use super::value::{At, Cidr, ListenTls, Place, Secret};
 use super::{Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
@@ -154,7 +154,7 @@ impl AuthSetup {
 /// Smallest budget a hub or agent is run with.
 pub(super) const BUDGET_MIN: u64 = 4 << 20;
 
-fn place<T>(leaf: Option<&super::Leaf<T>>) -> Option<Place> {
+pub(super) fn place<T>(leaf: Option<&super::Leaf<T>>) -> Option<Place> {
     leaf.and_then(|l| l.at)
 }
 
@@ -171,15 +171,19 @@ pub fn parse_hub(text: &str, env: Env<'_>, options: ParseOptions) -> Result<HubS
     http(&mut check, &mut setup, &file);
     auth(&mut check, &mut setup, file.auth.unwrap_or_default());
     check.liveness(file.liveness.as_ref(), &mut setup.core.liveness);
-    timers(&mut check, &mut setup, &TimerSections {
-        resume_window: file.resume_window.as_ref(),
-        handshake_timeout: file.handshake_timeout.as_ref(),
-        open: &file.open.unwrap_or_default(),
-        registry: &file.registry.unwrap_or_default(),
-        drain: &file.drain.unwrap_or_default(),
-    });
+    timers(
+        &mut check,
+        &mut setup,
+        &TimerSections {
+            resume_window: file.resume_window.as_ref(),
+            handshake_timeout: file.handshake_timeout.as_ref(),
+            open: &file.open.unwrap_or_default(),
+            registry: &file.registry.unwrap_or_default(),
+            drain: &file.drain.unwrap_or_default(),
+        },
+    );
     limits(&mut check, &mut setup, &file.limits.unwrap_or_default());
-    ha(&mut check, &mut setup, &file.ha.unwrap_or_default());
+    super::ha::apply(&mut check, &mut setup, &file.ha.unwrap_or_default());
     binds(&mut check, &setup);
     if let Some(workers) = check.value("workers", file.workers.as_ref())
         && workers > 1
@@ -256,14 +260,18 @@ fn listeners(check: &mut Check<'_>, setup: &mut HubSetup, sections: Option<&[At<
         check.set(&key("open"), s.open.as_ref(), &mut open);
         check.value(&key("when_unavailable"), s.when_unavailable.as_ref());
         if let Some([]) = s.allow.as_deref() {
-            check.error(*at, &key("allow"), "the list is empty; name the ranges, or leave the key out to allow everybody");
+            check.error(
+                *at,
+                &key("allow"),
+                "the list is empty; name the ranges, or leave the key out to allow everybody",
+            );
         }
         let mut allow = Vec::new();
         for (j, range) in s.allow.iter().flatten().enumerate() {
             allow.extend(check.leaf(&format!("{path}.allow[{j}]"), range));
         }
+        places.extend(name.clone().map(|name| (key("name"), place(s.name.as_ref()), name)));
         if let (Some(name), Some(addr), Some(connector)) = (name, addr, connector) {
-            places.push((key("name"), place(s.name.as_ref()), name.clone()));
             setup.core.listeners.push(ListenerConfig { name: name.clone(), connector, open, max_connections });
             setup.listeners.push(ListenerBind { name, addr, allow, max_connections });
         }
@@ -372,7 +380,9 @@ fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) 
              hmac_secret_file (or NC_JWT_PUBLIC_KEY_FILE, NC_JWT_JWKS_FILE, NC_JWT_HMAC_SECRET_FILE)",
         );
     } else if auth.issuer.is_none() && jwt.issuer.is_none() {
-        let at = place(jwt.public_key_file.as_ref()).or(place(jwt.jwks_file.as_ref())).or(place(jwt.hmac_secret_file.as_ref()));
+        let at = place(jwt.public_key_file.as_ref())
+            .or(place(jwt.jwks_file.as_ref()))
+            .or(place(jwt.hmac_secret_file.as_ref()));
         check.error(at, "auth.jwt.issuer", "this key is required with a key to check tokens with (or NC_JWT_ISSUER)");
     }
 }
@@ -395,7 +405,12 @@ fn timers(check: &mut Check<'_>, setup: &mut HubSetup, s: &TimerSections<'_>) {
     let whole = s.open.timeout.as_ref();
     check.duration("open.attempt_timeout", attempt, MS_50..=MINUTE, &mut core.open.attempt_timeout);
     check.duration("open.timeout", whole, MS_50..=5 * MINUTE, &mut core.open.timeout);
-    check.duration("open.first_byte_wait", s.open.first_byte_wait.as_ref(), MS_50..=MINUTE, &mut core.open.first_byte_wait);
+    check.duration(
+        "open.first_byte_wait",
+        s.open.first_byte_wait.as_ref(),
+        MS_50..=MINUTE,
+        &mut core.open.first_byte_wait,
+    );
     check.ordered(
         ("open.attempt_timeout", place(attempt), core.open.attempt_timeout),
         ("open.timeout", place(whole), core.open.timeout),
@@ -409,7 +424,12 @@ fn timers(check: &mut Check<'_>, setup: &mut HubSetup, s: &TimerSections<'_>) {
     check.duration("registry.lease", lease, SECOND..=5 * MINUTE, &mut r.lease);
     check.duration("registry.renew_every", renew, MS_50..=MINUTE, &mut r.renew_every);
     check.duration("registry.op_timeout", op, MS_50..=MINUTE, &mut r.op_timeout);
-    check.duration("registry.lookup_fresh", s.registry.lookup_fresh.as_ref(), Duration::ZERO..=MINUTE, &mut r.lookup_fresh);
+    check.duration(
+        "registry.lookup_fresh",
+        s.registry.lookup_fresh.as_ref(),
+        Duration::ZERO..=MINUTE,
+        &mut r.lookup_fresh,
+    );
     check.value("registry.on_outage", s.registry.on_outage.as_ref());
     // Two renewals must fit a lease, or one lost reply fences the hub.
     let half = ("half of registry.lease", place(lease), r.lease / 2);
@@ -417,7 +437,12 @@ fn timers(check: &mut Check<'_>, setup: &mut HubSetup, s: &TimerSections<'_>) {
     check.ordered(("registry.op_timeout", place(op), r.op_timeout), half);
 
     check.unknown("drain", s.drain);
-    check.duration("drain.lameduck", s.drain.lameduck.as_ref(), Duration::ZERO..=10 * MINUTE, &mut setup.drain.lameduck);
+    check.duration(
+        "drain.lameduck",
+        s.drain.lameduck.as_ref(),
+        Duration::ZERO..=10 * MINUTE,
+        &mut setup.drain.lameduck,
+    );
     check.duration("drain.timeout", s.drain.timeout.as_ref(), Duration::ZERO..=60 * MINUTE, &mut setup.drain.timeout);
 }
 
@@ -488,184 +513,6 @@ fn limits(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HubLimitsSection
     .apply(check, limits);
     check.number("limits.max_sessions", s.max_sessions.as_ref(), 1..=1_000_000, &mut limits.max_sessions);
     check.number("limits.max_handshakes", s.max_handshakes.as_ref(), 1..=100_000, &mut limits.max_handshakes);
-}
-
-fn ha(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSection) {
-    check.unknown("ha", s);
-    let mut enabled = false;
-    check.set("ha.enabled", s.enabled.as_ref(), &mut enabled);
-    let mut mode = Mode::Off;
-    check.set("ha.mode", s.mode.as_ref(), &mut mode);
-    if s.enabled.is_none() && mode != Mode::Off {
-        check.warn(place(s.mode.as_ref()), "ha.mode", "has no effect without ha.enabled: true");
-    }
-    setup.core.mode = if enabled { mode } else { Mode::Off };
-    check.set("ha.replica_id", s.replica_id.as_ref(), &mut setup.core.replica_id);
-    check.set("ha.namespace", s.namespace.as_ref(), &mut setup.core.namespace);
-    setup.core.region = check.value("ha.region", s.region.as_ref());
-    if enabled && s.replica_id.is_none() {
-        let at = place(s.enabled.as_ref());
-        check.error(at, "ha.replica_id", "this key is required with ha.enabled: true, for example ${HOSTNAME}");
-    }
-    setup.redis_url = check.value("ha.redis_url", s.redis_url.as_ref());
-    if let Some(url) = &setup.redis_url {
-        let url = url.reveal();
-        if !["redis://", "rediss://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme)) {
-            check.error(
-                place(s.redis_url.as_ref()),
-                "ha.redis_url",
-                "expected redis://HOST:PORT/DB or rediss://HOST:PORT/DB (the value is not shown)",
-            );
-        }
-    }
-    let empty = raw::MeshSection::default();
-    mesh(check, setup, s.mesh.as_ref().unwrap_or(&empty));
-    let mode = setup.core.mode;
-    if mode != Mode::Off && !setup.core.peers.is_empty() && s.redis_url.is_none() {
-        let at = place(s.mode.as_ref());
-        if mode == Mode::Active {
-            // Two memories are two truths: the seeds' in-memory fallback is refused (semantics 11).
-            check.error(at, "ha.redis_url", "this key is required with ha.mode: active and peers");
-        } else {
-            check.warn(at, "ha.redis_url", "without it the hubs do not know each other's agents, and shadow decisions say nothing");
-        }
-    }
-}
-
-fn mesh(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection) {
-    check.unknown("ha.mesh", s);
-    let core = &mut setup.core;
-    let limits = &mut core.limits;
-    check.number("ha.mesh.send_queue_depth", s.send_queue_depth.as_ref(), 16..=1_000_000, &mut limits.send_queue_depth);
-    // Less than one message of 256 KiB could never be sent (semantics 2).
-    check.number(
-        "ha.mesh.per_link_max_inflight_bytes",
-        s.per_link_max_inflight_bytes.as_ref(),
-        256 << 10..=1 << 30,
-        &mut limits.inflight_bytes,
-    );
-    let initial = s.connect_backoff_initial.as_ref();
-    check.duration("ha.mesh.connect_backoff_initial", initial, MS_50..=MINUTE, &mut core.backoff.initial);
-    let mut max_sec = 30;
-    let max = s.connect_backoff_max_sec.as_ref();
-    check.number("ha.mesh.connect_backoff_max_sec", max, 1..=3600, &mut max_sec);
-    core.backoff.max = Duration::from_secs(u64::from(max_sec));
-    if core.backoff.initial > core.backoff.max {
-        check.error(place(initial).or(place(max)), "ha.mesh.connect_backoff_initial", "must not exceed ha.mesh.connect_backoff_max_sec");
-    }
-    check.duration(
-        "ha.mesh.connect_backoff_waiting_max",
-        s.connect_backoff_waiting_max.as_ref(),
-        MS_50..=MINUTE,
-        &mut core.backoff.max_while_streams_wait,
-    );
-
-    if let Some(tls) = &s.tls {
-        check.unknown("ha.mesh.tls", tls);
-        let at = place(tls.ca_bundle.as_ref()).or(place(tls.cert_file.as_ref())).or(place(tls.key_file.as_ref()));
-        let ca = check.required(at, "ha.mesh.tls.ca_bundle", tls.ca_bundle.as_ref());
-        let cert = check.required(at, "ha.mesh.tls.cert_file", tls.cert_file.as_ref());
-        let key = check.required(at, "ha.mesh.tls.key_file", tls.key_file.as_ref());
-        if let (Some(ca), Some(cert), Some(key)) = (ca, cert, key) {
-            setup.mesh_tls = Some(MeshTlsFiles { ca_bundle: ca.into(), cert_file: cert.into(), key_file: key.into() });
-        }
-    }
-    let with_tls = s.tls.is_some();
-    let insecure_key = s.insecure_allow_plaintext.as_ref();
-    let mut insecure = false;
-    check.set("ha.mesh.insecure_allow_plaintext", insecure_key, &mut insecure);
-    setup.require_mtls = with_tls;
-    check.set("ha.mesh.require_mtls", s.require_mtls.as_ref(), &mut setup.require_mtls);
-    let mtls_place = place(s.require_mtls.as_ref());
-    if setup.require_mtls && !with_tls {
-        check.error(mtls_place, "ha.mesh.require_mtls", "needs ha.mesh.tls with ca_bundle, cert_file and key_file");
-    }
-
-    let listen = check.value("ha.mesh.listen", s.listen.as_ref());
-    let mut tls = ListenTls::default();
-    check.set("ha.mesh.listen_tls", s.listen_tls.as_ref(), &mut tls);
-    let tls_place = place(s.listen_tls.as_ref());
-    if tls == ListenTls::Native {
-        if listen.is_none() && s.listen.is_none() {
-            check.error(tls_place, "ha.mesh.listen_tls", "native needs a port of its own: set ha.mesh.listen");
-        }
-        if !with_tls {
-            check.error(tls_place, "ha.mesh.listen_tls", "native needs ha.mesh.tls with ca_bundle, cert_file and key_file");
-        }
-    }
-    setup.mesh_listen = listen.map(|addr| MeshListen { addr, tls });
-
-    let plaintext_peer = peers(check, setup, s, insecure, with_tls);
-    let on = setup.core.mode != Mode::Off;
-    setup.core.insecure_mesh = insecure;
-    if insecure {
-        // Nobody proves who they are: only processes of this machine may get in.
-        let (key, addr, at) = match setup.mesh_listen {
-            Some(listen) => ("ha.mesh.listen", listen.addr, place(s.listen.as_ref())),
-            None => ("http.bind", setup.http_bind, None),
-        };
-        if on && !addr.ip().is_loopback() {
-            check.error(
-                at.or(place(insecure_key)),
-                "ha.mesh.insecure_allow_plaintext",
-                format!("{key} serves /mesh on {addr}: with this key it must be a loopback address"),
-            );
-        }
-        check.warn(place(insecure_key), "ha.mesh.insecure_allow_plaintext", "hubs do not prove their identity");
-        return;
-    }
-    if setup.core.mode == Mode::Active && !setup.core.peers.is_empty() && !setup.require_mtls && with_tls {
-        check.error(
-            mtls_place,
-            "ha.mesh.require_mtls",
-            "false is refused with ha.mode: active; only ha.mesh.insecure_allow_plaintext, on loopback, lets peers in without a certificate",
-        );
-    }
-    if on && !setup.core.peers.is_empty() && tls == ListenTls::Ingress && !plaintext_peer {
-        check.warn(
-            tls_place.or(place(s.listen.as_ref())),
-            "ha.mesh.listen_tls",
-            "behind an ingress peers cannot prove their identity in this version and their links are refused; use native with ha.mesh.listen",
-        );
-    }
-}
-
-/// Reads the peers; whether one of them is reached in plain text.
-fn peers(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection, insecure: bool, with_tls: bool) -> bool {
-    let mut plaintext = false;
-    let mut places = Vec::new();
-    for (i, At { value, at }) in s.peers.iter().flatten().enumerate() {
-        let path = format!("ha.mesh.peers[{i}]");
-        let (key, url, at, replica_id) = match value {
-            PeerEntry::Url(text) => {
-                let leaf = super::Leaf::new(text.clone(), *at);
-                (path.clone(), check.leaf::<String>(&path, &leaf), *at, None)
-            }
-            PeerEntry::Named(section) => {
-                check.unknown(&path, section);
-                let key = format!("{path}.url");
-                let url = check.required(*at, &key, section.url.as_ref());
-                let replica_id = check.value(&format!("{path}.replica_id"), section.replica_id.as_ref());
-                (key, url, place(section.url.as_ref()), replica_id)
-            }
-        };
-        let Some(url) = url else { continue };
-        let Some(parsed) = check.websocket_url(at, &key, &url) else { continue };
-        if parsed.encrypted {
-            if !with_tls {
-                check.error(at, &key, "a wss:// peer needs ha.mesh.tls with ca_bundle, cert_file and key_file");
-            }
-        } else if !insecure {
-            check.error(at, &key, "ws:// is plain text: use wss://, or set ha.mesh.insecure_allow_plaintext with a loopback address");
-        } else if !parsed.loopback {
-            check.error(at, &key, "ws:// is allowed on loopback only (localhost, 127.0.0.1, [::1]); use wss://");
-        }
-        plaintext |= !parsed.encrypted;
-        places.push((key, at, url.clone()));
-        setup.core.peers.push(PeerConfig { url, replica_id });
-    }
-    check.unique("URL", places.iter().map(|(key, at, url)| (key.clone(), *at, url.as_str())));
-    plaintext
 }
 
 /// No two ports in one place; port 0 is a fresh one each time.

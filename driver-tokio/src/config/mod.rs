@@ -10,6 +10,7 @@
 //! never appear in a message (attack 60).
 
 mod agent;
+mod ha;
 mod hub;
 mod raw;
 mod subst;
@@ -23,9 +24,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use agent::{AgentSetup, parse_agent};
-pub use hub::{
-    AuthSetup, DrainSetup, HubSetup, ListenerBind, MeshListen, MeshTlsFiles, ServerTlsFiles, parse_hub,
-};
+pub use hub::{AuthSetup, DrainSetup, HubSetup, ListenerBind, MeshListen, MeshTlsFiles, ServerTlsFiles, parse_hub};
 pub use subst::Env;
 pub use value::{Cidr, ListenTls, Place, Secret};
 
@@ -174,14 +173,31 @@ fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, ConfigErrors> {
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|e| {
         let at = e.location().and_then(Place::of);
-        // The place is printed by `Finding`; the parser appends it as well.
-        let text = e.without_snippet().to_string();
-        let message = match text.rfind(" at line ") {
-            Some(cut) if at.is_some() => text.get(..cut).unwrap_or(&text).to_owned(),
-            Some(_) | None => text,
-        };
-        whole(message, at)
+        whole(structural(e.without_snippet(), at.is_some()), at)
     })
+}
+
+/// The parser's message in words of this page.
+fn structural(e: &serde_saphyr::Error, placed: bool) -> String {
+    if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = e {
+        let key = key.as_deref().map_or(String::new(), |k| format!(" {:?}", k.chars().take(64).collect::<String>()));
+        return format!("the key{key} is written twice; keep one");
+    }
+    let text = e.to_string();
+    for (theirs, ours) in [
+        ("expected mapping start", "expected a mapping of keys, got a list or a single value"),
+        ("expected sequence start", "expected a list, got a mapping or a single value"),
+        ("expected string scalar", "expected a single value, got a mapping or a list"),
+    ] {
+        if text.starts_with(theirs) {
+            return ours.to_owned();
+        }
+    }
+    // The place is printed by `Finding`; the parser appends it as well.
+    match text.rfind(" at line ") {
+        Some(cut) if placed => text.get(..cut).unwrap_or(&text).to_owned(),
+        Some(_) | None => text,
+    }
 }
 
 /// The state of one check: what was found so far.
@@ -283,7 +299,13 @@ impl<'a> Check<'a> {
     }
 
     /// Overwrites `slot` with a duration inside `bounds`.
-    fn duration(&mut self, key: &str, leaf: Option<&Leaf<Duration>>, bounds: RangeInclusive<Duration>, slot: &mut Duration) {
+    fn duration(
+        &mut self,
+        key: &str,
+        leaf: Option<&Leaf<Duration>>,
+        bounds: RangeInclusive<Duration>,
+        slot: &mut Duration,
+    ) {
         if let Some(value) = self.value(key, leaf) {
             if bounds.contains(&value) {
                 *slot = value;

@@ -15,8 +15,8 @@ use jsonwebtoken::Algorithm;
 use nowconnect_core::config::{Mode, OpenRule};
 use nowconnect_core::id::{AgentId, Name};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_saphyr::Spanned;
 
 use super::value::{At, Cidr, Leaf, ListenTls, Milli, OnExpiry, OnOutage, Place, Secret, WhenUnavailable};
