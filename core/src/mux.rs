@@ -204,6 +204,7 @@ pub struct Mux {
     frames: Vec<Frame>,
     released: Vec<Released>,
     shard_out: ShardOut,
+    retired: [Retired; 2],
     /// Sessions ever suspended, resumed and lost, by plane (tunnel, link).
     pub totals: [SessionTotals; 2],
 }
@@ -222,6 +223,9 @@ pub struct SessionTotals {
     /// Ended by a protocol error.
     pub protocol_errors: u64,
 }
+
+/// Frames received and sent, by index in [`FRAME_KINDS`](crate::wire::FRAME_KINDS), of sessions that are over.
+pub type Retired = ([u64; 18], [u64; 18]);
 
 const fn plane_ix(plane: Plane) -> usize {
     match plane {
@@ -247,6 +251,7 @@ impl Mux {
             frames: Vec::new(),
             released: Vec::new(),
             shard_out: ShardOut::default(),
+            retired: [Retired::default(), Retired::default()],
             totals: [SessionTotals::default(); 2],
         }
     }
@@ -295,6 +300,13 @@ impl Mux {
     #[must_use]
     pub const fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// Frame totals of sessions that are over: tunnels, links. What is alive
+    /// counts for itself, so totals never fall.
+    #[must_use]
+    pub const fn retired(&self) -> &[Retired; 2] {
+        &self.retired
     }
 
     /// Queues a handshake message on a connection.
@@ -395,6 +407,13 @@ impl Mux {
         if let Some(conn) = entry.conn {
             self.carried.remove(&conn);
             self.close(conn, entry.session.dialect(), cause, 0, out);
+        }
+        let (counters, retired) = (entry.session.counters(), &mut self.retired[plane_ix(entry.plane)]);
+        for (sum, n) in retired.0.iter_mut().zip(&counters.frames_in) {
+            *sum += n;
+        }
+        for (sum, n) in retired.1.iter_mut().zip(&counters.frames_out) {
+            *sum += n;
         }
         self.totals[plane_ix(entry.plane)].lost += 1;
         out.observed.push(Observed::SessionLost { plane: entry.plane, peer: entry.peer.name().to_owned(), cause });

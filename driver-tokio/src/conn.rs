@@ -50,7 +50,11 @@ pub async fn run<M: Machine>(node: Node<M>, key: ConnKey, mut ws: WsConn, truste
                 }
                 Poll::Ready(Ok(WsEvent::Closed { .. })) => return Poll::Ready(CloseCode::Transport),
                 Poll::Ready(Err(e)) => {
-                    return Poll::Ready(if e.close_code().is_some() { CloseCode::Protocol } else { CloseCode::Transport });
+                    return Poll::Ready(if e.close_code().is_some() {
+                        CloseCode::Protocol
+                    } else {
+                        CloseCode::Transport
+                    });
                 }
                 Poll::Pending => {}
             }

@@ -16,7 +16,7 @@ use nowconnect_core::id::{ListenerIx, Name, SockKey, StreamKey, TargetIx};
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::{Cause, Observed, StreamRecord};
 use nowconnect_core::registry::{RegistryOp, Token};
-use nowconnect_core::wire::{Dialect, Plane};
+use nowconnect_core::wire::Plane;
 use tokio::net::TcpListener;
 
 use crate::auth::TunnelAuth;
@@ -96,7 +96,11 @@ pub fn run(setup: HubSetup) -> Result<(), RunError> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn start(setup: HubSetup, registry: Option<Registry>, hook: Option<RecordHook>) -> Result<RunningHub, RunError> {
+pub async fn start(
+    setup: HubSetup,
+    registry: Option<Registry>,
+    hook: Option<RecordHook>,
+) -> Result<RunningHub, RunError> {
     let config = |e: &dyn std::fmt::Display| RunError::Config(e.to_string());
     let auth = TunnelAuth::from_setup(&setup.auth).map_err(|e| config(&e))?;
     let mesh_client = match &setup.mesh_tls {
@@ -207,7 +211,11 @@ impl RunningHub {
     /// `drain.timeout` has passed.
     pub async fn leave(&self) {
         let drain = &self.shared.setup.drain;
-        tracing::info!(event = "draining", lameduck_ms = drain.lameduck.as_millis() as u64, timeout_ms = drain.timeout.as_millis() as u64);
+        tracing::info!(
+            event = "draining",
+            lameduck_ms = drain.lameduck.as_millis() as u64,
+            timeout_ms = drain.timeout.as_millis() as u64
+        );
         self.shared.leaving.set(true);
         tokio::time::sleep(drain.lameduck).await;
         for a in &self.accepting {
@@ -235,12 +243,7 @@ struct HubEffects(Rc<Shared>);
 
 impl HubEffects {
     fn listener(&self, ix: ListenerIx) -> (&str, &str) {
-        self.0
-            .setup
-            .core
-            .listeners
-            .get(usize::from(ix.0))
-            .map_or(("", ""), |l| (l.name.as_str(), l.connector.as_str()))
+        self.0.setup.core.listeners.get(usize::from(ix.0)).map_or(("", ""), |l| (l.name.as_str(), l.connector.as_str()))
     }
 }
 
@@ -275,7 +278,14 @@ impl Effects<Hub> for HubEffects {
                 if let (Cause::Reset(code), None) = (r.cause, r.open)
                     && let Some(suppressed) = s.lines.allow("open_failed", &format!("{listener} {code}"))
                 {
-                    tracing::warn!(event = "open_failed", listener, connector, reason = code.name(), suppressed, "a client could not be carried");
+                    tracing::warn!(
+                        event = "open_failed",
+                        listener,
+                        connector,
+                        reason = code.name(),
+                        suppressed,
+                        "a client could not be carried"
+                    );
                 }
                 s.counts.ended(listener, r);
                 if let Some(hook) = &s.hook {
@@ -289,31 +299,6 @@ impl Effects<Hub> for HubEffects {
             _ => {}
         }
         observe::event(&event, &s.lines);
-    }
-}
-
-/// Which encodings a node offers and accepts (`wire`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wire {
-    /// Both, v2 preferred.
-    #[default]
-    Auto,
-    /// JSON text only.
-    V1,
-    /// Binary only.
-    V2,
-}
-
-impl Wire {
-    /// The dialects of a plane, best first.
-    #[must_use]
-    pub fn dialects(self, plane: Plane) -> Vec<Dialect> {
-        let [v2, v1] = Dialect::of(plane);
-        match self {
-            Self::Auto => vec![v2, v1],
-            Self::V1 => vec![v1],
-            Self::V2 => vec![v2],
-        }
     }
 }
 

@@ -39,7 +39,14 @@ pub trait Machine: 'static {
     /// When `handle_timeout` is due.
     fn poll_timeout(&self) -> Option<Deadline>;
     /// Takes messages for a connection.
-    fn poll_transmit(&mut self, now: Instant, conn: ConnKey, budget: usize, batch: &mut TxBatch, out: &mut NodeOut) -> TxState;
+    fn poll_transmit(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        budget: usize,
+        batch: &mut TxBatch,
+        out: &mut NodeOut,
+    ) -> TxState;
     /// How many bytes may be read from a stream's socket.
     fn read_budget(&mut self, stream: StreamKey) -> usize;
     /// Its sessions.
@@ -58,7 +65,14 @@ macro_rules! machine {
             fn poll_timeout(&self) -> Option<Deadline> {
                 Self::poll_timeout(self)
             }
-            fn poll_transmit(&mut self, now: Instant, conn: ConnKey, budget: usize, batch: &mut TxBatch, out: &mut NodeOut) -> TxState {
+            fn poll_transmit(
+                &mut self,
+                now: Instant,
+                conn: ConnKey,
+                budget: usize,
+                batch: &mut TxBatch,
+                out: &mut NodeOut,
+            ) -> TxState {
                 Self::poll_transmit(self, now, conn, budget, batch, out)
             }
             fn read_budget(&mut self, stream: StreamKey) -> usize {

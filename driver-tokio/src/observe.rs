@@ -69,12 +69,24 @@ pub fn event(event: &Observed, lines: &Limiter) {
         }
         Observed::HandshakeFailed { plane, cause, detail } => {
             if let Some(suppressed) = lines.allow("handshake_failed", cause.name()) {
-                tracing::warn!(event = "handshake_failed", plane = plane_name(*plane), cause = cause.name(), suppressed, "{detail}");
+                tracing::warn!(
+                    event = "handshake_failed",
+                    plane = plane_name(*plane),
+                    cause = cause.name(),
+                    suppressed,
+                    "{detail}"
+                );
             }
         }
         Observed::ProtocolViolation { plane, kind, detail } => {
             if let Some(suppressed) = lines.allow("protocol_violation", kind.name()) {
-                tracing::warn!(event = "protocol_violation", plane = plane_name(*plane), kind = kind.name(), suppressed, "{detail}");
+                tracing::warn!(
+                    event = "protocol_violation",
+                    plane = plane_name(*plane),
+                    kind = kind.name(),
+                    suppressed,
+                    "{detail}"
+                );
             }
         }
         Observed::Attached { agent_id, epoch, firm, takeover } => {
@@ -85,19 +97,36 @@ pub fn event(event: &Observed, lines: &Limiter) {
         }
         Observed::RegistryHealth { healthy: true } => tracing::info!(event = "registry_healthy"),
         Observed::RegistryHealth { healthy: false } => {
-            tracing::error!(event = "registry_unhealthy", "new cross-hub streams are refused until it answers (ha.redis_url)");
+            tracing::error!(
+                event = "registry_unhealthy",
+                "new cross-hub streams are refused until it answers (ha.redis_url)"
+            );
         }
         Observed::LeaseHeldByOther => {
             tracing::error!(event = "replica_id_twice", "another live process uses this ha.replica_id");
         }
         Observed::PeerIsSelf { peer } => {
-            tracing::info!(event = "peer_is_self", peer, "this entry of ha.mesh.peers is this hub itself and is ignored");
+            tracing::info!(
+                event = "peer_is_self",
+                peer,
+                "this entry of ha.mesh.peers is this hub itself and is ignored"
+            );
         }
         Observed::FewerHubs { wanted, have } => {
-            tracing::warn!(event = "fewer_hubs", wanted, have, "fewer distinct hubs behind `hubs` than `parallel` asks for");
+            tracing::warn!(
+                event = "fewer_hubs",
+                wanted,
+                have,
+                "fewer distinct hubs behind `hubs` than `parallel` asks for"
+            );
         }
         Observed::GaveUp { plane, target } => {
-            tracing::error!(event = "gave_up", plane = plane_name(*plane), target, "reconnect.max_retries dials failed in a row");
+            tracing::error!(
+                event = "gave_up",
+                plane = plane_name(*plane),
+                target,
+                "reconnect.max_retries dials failed in a row"
+            );
         }
     }
 }

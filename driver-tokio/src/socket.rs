@@ -57,8 +57,7 @@ enum Next {
 
 /// Runs a socket until both halves ended or it is aborted.
 pub async fn run<M: Machine>(node: Node<M>, stream: StreamKey, sock: SockKey, tcp: TcpStream) {
-    let mut pump =
-        Pump { node, stream, tcp, writes: VecDeque::new(), shut: Shut::No, eof: false, paused: false };
+    let mut pump = Pump { node, stream, tcp, writes: VecDeque::new(), shut: Shut::No, eof: false, paused: false };
     loop {
         match pump.turn(sock).await {
             Next::Again => tokio::task::yield_now().await,

@@ -387,6 +387,7 @@ impl Tunnels {
             session: key,
             plane: Plane::Tunnel,
             peer: None,
+            replica: None,
             initial_window: w.initial_window,
         }));
         notes.push(ControlNote::Attach(Attach {

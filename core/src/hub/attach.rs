@@ -168,13 +168,14 @@ impl Control {
         let seed = crate::rng::Seed(self.rng.bytes());
         let session = Session::new(config, seed, now);
         let peer = Peer::Agent { id: agent.agent_id.clone(), instance: agent.instance };
-        let key = mux.establish(session, Plane::Tunnel, peer, None, conn, self.config.resume_window);
+        let key = mux.establish(session, Plane::Tunnel, peer, None, conn, self.accepted_window());
         mux.send(now, key, Frame::Status(self.status()), out);
 
         notes.push(ControlNote::SessionUp(SessionUp {
             session: key,
             plane: Plane::Tunnel,
             peer: None,
+            replica: None,
             initial_window,
         }));
         notes.push(ControlNote::Attach(Attach {

@@ -277,6 +277,14 @@ impl Control {
         }
     }
 
+    /// How long a session we accepted may be without a connection. The window
+    /// counts from the dialler's detection, which may come `liveness.dead` later
+    /// than ours (semantics 2).
+    pub(super) fn accepted_window(&self) -> std::time::Duration {
+        let window = self.config.resume_window;
+        if window.is_zero() { window } else { window.saturating_add(self.config.liveness.dead) }
+    }
+
     /// A WELCOME with everything but session, attachment and resumption.
     pub(super) fn welcome(&mut self, session: crate::id::SessionId) -> Welcome {
         Welcome {

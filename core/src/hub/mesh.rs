@@ -278,7 +278,8 @@ impl Control {
         let seed = crate::rng::Seed(self.rng.bytes());
         let session = Session::new(config, seed, now);
         let peer = Peer::Hub { replica_id: replica_id.clone(), incarnation };
-        let key: SessionKey = mux.establish(session, Plane::Mesh, peer, dialled, conn, self.config.resume_window);
+        let window = if dialled.is_some() { self.config.resume_window } else { self.accepted_window() };
+        let key: SessionKey = mux.establish(session, Plane::Mesh, peer, dialled, conn, window);
         mux.send(now, key, Frame::Status(self.status()), out);
         if dialled.is_none() {
             // Whoever dialled, the link to that replica is up: no dial in vain.
@@ -289,12 +290,13 @@ impl Control {
             }
         }
         out.observed.push(Observed::SessionUp { plane: Plane::Mesh, peer: replica_id.as_str().to_owned() });
-        self.links.insert(replica_id, key);
+        self.links.insert(replica_id.clone(), key);
         self.routes_dirty = true;
         notes.push(ControlNote::SessionUp(SessionUp {
             session: key,
             plane: Plane::Mesh,
             peer: Some(incarnation),
+            replica: Some(replica_id),
             initial_window,
         }));
         self.look_up_all(now, out);

@@ -138,6 +138,9 @@ impl Shard {
                 info.violations_since = now;
             }
             info.violations += 1;
+            if let Some(replica) = &info.replica {
+                *self.violations.entry(replica.clone()).or_default() += 1;
+            }
             if info.violations == VIOLATIONS_PER_MINUTE {
                 out.notes.push(ShardNote::Misbehaved { session, code: CloseCode::Flow });
             }

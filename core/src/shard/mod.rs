@@ -117,6 +117,7 @@ pub struct ShardOut {
 struct SessionInfo {
     plane: Plane,
     peer: Option<Incarnation>,
+    replica: Option<Name>,
     usable: bool,
     initial_window: u64,
     streams: BTreeSet<StreamKey>,
@@ -152,6 +153,7 @@ pub struct Shard {
     clients: Vec<u32>,
     draining: bool,
     socket_held: u64,
+    violations: BTreeMap<Name, u64>,
     counters: ShardCounters,
 }
 
@@ -191,6 +193,7 @@ impl Shard {
             lost: VecDeque::new(),
             draining: false,
             socket_held: 0,
+            violations: BTreeMap::new(),
         }
     }
 
@@ -219,6 +222,12 @@ impl Shard {
         self.socket_held
     }
 
+    /// Streams reset because a peer ignored its limit or offsets, by replica id
+    /// (links only: an agent's name is no metric label, B10).
+    pub fn violations_by_peer(&self) -> impl Iterator<Item = (&Name, u64)> {
+        self.violations.iter().map(|(n, v)| (n, *v))
+    }
+
     /// Whether streams wait on this session (dials hurry then).
     #[must_use]
     pub fn has_streams(&self, session: SessionKey) -> bool {
@@ -242,6 +251,7 @@ impl Shard {
                     SessionInfo {
                         plane: up.plane,
                         peer: up.peer,
+                        replica: up.replica,
                         usable: true,
                         initial_window: up.initial_window,
                         streams: BTreeSet::new(),

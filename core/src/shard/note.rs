@@ -65,6 +65,8 @@ pub struct SessionUp {
     pub plane: Plane,
     /// On a link: the peer's run, the only one whose cids it may mint.
     pub peer: Option<Incarnation>,
+    /// On a link: the peer's replica id, for its metric label.
+    pub replica: Option<Name>,
     /// Bytes of DATA the peer takes directly after an OPEN.
     pub initial_window: u64,
 }

@@ -10,7 +10,7 @@ use nowconnect_core::id::AgentId;
 use super::hub::{BUDGET_MIN, SharedLimits, place};
 use super::raw::{self, AgentFile};
 use super::subst::Env;
-use super::value::{At, Leaf, Milli};
+use super::value::{At, Leaf, Milli, Wire};
 use super::{Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
 
 /// Most connectors of one agent (attack 53).
@@ -23,6 +23,8 @@ pub struct AgentSetup {
     pub core: AgentConfig,
     /// File with the token; re-read when it changes.
     pub token_file: PathBuf,
+    /// Encodings offered to hubs.
+    pub wire: Wire,
     /// CAs of the hubs; the system's roots when absent.
     pub tls_ca_bundle: Option<PathBuf>,
     /// `ws://` hubs were permitted.
@@ -82,6 +84,8 @@ pub fn parse_agent(text: &str, env: Env<'_>, options: ParseOptions) -> Result<Ag
     let tls = file.tls.unwrap_or_default();
     check.unknown("tls", &tls);
     let tls_ca_bundle = check.value("tls.ca_bundle", tls.ca_bundle.as_ref()).map(PathBuf::from);
+    let mut wire = Wire::default();
+    check.set("wire", file.wire.as_ref(), &mut wire);
     connectors(&mut check, &mut core, file.connectors.as_deref());
     reconnect(&mut check, &mut core.backoff, &file.reconnect.unwrap_or_default());
     if let Some(admin) = &file.admin {
@@ -118,6 +122,7 @@ pub fn parse_agent(text: &str, env: Env<'_>, options: ParseOptions) -> Result<Ag
     Ok(AgentSetup {
         core,
         token_file: token_file.unwrap_or_default().into(),
+        wire,
         tls_ca_bundle,
         insecure_allow_plaintext: insecure,
         memory_budget_given: s.memory_budget_bytes.is_some(),

@@ -104,6 +104,7 @@ fn mesh(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection) {
     }
     let with_tls = s.tls.is_some();
     let insecure_key = s.insecure_allow_plaintext.as_ref();
+    check.set("ha.mesh.wire", s.wire.as_ref(), &mut setup.mesh_wire);
     let mut insecure = false;
     check.set("ha.mesh.insecure_allow_plaintext", insecure_key, &mut insecure);
     setup.require_mtls = with_tls;

@@ -18,7 +18,7 @@ use nowconnect_core::id::Name;
 
 use super::raw::{self, HubFile};
 use super::subst::Env;
-use super::value::{At, Cidr, ListenTls, Place, Secret};
+use super::value::{At, Cidr, ListenTls, Place, Secret, Wire};
 use super::{Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
 
 /// Clients a listener takes at once unless it says otherwise.
@@ -43,6 +43,8 @@ pub struct HubSetup {
     pub mesh_tls: Option<MeshTlsFiles>,
     /// Peers must show a certificate.
     pub require_mtls: bool,
+    /// Encodings offered to peers.
+    pub mesh_wire: Wire,
     /// `/metrics`; not served when absent.
     pub metrics_bind: Option<SocketAddr>,
     /// Also expose the metric names of the enable page.
@@ -226,6 +228,7 @@ fn defaults() -> HubSetup {
         mesh_listen: None,
         mesh_tls: None,
         require_mtls: false,
+        mesh_wire: Wire::Auto,
         metrics_bind: None,
         legacy_metric_names: false,
         auth: AuthSetup {

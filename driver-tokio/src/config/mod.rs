@@ -26,7 +26,7 @@ use serde::Deserialize;
 pub use agent::{AgentSetup, parse_agent};
 pub use hub::{AuthSetup, DrainSetup, HubSetup, ListenerBind, MeshListen, MeshTlsFiles, ServerTlsFiles, parse_hub};
 pub use subst::Env;
-pub use value::{Cidr, ListenTls, Place, Secret};
+pub use value::{Cidr, ListenTls, Place, Secret, Wire};
 
 use raw::Section;
 use value::{Leaf, Scalar};
@@ -38,7 +38,6 @@ pub const NOT_YET_APPLIED: &[&str] = &[
     "admin.bind",
     "admin.token_file",
     "auth.on_expiry",
-    "drain.lameduck",
     "listeners[].when_unavailable",
     "registry.on_outage",
 ];

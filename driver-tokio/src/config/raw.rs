@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::value::{At, Cidr, Leaf, ListenTls, Milli, OnExpiry, OnOutage, Place, Secret, WhenUnavailable};
+use super::value::{At, Cidr, Leaf, ListenTls, Milli, OnExpiry, OnOutage, Place, Secret, WhenUnavailable, Wire};
 
 /// A key the section does not have.
 pub(super) struct UnknownKey {
@@ -241,6 +241,8 @@ sections! {
         connect_backoff_max_sec: Leaf<u32>,
         /// Largest delay while streams wait on the session.
         connect_backoff_waiting_max: Leaf<Duration>,
+        /// Encodings offered to peers.
+        wire: Leaf<Wire>,
         /// Permits ws:// peers on loopback.
         insecure_allow_plaintext: Leaf<bool>,
     }
@@ -344,6 +346,8 @@ sections! {
         token_file: Leaf<String>,
         /// Whom the agent trusts.
         tls: AgentTlsSection,
+        /// Encodings offered to hubs.
+        wire: Leaf<Wire>,
         /// What it exposes.
         #[schemars(required)]
         connectors: Vec<At<ConnectorSection>>,

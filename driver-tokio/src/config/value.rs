@@ -14,6 +14,7 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use nowconnect_core::config::{Mode, OpenRule};
 use nowconnect_core::id::{AgentId, Name};
+use nowconnect_core::wire::{Dialect, Plane};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
@@ -248,6 +249,31 @@ pub enum ListenTls {
     Ingress,
 }
 
+/// Which encodings a dialler offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wire {
+    /// Both, v2 preferred.
+    #[default]
+    Auto,
+    /// JSON text only: for the naked eye and for other implementations.
+    V1,
+    /// Binary only.
+    V2,
+}
+
+impl Wire {
+    /// The dialects of a plane, best first.
+    #[must_use]
+    pub fn dialects(self, plane: Plane) -> Vec<Dialect> {
+        let [v2, v1] = Dialect::of(plane);
+        match self {
+            Self::Auto => vec![v2, v1],
+            Self::V1 => vec![v1],
+            Self::V2 => vec![v2],
+        }
+    }
+}
+
 /// What happens to new cross-hub streams while the registry is unhealthy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum OnOutage {
@@ -279,6 +305,7 @@ words! {
     Mode { "off" => Self::Off, "shadow" => Self::Shadow, "active" => Self::Active }
     OpenRule { "eager" => Self::Eager, "first-byte" => Self::FirstByte }
     ListenTls { "native" => Self::Native, "ingress" => Self::Ingress }
+    Wire { "auto" => Self::Auto, "v1" => Self::V1, "v2" => Self::V2 }
     OnOutage { "refuse" => Self::Refuse, "cached" => Self::Cached }
     WhenUnavailable { "refuse" => Self::Refuse, "reset" => Self::Reset }
     OnExpiry { "drain" => Self::Drain, "cut" => Self::Cut, "keep" => Self::Keep }

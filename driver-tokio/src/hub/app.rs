@@ -87,11 +87,8 @@ impl HttpApp for App {
         }
         let now = unix_millis();
         self.refresh_keys(now);
-        let values: Vec<&str> = headers
-            .get_all(http::header::AUTHORIZATION)
-            .iter()
-            .map(|v| v.to_str().unwrap_or("\u{fffd}"))
-            .collect();
+        let values: Vec<&str> =
+            headers.get_all(http::header::AUTHORIZATION).iter().map(|v| v.to_str().unwrap_or("\u{fffd}")).collect();
         match self.shared.auth.verify(&values, now / 1000) {
             Ok(grant) => Ok(Principal::Agent(grant.on_clock(now / 1000, self.node.clock().now()))),
             Err(reject) => {
@@ -129,7 +126,8 @@ impl HttpApp for App {
             return (404, serde_json::json!({ "error": "no listener of this name" }).to_string());
         };
         let ok = !self.shared.leaving.get() && self.node.look(|hub| hub.could_open(&l.connector));
-        let body = serde_json::json!({ "listener": l.name.as_str(), "status": if ok { "ready" } else { "unavailable" } });
+        let body =
+            serde_json::json!({ "listener": l.name.as_str(), "status": if ok { "ready" } else { "unavailable" } });
         (if ok { 200 } else { 503 }, body.to_string())
     }
 

@@ -61,8 +61,8 @@ fn streams(s: &mut Snapshot, hub: &Hub, shared: &Shared) {
     s.add(Family::MeshBackpressure, &["credit"], c.paused_credit);
     s.add(Family::MeshBackpressure, &["queue"], c.paused_queue);
     s.add(Family::MeshBackpressure, &["budget"], c.paused_budget);
-    for ((peer, reason), n) in hub.shard().violations_by_peer() {
-        s.add(Family::MeshBackpressureDrops, &[peer.as_str(), reason], n);
+    for (peer, n) in hub.shard().violations_by_peer() {
+        s.add(Family::MeshBackpressureDrops, &[peer.as_str(), RstCode::Flow.name()], n);
     }
 }
 
