@@ -175,17 +175,15 @@ fn attachments_of(n: u64) -> RegistryOp {
 }
 #[track_caller]
 fn granted(result: RegistryResult) -> Fence {
-    match result.unwrap() {
-        RegistryReply::Claimed { epoch, nonce, .. } => Fence { epoch, nonce },
-        other => panic!("expected Claimed, got {other:?}"),
-    }
+    let reply = result.unwrap();
+    let RegistryReply::Claimed { epoch, nonce, .. } = reply else { panic!("expected Claimed, got {reply:?}") };
+    Fence { epoch, nonce }
 }
 #[track_caller]
 fn listed(result: RegistryResult) -> Vec<Located> {
-    match result.unwrap() {
-        RegistryReply::Attachments(list) => list,
-        other => panic!("expected Attachments, got {other:?}"),
-    }
+    let reply = result.unwrap();
+    let RegistryReply::Attachments(list) = reply else { panic!("expected Attachments, got {reply:?}") };
+    list
 }
 fn fences(list: &[Located]) -> Vec<Fence> {
     list.iter().map(|l| l.fence).collect()
@@ -415,13 +413,13 @@ async fn epochs_rise_through_a_flush_by_seen_and_by_floor() {
     let plain = granted(redis.execute(&op(&claim(agent(2), 1, hub(1, 1), 2, Epoch(0)))).await);
 
     command(&mut raw, &["FLUSHALL"]);
-    let again = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 3, ahead.epoch))).await);
-    assert!(again.epoch > ahead.epoch, "by seen: {} after {}", again.epoch, ahead.epoch);
-    // An agent that remembers nothing: the clock alone, which promises more
-    // only once it has moved on by a millisecond.
+    // Floor and clamp promise a higher epoch only once the clock has moved on.
     while server_millis(&mut raw) * 1024 < plain.epoch.0 {
         std::thread::yield_now();
     }
+    let again = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 3, ahead.epoch))).await);
+    assert!(again.epoch > ahead.epoch, "by seen: {} after {}", again.epoch, ahead.epoch);
+    // An agent that remembers nothing: the clock alone.
     let floor = granted(redis.execute(&op(&claim(agent(2), 1, hub(1, 1), 4, Epoch(0)))).await);
     assert!(floor.epoch > plain.epoch, "by floor: {} after {}", floor.epoch, plain.epoch);
 
@@ -690,7 +688,7 @@ fn liar(answer_script: fn(echo: &str) -> Option<String>) -> SocketAddr {
             }
         }
     };
-    #[allow(clippy::disallowed_methods, reason = "a server of the test's own, on blocking sockets")]
+    #[expect(clippy::disallowed_methods, reason = "a server of the test's own, on blocking sockets")]
     drop(std::thread::spawn(serve));
     address
 }
