@@ -4,6 +4,7 @@
 //!
 //! Epochs come from two clocks, so they are compared by rank within their agent
 //! and each one against the rule with the server's TIME before and after.
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a failed assumption of a test is its failure")]
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -175,17 +176,15 @@ fn attachments_of(n: u64) -> RegistryOp {
 }
 #[track_caller]
 fn granted(result: RegistryResult) -> Fence {
-    match result.unwrap() {
-        RegistryReply::Claimed { epoch, nonce, .. } => Fence { epoch, nonce },
-        other => panic!("expected Claimed, got {other:?}"),
-    }
+    let reply = result.unwrap();
+    let RegistryReply::Claimed { epoch, nonce, .. } = reply else { panic!("expected Claimed, got {reply:?}") };
+    Fence { epoch, nonce }
 }
 #[track_caller]
 fn listed(result: RegistryResult) -> Vec<Located> {
-    match result.unwrap() {
-        RegistryReply::Attachments(list) => list,
-        other => panic!("expected Attachments, got {other:?}"),
-    }
+    let reply = result.unwrap();
+    let RegistryReply::Attachments(list) = reply else { panic!("expected Attachments, got {reply:?}") };
+    list
 }
 fn fences(list: &[Located]) -> Vec<Fence> {
     list.iter().map(|l| l.fence).collect()
@@ -227,10 +226,12 @@ impl Side {
     /// Both sides draw the same numbers as long as their answers agree.
     fn next_op(&self, rng: &mut Rng, id: u64) -> RegistryOp {
         let hub = hub(1 + rng.below(3), 1 + rng.below(2));
-        let connectors: Vec<ConnectorAd> = ["ldap", "ssh", "web"]
-            .into_iter()
-            .filter_map(|c| (rng.below(2) == 0).then(|| ad(c, u16::try_from(rng.below(9)).unwrap())))
-            .collect();
+        let mut connectors = Vec::new();
+        for c in ["ldap", "ssh", "web"] {
+            if rng.below(2) == 0 {
+                connectors.push(ad(c, u16::try_from(rng.below(9)).unwrap()));
+            }
+        }
         let grant = (!self.grants.is_empty()).then(|| {
             let pick = usize::try_from(rng.below(self.grants.len() as u64)).unwrap();
             self.grants[pick].clone()
@@ -415,13 +416,13 @@ async fn epochs_rise_through_a_flush_by_seen_and_by_floor() {
     let plain = granted(redis.execute(&op(&claim(agent(2), 1, hub(1, 1), 2, Epoch(0)))).await);
 
     command(&mut raw, &["FLUSHALL"]);
-    let again = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 3, ahead.epoch))).await);
-    assert!(again.epoch > ahead.epoch, "by seen: {} after {}", again.epoch, ahead.epoch);
-    // An agent that remembers nothing: the clock alone, which promises more
-    // only once it has moved on by a millisecond.
+    // Floor and clamp promise a higher epoch only once the clock has moved on.
     while server_millis(&mut raw) * 1024 < plain.epoch.0 {
         std::thread::yield_now();
     }
+    let again = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 3, ahead.epoch))).await);
+    assert!(again.epoch > ahead.epoch, "by seen: {} after {}", again.epoch, ahead.epoch);
+    // An agent that remembers nothing: the clock alone.
     let floor = granted(redis.execute(&op(&claim(agent(2), 1, hub(1, 1), 4, Epoch(0)))).await);
     assert!(floor.epoch > plain.epoch, "by floor: {} after {}", floor.epoch, plain.epoch);
 
@@ -690,7 +691,7 @@ fn liar(answer_script: fn(echo: &str) -> Option<String>) -> SocketAddr {
             }
         }
     };
-    #[allow(clippy::disallowed_methods, reason = "a server of the test's own, on blocking sockets")]
+    #[expect(clippy::disallowed_methods, reason = "a server of the test's own, on blocking sockets")]
     drop(std::thread::spawn(serve));
     address
 }

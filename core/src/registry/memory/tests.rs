@@ -39,17 +39,15 @@ fn lookup(connector: &str) -> RegistryOp {
 }
 #[track_caller]
 fn granted(result: RegistryResult) -> (Fence, Vec<Located>) {
-    match result.unwrap() {
-        RegistryReply::Claimed { epoch, nonce, superseded } => (Fence { epoch, nonce }, superseded),
-        other => panic!("expected Claimed, got {other:?}"),
-    }
+    let reply = result.unwrap();
+    let RegistryReply::Claimed { epoch, nonce, superseded } = reply else { panic!("expected Claimed, got {reply:?}") };
+    (Fence { epoch, nonce }, superseded)
 }
 #[track_caller]
 fn listed(result: RegistryResult) -> Vec<Located> {
-    match result.unwrap() {
-        RegistryReply::Attachments(list) => list,
-        other => panic!("expected Attachments, got {other:?}"),
-    }
+    let reply = result.unwrap();
+    let RegistryReply::Attachments(list) = reply else { panic!("expected Attachments, got {reply:?}") };
+    list
 }
 
 #[test]
@@ -321,7 +319,8 @@ proptest! {
                     m.held.retain(|l| {
                         let other = l.agent_id == c.agent_id && l.instance != c.instance;
                         if other { ended.push(Located { region: None, ..l.clone() }); }
-                        !other && !(l.agent_id == c.agent_id && l.hub.replica_id == c.hub.replica_id)
+                        let replaced = l.agent_id == c.agent_id && l.hub.replica_id == c.hub.replica_id;
+                        !other && !replaced
                     });
                     ended.sort_by(|a, b| a.hub.cmp(&b.hub));
                     prop_assert_eq!(superseded, &ended);
