@@ -49,9 +49,10 @@ struct Cli {
     /// How log lines are written to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
     log_format: LogFormat,
-    /// What is logged: a level, or directives as in `info,stream=debug`.
-    #[arg(long, env = "RUST_LOG", default_value = "info", global = true, value_name = "FILTER")]
-    log_level: String,
+    /// What is logged: a level, or directives as in `info,stream=debug`
+    /// [default: info; demo: warn].
+    #[arg(long, env = "RUST_LOG", global = true, value_name = "FILTER")]
+    log_level: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -228,7 +229,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
-    let outcome = init_logs(cli.log_format, &cli.log_level).and_then(|()| {
+    let by_command = if matches!(cli.command, Command::Demo { .. }) { "warn" } else { "info" };
+    let outcome = init_logs(cli.log_format, cli.log_level.as_deref().unwrap_or(by_command)).and_then(|()| {
         // Only fails when somebody installed one before, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         run(cli.command)
@@ -273,7 +275,7 @@ fn run(command: Command) -> Result<(), RunError> {
 ///
 /// # Errors
 /// When standard output cannot be written to.
-fn emit(text: &str) -> Result<(), RunError> {
+pub(crate) fn emit(text: &str) -> Result<(), RunError> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
