@@ -270,6 +270,17 @@ impl Link {
     }
 
     fn start_backoff(&mut self, now: Instant) {
+        if self.attempts == 0 {
+            // A connection that had lasted broke: the first dial comes almost at
+            // once, so that a session goes on within 200 ms, yet spread, so that
+            // the agents of a crashed hub do not come as one (L8).
+            let spread = scale(self.backoff.initial, self.backoff.jitter_milli.min(1000));
+            let nanos = u64::try_from(spread.as_nanos()).unwrap_or(u64::MAX);
+            self.waiting_base = spread;
+            self.retry_at =
+                now.after(Duration::from_nanos(self.rng.below(nanos.saturating_add(1)))).max(self.not_before);
+            return;
+        }
         self.waiting_base = self.base.min(self.backoff.max);
         self.base = scale(self.waiting_base, self.backoff.multiplier_milli).min(self.backoff.max);
         let delay = self.jittered(self.capped(self.waiting_base));

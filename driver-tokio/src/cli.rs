@@ -306,6 +306,10 @@ fn read_file(path: &Path) -> Result<String, RunError> {
     let mut text = String::new();
     let limit = config::FILE_MAX_BYTES as u64 + 1;
     file.take(limit).read_to_string(&mut text).map_err(|e| problem(&e))?;
+    if text.trim().is_empty() {
+        // A mount that failed, most likely; as a configuration it says nothing.
+        return Err(problem(&"the file is empty"));
+    }
     Ok(text)
 }
 

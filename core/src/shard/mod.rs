@@ -119,6 +119,8 @@ struct SessionInfo {
     peer: Option<Incarnation>,
     replica: Option<Name>,
     usable: bool,
+    /// When it last became usable again after an interruption.
+    back_at: Instant,
     initial_window: u64,
     streams: BTreeSet<StreamKey>,
     pending_opens: u32,
@@ -253,6 +255,7 @@ impl Shard {
                         peer: up.peer,
                         replica: up.replica,
                         usable: true,
+                        back_at: now,
                         initial_window: up.initial_window,
                         streams: BTreeSet::new(),
                         pending_opens: 0,
@@ -264,6 +267,9 @@ impl Shard {
             }
             ControlNote::SessionUsable { session, usable } => {
                 if let Some(s) = self.sessions.get_mut(&session) {
+                    if usable && !s.usable {
+                        s.back_at = now;
+                    }
                     s.usable = usable;
                 }
             }

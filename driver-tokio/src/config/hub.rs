@@ -375,6 +375,22 @@ fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) 
         &mut auth.max_lifetime,
     );
     check.duration("auth.jwt.leeway", jwt.leeway.as_ref(), Duration::ZERO..=MINUTE, &mut auth.leeway);
+    // HS256 goes with the shared secret and with nothing else; no file has to be
+    // read to see that a key could never be used.
+    let (symmetric, asymmetric): (Vec<Algorithm>, Vec<Algorithm>) =
+        auth.algorithms.iter().copied().partition(|a| matches!(a, Algorithm::HS256));
+    let at = jwt.algorithms.iter().flatten().next().and_then(|a| a.at);
+    let named = || auth.algorithms.iter().map(|a| format!("{a:?}")).collect::<Vec<_>>().join(", ");
+    if !auth.algorithms.is_empty() && auth.hmac_secret_file.is_some() && symmetric.is_empty() {
+        let message = format!("auth.jwt.hmac_secret_file needs HS256 here; there is {}", named());
+        check.error(at, "auth.jwt.algorithms", message);
+    }
+    let keys = auth.public_key_file.is_some() || auth.jwks_file.is_some();
+    if !auth.algorithms.is_empty() && keys && asymmetric.is_empty() {
+        let message =
+            format!("auth.jwt.public_key_file and jwks_file need an asymmetric algorithm here; there is {}", named());
+        check.error(at, "auth.jwt.algorithms", message);
+    }
     if !auth.usable() {
         check.warn(
             None,

@@ -363,7 +363,11 @@ impl<'a> Check<'a> {
         let mut seen: BTreeMap<&'v str, String> = BTreeMap::new();
         for (key, at, value) in values {
             if let Some(first) = seen.get(value) {
-                self.errors.push(Finding { at, message: format!("this {what} is already used by {first}"), key });
+                self.errors.push(Finding {
+                    at,
+                    message: format!("this {what}, `{value}`, is already used by {first}"),
+                    key,
+                });
             } else {
                 seen.insert(value, key);
             }
