@@ -80,7 +80,7 @@ fn bad_hubs() {
         (
             "listeners:\n  - { name: a, bind: '1.2.3.4:1', connector: c }\n  - { name: a, bind: '1.2.3.4:2', connector: c }\n",
             3,
-            "listeners[1].name: this name is already used by listeners[0].name",
+            "listeners[1].name: this name, `a`, is already used by listeners[0].name",
         ),
         (
             "listeners:\n  - { name: a, bind: '1.2.3.4:1', connector: c }\n  - { name: b, bind: '0.0.0.0:1', connector: c }\n",
@@ -138,7 +138,7 @@ fn bad_hubs() {
         (
             "ha:\n  mesh:\n    tls: { ca_bundle: a, cert_file: b, key_file: c }\n    peers: ['wss://b/mesh', { url: 'wss://b/mesh' }]\n",
             4,
-            "peers[1].url: this URL is already used by ha.mesh.peers[0]",
+            "is already used by ha.mesh.peers[0]",
         ),
         ("ha: { mesh: { peers: [{ url: 'wss://b/mesh', replica: b }] } }\n", 1, "did you mean `replica_id`?"),
         ("ha: { mesh: { peers: [{ replica_id: b }] } }\n", 1, "peers[0].url: this key is required"),
@@ -193,7 +193,7 @@ fn bad_agents() {
         ("{}", 0, "connectors: expected 1 to 256 connectors"),
         ("agent_id: a/b/c\n", 1, "agent_id: expected 1 to 64 characters"),
         ("hubs: ['ws://a/tunnel']\n", 1, "hubs[0]: ws:// is plain text"),
-        ("hubs:\n  - wss://a/t\n  - wss://a/t\n", 3, "hubs[1]: this URL is already used by hubs[0]"),
+        ("hubs:\n  - wss://a/t\n  - wss://a/t\n", 3, "is already used by hubs[0]"),
         ("hub: []\n", 1, "hub: unknown key; did you mean `hubs`?"),
         ("parallel: 0\n", 1, "parallel: expected 1 to 64, got 0"),
         ("connectors: [{ name: l, target: nowhere }]\n", 1, "connectors[0].target: expected HOST:PORT"),
