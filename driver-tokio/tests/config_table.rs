@@ -201,7 +201,7 @@ fn bad_agents() {
         (
             "connectors:\n  - { name: l, target: 'h:1' }\n  - { name: l, target: 'h:2' }\n",
             3,
-            "connectors[1].name: this name is already used",
+            "connectors[1].name: this name, `l`, is already used",
         ),
         ("reconnect: { jitter: 1.5 }\n", 1, "reconnect.jitter: expected 0.000 to 1.000, got 1.500"),
         ("reconnect: { multiplier: fast }\n", 1, "such as 1.5"),
