@@ -67,7 +67,8 @@ pub(super) enum Asked {
 #[derive(Debug, Default)]
 pub(super) struct Remote {
     pub(super) located: Vec<Located>,
-    pub(super) looked_up: Option<Instant>,
+    /// When it is asked again by itself; `None`: with the next renewal that succeeds.
+    pub(super) next: Option<Instant>,
     pub(super) asking: bool,
     /// Shards wait for this lookup's answer.
     pub(super) wanted: bool,
@@ -94,7 +95,12 @@ pub struct Control {
     pub(super) registry_healthy: bool,
     pub(super) registry_failures: u32,
     pub(super) lease_until: Option<Instant>,
+    /// The run to take the lease over from with the next renewal.
     pub(super) lease_seen: Option<Incarnation>,
+    /// This run held the lease once: from then on it never takes over (O7).
+    pub(super) lease_held: bool,
+    /// The take-over at the start was tried.
+    pub(super) lease_tried: bool,
     pub(super) renew_at: Option<Instant>,
     pub(super) sweep_at: Option<Instant>,
     pub(super) draining: bool,
@@ -132,6 +138,8 @@ impl Control {
             registry_failures: 0,
             lease_until: None,
             lease_seen: None,
+            lease_held: false,
+            lease_tried: false,
             renew_at: None,
             sweep_at: None,
             draining: false,
@@ -453,7 +461,8 @@ impl Control {
         let routes = Routes { by_connector };
         if routes != *self.routes {
             self.routes = Arc::new(routes);
-            notes.push(ControlNote::Routes(Arc::clone(&self.routes)));
+            // Before the answers to streams that wait for just these routes.
+            notes.insert(0, ControlNote::Routes(Arc::clone(&self.routes)));
         }
     }
 
@@ -535,7 +544,7 @@ impl Control {
         );
         d = Deadline::earliest(
             d,
-            self.pending.values().map(|p| Deadline { at: p.deadline, why: "registry operation" }).min(),
+            self.pending.first_key_value().map(|(_, p)| Deadline { at: p.deadline, why: "registry operation" }),
         );
         d = Deadline::earliest(d, self.renew_at.map(|at| Deadline { at, why: "lease renewal" }));
         d = Deadline::earliest(d, self.sweep_at.map(|at| Deadline { at, why: "registry sweep" }));

@@ -152,6 +152,7 @@ pub struct Shard {
     lost: VecDeque<(SessionKey, BTreeSet<StreamKey>)>,
     clients: Vec<u32>,
     draining: bool,
+    lease_until: Option<Instant>,
     socket_held: u64,
     violations: BTreeMap<Name, u64>,
     counters: ShardCounters,
@@ -192,6 +193,7 @@ impl Shard {
             relief_at: None,
             lost: VecDeque::new(),
             draining: false,
+            lease_until: None,
             socket_held: 0,
             violations: BTreeMap::new(),
         }
@@ -294,6 +296,7 @@ impl Shard {
                     }
                 }
             }
+            ControlNote::Lease(until) => self.lease_until = until,
             ControlNote::Drain => {
                 self.draining = true;
                 self.note_if_drained(out);
@@ -314,9 +317,8 @@ impl Shard {
         if pressure == self.pressure {
             return;
         }
-        if pressure < Pressure::High && self.pressure >= Pressure::High {
-            self.relieving = !self.throttled.is_empty();
-        }
+        // While the pressure is high nothing can be granted: no work, no timer (B9).
+        self.relieving = pressure < Pressure::High && !self.throttled.is_empty();
         self.relief_at = if pressure == Pressure::Full { Some(now.after(RELIEF_EVERY)) } else { None };
         self.pressure = pressure;
     }
@@ -480,8 +482,14 @@ impl Shard {
             if let Some(n) = self.clients.get_mut(ix) {
                 *n = n.saturating_sub(1);
             }
-            if let Some(waiting) = self.waiting_route.get_mut(&self.connector_of(o.listener)) {
-                waiting.remove(&key);
+            if o.waits == crate::stream::OriginWait::Route {
+                let connector = self.connector_of(o.listener);
+                if let Some(waiting) = self.waiting_route.get_mut(&connector) {
+                    waiting.remove(&key);
+                    if waiting.is_empty() {
+                        self.waiting_route.remove(&connector);
+                    }
+                }
             }
             if o.carrier.is_some()
                 && let Some(n) = self.load.get_mut(&stream.fence)
@@ -538,16 +546,31 @@ impl Shard {
         silent: Option<SessionKey>,
         out: &mut ShardOut,
     ) {
+        let silent: &[SessionKey] = silent.as_slice();
+        self.end(now, key, code, by, silent, out);
+    }
+
+    /// [`Self::reset`], with any number of sessions that are not told.
+    fn end(
+        &mut self,
+        now: Instant,
+        key: StreamKey,
+        code: RstCode,
+        by: Side,
+        silent: &[SessionKey],
+        out: &mut ShardOut,
+    ) {
         let Some(stream) = self.remove(now, key, Terminal::Reset(code), by, out) else { return };
         for (side, end) in stream.ends.iter().enumerate() {
             match *end {
                 End::Pending => {}
                 End::Socket(sock) => out.socks.push((sock, SockOp::Abort(code))),
-                End::Session(s) if Some(s) == silent => {}
+                End::Session(s) if silent.contains(&s) => {}
                 End::Session(s) => {
-                    // An agent that has not answered refuses; everything else resets.
+                    // An agent that has not answered refuses; everything else
+                    // resets: a hub cannot know that no target socket remains (S7).
                     let sending = usize::from(side == 0);
-                    let body = if !stream.open && side == 0 && !matches!(stream.part, Part::Origin(_)) {
+                    let body = if !stream.open && matches!(stream.part, Part::Agent) {
                         Body::OpenAck { result: Err(code) }
                     } else {
                         Body::Rst { code, final_off: stream.halves[sending].sent }
