@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::handshake::Handshake;
 use crate::config::{HubConfig, Mode};
+use crate::due::Due;
 use crate::error::{CloseCode, ProtocolError, RstCode};
 use crate::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Name, SessionId, SessionKey, TargetIx};
 use crate::link::Link;
@@ -56,7 +57,7 @@ pub(super) struct PendingOp {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Asked {
     Renew { sent: Instant },
-    Claim { conn: ConnKey },
+    Claim { conn: ConnKey, agent_id: AgentId },
     SetConnectors { agent_id: AgentId, fence: Fence },
     Release,
     Lookup { connector: Name },
@@ -82,7 +83,7 @@ pub struct Control {
     pub(super) config: Arc<HubConfig>,
     pub(super) run: HubRun,
     pub(super) rng: Rng,
-    pub(super) handshakes: BTreeMap<ConnKey, Handshake>,
+    pub(super) handshakes: Due<ConnKey, Handshake>,
     pub(super) peers: Vec<PeerState>,
     /// The one session per peer hub.
     pub(super) links: BTreeMap<Name, SessionKey>,
@@ -90,6 +91,8 @@ pub struct Control {
     pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
     pub(super) highest_epoch: BTreeMap<AgentId, Epoch>,
     pub(super) pending: BTreeMap<Token, PendingOp>,
+    /// Claims that were given up; what a late answer granted is released.
+    pub(super) late_claims: BTreeMap<Token, AgentId>,
     pub(super) next_token: u64,
     pub(super) remote: BTreeMap<Name, Remote>,
     pub(super) registry_healthy: bool,
@@ -125,13 +128,14 @@ impl Control {
         Self {
             run: HubRun { replica_id: config.replica_id.clone(), incarnation },
             rng: seed.fork("control").rng(),
-            handshakes: BTreeMap::new(),
+            handshakes: Due::default(),
             peers,
             links: BTreeMap::new(),
             statuses: BTreeMap::new(),
             attachments: BTreeMap::new(),
             highest_epoch: BTreeMap::new(),
             pending: BTreeMap::new(),
+            late_claims: BTreeMap::new(),
             next_token: 0,
             remote: BTreeMap::new(),
             registry_healthy: false,
@@ -538,10 +542,7 @@ impl Control {
 
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
         let mut d = self.peers.iter().filter(|p| !p.itself).filter_map(|p| p.link.poll_timeout()).min();
-        d = Deadline::earliest(
-            d,
-            self.handshakes.values().map(|h| Deadline { at: h.deadline, why: "handshake" }).min(),
-        );
+        d = Deadline::earliest(d, self.handshakes.next().map(|at| Deadline { at, why: "handshake" }));
         d = Deadline::earliest(
             d,
             self.pending.first_key_value().map(|(_, p)| Deadline { at: p.deadline, why: "registry operation" }),

@@ -53,7 +53,18 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(op) = self.pending.remove(&token) else { return };
+        let Some(op) = self.pending.remove(&token) else {
+            if let Some(agent_id) = self.late_claims.remove(&token)
+                && let Ok(RegistryReply::Claimed { epoch, nonce, .. }) = result
+            {
+                // Too late: the agent has a provisional attachment or none. What
+                // the registry lists under this fence would lead others astray.
+                let fence = crate::id::Fence { epoch, nonce };
+                let op = RegistryOp::Release { agent_id, hub: self.run.clone(), fence };
+                self.ask(now, op, Asked::Release, out);
+            }
+            return;
+        };
         self.on_outcome(now, op.what, result, mux, notes, out);
     }
 
@@ -68,7 +79,7 @@ impl Control {
     ) {
         match what {
             Asked::Renew { sent } => self.on_renewed(now, sent, &result, notes, out),
-            Asked::Claim { conn } => self.on_claimed(now, conn, result, mux, notes, out),
+            Asked::Claim { conn, agent_id } => self.on_claimed(now, conn, agent_id, result, mux, notes, out),
             Asked::Lookup { connector } => self.on_looked_up(now, &connector, result, notes, out),
             Asked::SetConnectors { agent_id, fence } => {
                 // Stale: another claim took over; its notice or the audit ends this attachment.
@@ -273,7 +284,14 @@ impl Control {
         while let Some(entry) = self.pending.first_entry()
             && entry.get().deadline <= now
         {
+            let token = *entry.key();
             let op = entry.remove();
+            if let Asked::Claim { agent_id, .. } = &op.what {
+                if self.late_claims.len() >= PENDING_OPS_MAX {
+                    self.late_claims.pop_first();
+                }
+                self.late_claims.insert(token, agent_id.clone());
+            }
             let result = Err(RegistryError::Unknown("no reply inside its deadline".to_owned()));
             self.on_outcome(now, op.what, result, mux, notes, out);
         }
