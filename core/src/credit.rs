@@ -161,7 +161,11 @@ impl RecvWindow {
         pressure: Pressure,
     ) -> Option<(u64, u64)> {
         self.consumed = self.consumed.max(consumed);
-        let due = self.consumed.saturating_sub(self.reported) >= self.window / 4;
+        // Under pressure the source may be left with less than a quarter of the
+        // window, which is then all there is to consume: no later call would
+        // be due by the first rule.
+        let short = self.granted.saturating_sub(self.consumed) < (self.window / 4).min(HOLD_UNDER_PRESSURE_BYTES);
+        let due = short || self.consumed.saturating_sub(self.reported) >= self.window / 4;
         if !due && !flush {
             return None;
         }

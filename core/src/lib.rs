@@ -9,6 +9,7 @@ pub mod agent;
 pub mod config;
 pub mod credit;
 pub mod dedup;
+mod due;
 pub mod error;
 pub mod hash;
 pub mod hub;

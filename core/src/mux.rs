@@ -201,7 +201,6 @@ pub struct Mux {
     session_held: u64,
     touched: Vec<SessionKey>,
     rtt: Vec<Duration>,
-    frames: Vec<Frame>,
     released: Vec<Released>,
     shard_out: ShardOut,
     retired: [Retired; 2],
@@ -248,7 +247,6 @@ impl Mux {
             session_held: 0,
             touched: Vec::new(),
             rtt: Vec::new(),
-            frames: Vec::new(),
             released: Vec::new(),
             shard_out: ShardOut::default(),
             retired: [Retired::default(), Retired::default()],
@@ -359,6 +357,8 @@ impl Mux {
         out.observed.push(Observed::SessionResumed { plane: entry.plane, peer: entry.peer.name().to_owned(), after });
         out.wake.push(conn);
         self.touched.push(key);
+        // The resumption acknowledged what the peer had received.
+        self.account(key);
         self.rearm(key, before);
         old
     }
@@ -427,8 +427,9 @@ impl Mux {
         out.close.push((conn, code));
     }
 
-    /// A message arrived on a connection that carries a session. Stream frames
-    /// go to the shard; what is left for control is returned with the session.
+    /// A message arrived on a connection that carries a session. Its frames are
+    /// appended to `frames` in the peer's order, which the caller keeps: an
+    /// EPOCH and the OPEN under its fence may share a message.
     ///
     /// # Errors
     /// When the peer broke the protocol; the caller ends the session.
@@ -437,16 +438,14 @@ impl Mux {
         now: Instant,
         conn: ConnKey,
         message: &Bytes,
-        shard: &mut Shard,
-        control: &mut Vec<Frame>,
+        frames: &mut Vec<Frame>,
         out: &mut NodeOut,
     ) -> Result<(), ProtocolError> {
         let Some(&key) = self.carried.get(&conn) else { return Ok(()) };
         let before = self.next_deadline(key);
-        let mut frames = std::mem::take(&mut self.frames);
-        frames.clear();
         let Some(entry) = self.sessions.get_mut(key) else { return Ok(()) };
-        let result = entry.session.on_message(now, message, &mut frames);
+        let plane = entry.plane;
+        let result = entry.session.on_message(now, message, frames);
         if entry.session.wants_transmit(now) {
             out.wake.push(conn);
         }
@@ -457,37 +456,10 @@ impl Mux {
         out.observed.extend(self.rtt.drain(..).map(|sample| Observed::Rtt { plane: entry.plane, sample }));
         self.account(key);
         self.rearm(key, before);
-        match result {
-            Ok(()) => {
-                for frame in frames.drain(..) {
-                    match frame {
-                        Frame::Stream { cid, epoch, body } => {
-                            shard.on_frame(now, key, cid, epoch, body, &mut self.shard_out);
-                        }
-                        Frame::Hello(_)
-                        | Frame::Welcome(_)
-                        | Frame::Auth(_)
-                        | Frame::Ack { .. }
-                        | Frame::Ping { .. }
-                        | Frame::Pong { .. }
-                        | Frame::GoAway { .. }
-                        | Frame::Epoch(_)
-                        | Frame::Status(_)
-                        | Frame::Connectors { .. }
-                        | Frame::Token { .. } => control.push(frame),
-                    }
-                }
-                self.frames = frames;
-                Ok(())
-            }
-            Err(e) => {
-                if let Some(entry) = self.sessions.get(key) {
-                    self.totals[plane_ix(entry.plane)].protocol_errors += 1;
-                }
-                self.frames = frames;
-                Err(e)
-            }
+        if result.is_err() {
+            self.totals[plane_ix(plane)].protocol_errors += 1;
         }
+        result
     }
 
     /// Takes messages for a connection: the handshake's first, then the session's.
@@ -513,7 +485,7 @@ impl Mux {
         let Some(entry) = self.sessions.get_mut(key) else { return TxState::Idle };
         let state = entry.session.poll_transmit(now, budget_bytes, batch, &mut self.released);
         for r in self.released.drain(..) {
-            shard.on_released(r.cid, key, r.bytes, &mut self.shard_out);
+            shard.on_released(now, r.cid, key, r.bytes, &mut self.shard_out);
         }
         self.account(key);
         self.rearm(key, before);

@@ -125,6 +125,8 @@ pub struct Half {
     pub window: Option<Box<RecvWindow>>,
     /// The source socket was told not to read.
     pub paused: bool,
+    /// The CREDIT last passed on to the source (owner).
+    pub told: (u64, u64),
 }
 
 impl Half {
@@ -142,6 +144,7 @@ impl Half {
             waiting: VecDeque::new(),
             window: None,
             paused: false,
+            told: (0, 0),
         }
     }
 

@@ -5,7 +5,9 @@ mod world;
 use std::time::Duration;
 
 use nowconnect_core::config::Mode;
-use nowconnect_core::error::RstCode;
+use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::mux::Input;
+use nowconnect_core::observed::Observed;
 use nowconnect_core::wire::Codec;
 use world::{Target, World, agent_config, hub_config, two_hubs};
 
@@ -238,4 +240,315 @@ fn the_same_seeds_make_the_same_world() {
         w.nodes.iter().map(|n| format!("{:?}", n.records)).collect::<Vec<_>>()
     };
     assert_eq!(run(), run());
+}
+
+/// One echo through a hub; what came back, or why not.
+fn echo(w: &mut World, hub: usize, n: usize) -> Result<(), Option<RstCode>> {
+    let c = w.client(hub).map_err(Some)?;
+    let data = payload(n);
+    w.write(hub, c, data.clone());
+    w.eof(hub, c);
+    w.run_until(Duration::from_secs(15), |w| w.sock(hub, c).closed || w.sock(hub, c).aborted.is_some());
+    if w.sock(hub, c).aborted.is_some() || w.sock(hub, c).received != data {
+        return Err(w.sock(hub, c).aborted);
+    }
+    Ok(())
+}
+
+fn count(w: &World, n: usize, of: impl Fn(&Observed) -> bool) -> usize {
+    w.nodes[n].records.iter().filter(|r| of(r)).count()
+}
+
+#[test]
+fn a_client_that_waits_for_a_lookup_is_opened_by_its_answer() {
+    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
+    // Hub b learned nothing yet of an agent that attaches this very moment.
+    w.cut(a, 2);
+    w.crash(2);
+    w.run_for(Duration::from_secs(45));
+    assert_eq!(w.as_hub(a).control().tunnels().count(), 0);
+    w.registry_held = true;
+    let g = w.agent(agent_config("plant-8", &["hub-a"], 1), 9);
+    w.run_for(Duration::from_millis(10));
+    let c = w.client(b).unwrap();
+    w.write(b, c, vec![3; 3]);
+    w.eof(b, c);
+    w.run_for(Duration::from_millis(50));
+    assert!(w.sock(b, c).aborted.is_none() && w.sock(b, c).received.is_empty(), "it waits");
+    w.registry_held = false;
+    w.run_for(Duration::from_millis(50));
+    assert_eq!(w.as_agent(g).mux().len(), 1);
+    assert_eq!((w.sock(b, c).aborted, w.sock(b, c).received.clone()), (None, vec![3; 3]));
+}
+
+#[test]
+fn a_client_that_waits_is_opened_when_the_agent_attaches_here() {
+    let mut w = World::new();
+    let a = w.hub(hub_config("hub-a", Mode::Active, &[]), 1);
+    w.run_for(Duration::from_secs(1));
+    w.registry_held = true;
+    let c = w.client(a).unwrap();
+    w.write(a, c, vec![4; 4]);
+    w.eof(a, c);
+    w.agent(agent_config("plant-7", &["hub-a"], 1), 3);
+    w.run_for(Duration::from_millis(20));
+    assert!(w.sock(a, c).aborted.is_none());
+    w.release_registry_backwards();
+    w.run_for(Duration::from_millis(20));
+    assert_eq!((w.sock(a, c).aborted, w.sock(a, c).received.clone()), (None, vec![4; 4]));
+}
+
+#[test]
+fn of_two_simultaneous_dials_one_session_is_left_whoever_is_lower_and_whatever_is_configured() {
+    for (first, second) in [("hub-a", "hub-b"), ("hub-b", "hub-a")] {
+        for configured in [false, true] {
+            for delay in 0..6 {
+                let mut w = World::new();
+                let config = |me: &str, other: &str| {
+                    let mut c = hub_config(me, Mode::Active, &[other]);
+                    c.peers[0].replica_id = configured.then(|| world::name(other));
+                    c
+                };
+                let x = w.hub(config(first, second), 1);
+                for _ in 0..delay {
+                    w.step();
+                }
+                let y = w.hub(config(second, first), 2);
+                w.run_for(Duration::from_secs(5));
+                for n in [x, y] {
+                    assert_eq!(w.as_hub(n).mux().len(), 1, "{first} {configured} {delay}");
+                    let views = w.as_hub(n).control().links(w.as_hub(n).mux());
+                    assert_eq!(views.len(), 1, "{first} {configured} {delay}: {views:?}");
+                }
+                // The link rests: nobody dials, nothing is established again.
+                let before = [x, y].map(|n| count(&w, n, |r| matches!(r, Observed::SessionUp { .. })));
+                w.run_for(Duration::from_secs(60));
+                let after = [x, y].map(|n| count(&w, n, |r| matches!(r, Observed::SessionUp { .. })));
+                assert_eq!(before, after, "{first} {configured} {delay}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hub_among_its_own_peers_is_dropped_once() {
+    let mut w = World::new();
+    let a = w.hub(hub_config("hub-a", Mode::Active, &["hub-a", "hub-b"]), 1);
+    let b = w.hub(hub_config("hub-b", Mode::Active, &["hub-b", "hub-a"]), 2);
+    w.run_for(Duration::from_secs(60));
+    for n in [a, b] {
+        assert_eq!(count(&w, n, |r| matches!(r, Observed::PeerIsSelf { .. })), 1);
+        assert_eq!(w.as_hub(n).mux().len(), 1);
+    }
+}
+
+#[test]
+fn one_replica_behind_two_addresses_gets_one_tunnel_and_no_flapping() {
+    for order in [["hub-a", "alias"], ["alias", "hub-a"]] {
+        let mut w = World::new();
+        w.aliases.push(("alias".into(), "hub-a".into()));
+        let a = w.hub(hub_config("hub-a", Mode::Active, &[]), 1);
+        let g = w.agent(agent_config("plant-7", &order, 2), 3);
+        w.run_for(Duration::from_secs(3));
+        assert_eq!(count(&w, g, |r| matches!(r, Observed::FewerHubs { .. })), 1);
+        let ups = count(&w, a, |r| matches!(r, Observed::Attached { .. }));
+        w.run_for(Duration::from_secs(120));
+        assert_eq!(count(&w, a, |r| matches!(r, Observed::Attached { .. })), ups, "no flapping");
+        assert!(ups <= 3, "{ups}");
+        assert_eq!((w.as_agent(g).mux().len(), w.as_hub(a).mux().len()), (1, 1));
+        assert_eq!(echo(&mut w, a, 1000), Ok(()));
+        // Its end lets both addresses be tried again.
+        w.cut(a, g);
+        w.run_for(Duration::from_secs(60));
+        assert_eq!(echo(&mut w, a, 1000), Ok(()));
+    }
+}
+
+#[test]
+fn a_second_instance_supersedes_the_first_at_another_hub() {
+    let mut w = World::new();
+    let a = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 1);
+    let b = w.hub(hub_config("hub-b", Mode::Active, &["hub-a"]), 2);
+    w.agent(agent_config("plant-7", &["hub-a"], 1), 3);
+    w.run_for(Duration::from_secs(3));
+    w.unreachable.push(("plant-7".into(), "hub-a".into()));
+    w.agent(agent_config("plant-7", &["hub-b"], 1), 4);
+    w.run_for(Duration::from_millis(100));
+    assert_eq!(w.as_hub(a).control().tunnels().count(), 0, "superseded");
+    assert_eq!(count(&w, a, |r| matches!(r, Observed::SessionLost { cause: CloseCode::Superseded, .. })), 1);
+    assert_eq!(w.as_hub(b).control().tunnels().count(), 1);
+    for hub in [a, b] {
+        assert_eq!(echo(&mut w, hub, 1000), Ok(()), "{hub}");
+    }
+}
+
+#[test]
+fn after_a_registry_outage_cross_hub_clients_are_served_again_and_nothing_spins() {
+    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
+    w.registry_fails_at_once = true;
+    let steps = w.timeouts;
+    w.run_for(Duration::from_secs(30));
+    assert!(w.timeouts - steps < 3_000, "no busy loop (B9): {}", w.timeouts - steps);
+    assert_eq!(echo(&mut w, a, 1000), Ok(()), "local service goes on (M4)");
+    w.registry_fails_at_once = false;
+    w.run_for(Duration::from_secs(2));
+    assert_eq!(echo(&mut w, b, 1000), Ok(()));
+    w.registry_down = true;
+    w.run_for(Duration::from_secs(3));
+    w.registry_down = false;
+    w.run_for(Duration::from_secs(3));
+    for hub in [a, b] {
+        assert_eq!(echo(&mut w, hub, 1000), Ok(()), "{hub}");
+    }
+}
+
+#[test]
+fn a_hub_whose_lease_is_over_carries_no_stream_of_another() {
+    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
+    // Only hub a is cut off from the registry.
+    w.registry_deaf.push(a);
+    w.run_for(Duration::from_secs(11));
+    assert_eq!(echo(&mut w, a, 10), Ok(()), "its own clients are served");
+    let carried = w.as_hub(a).shard().counters().carried;
+    let _ = echo(&mut w, b, 10);
+    assert_eq!(w.as_hub(a).shard().counters().carried, carried, "O7");
+    w.registry_deaf.clear();
+    w.run_for(Duration::from_secs(3));
+    assert_eq!(echo(&mut w, b, 10), Ok(()));
+}
+
+#[test]
+fn a_newer_run_of_a_replica_takes_its_lease_once_and_the_older_fences_itself() {
+    let mut w = World::new();
+    let old = w.hub(hub_config("hub-a", Mode::Active, &[]), 1);
+    w.run_for(Duration::from_secs(2));
+    let new = w.hub(hub_config("hub-a", Mode::Active, &[]), 2);
+    let steps = w.timeouts;
+    w.run_for(Duration::from_secs(20));
+    assert!(w.timeouts - steps < 2_000, "no busy loop: {}", w.timeouts - steps);
+    assert!(count(&w, old, |r| matches!(r, Observed::LeaseHeldByOther)) > 0);
+    assert_eq!(count(&w, new, |r| matches!(r, Observed::LeaseHeldByOther)), 0);
+}
+
+#[test]
+fn a_hub_that_restarts_refuses_the_resumption_and_the_agent_starts_anew() {
+    for codec in CODECS {
+        let (mut w, a, b, g) = two_hubs(codec);
+        w.target = Target::Accept;
+        let c = w.client(b).unwrap();
+        w.run_for(Duration::from_millis(10));
+        let t = w.targets(g)[0];
+        w.crash(a);
+        let a2 = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 77);
+        w.target = Target::Echo;
+        w.run_for(Duration::from_secs(6));
+        assert_eq!(w.sock(g, t).aborted, Some(RstCode::Lost), "the old session is lost definitely");
+        assert_eq!(w.sock(b, c).aborted, Some(RstCode::Lost));
+        for hub in [a2, b] {
+            assert_eq!(echo(&mut w, hub, 5000), Ok(()), "{codec:?} {hub}");
+        }
+    }
+}
+
+#[test]
+fn a_draining_hub_finishes_its_streams_and_says_when() {
+    let mut w = World::new();
+    let a = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 1);
+    let b = w.hub(hub_config("hub-b", Mode::Active, &["hub-a"]), 2);
+    let g = w.agent(agent_config("plant-7", &["hub-a", "hub-b"], 1), 3);
+    w.run_for(Duration::from_secs(3));
+    w.target = Target::Accept;
+    let c = w.client(a).unwrap();
+    w.run_for(Duration::from_millis(10));
+    let t = w.targets(g)[0];
+    w.input(a, Input::Drain);
+    w.run_for(Duration::from_secs(2));
+    assert!(!w.drained(a));
+    assert_eq!(w.client(a).err(), Some(RstCode::Draining));
+    assert_eq!(w.as_hub(b).control().tunnels().count(), 1, "the agent moved");
+    w.write(a, c, vec![1; 10]);
+    w.eof(a, c);
+    w.eof(g, t);
+    w.run_for(Duration::from_millis(100));
+    assert!(w.sock(a, c).closed);
+    assert_eq!(w.sock(g, t).received, vec![1; 10]);
+    assert!(w.drained(a));
+    w.target = Target::Echo;
+    assert_eq!(echo(&mut w, b, 100), Ok(()));
+}
+
+#[test]
+fn a_draining_agent_withdraws_and_finishes() {
+    let (mut w, a, b, g) = two_hubs(Codec::BinaryV2);
+    w.target = Target::Accept;
+    let c = w.client(b).unwrap();
+    w.run_for(Duration::from_millis(10));
+    let t = w.targets(g)[0];
+    w.input(g, Input::Drain);
+    w.run_for(Duration::from_secs(3));
+    for hub in [a, b] {
+        assert_eq!(echo(&mut w, hub, 1), Err(Some(RstCode::NoRoute)), "hub {hub}");
+    }
+    assert!(!w.drained(g));
+    w.eof(b, c);
+    w.eof(g, t);
+    w.run_for(Duration::from_millis(100));
+    assert!(w.sock(b, c).closed && w.drained(g));
+    // Leaving: a cut tunnel is not brought back.
+    w.input(g, Input::Shutdown);
+    w.run_for(Duration::from_secs(60));
+    assert_eq!((w.as_agent(g).mux().len(), w.as_hub(a).control().tunnels().count()), (0, 0));
+}
+
+#[test]
+fn a_full_hub_resumes_what_it_has_and_refuses_what_is_new() {
+    let mut w = World::new();
+    let mut config = hub_config("hub-a", Mode::Off, &[]);
+    config.limits.max_sessions = 1;
+    let a = w.hub(config, 1);
+    let g = w.agent(agent_config("plant-7", &["hub-a"], 1), 3);
+    w.run_for(Duration::from_secs(2));
+    w.agent(agent_config("plant-8", &["hub-a"], 1), 4);
+    let c = w.client(a).unwrap();
+    w.cut(a, g);
+    w.run_for(Duration::from_secs(5));
+    assert_eq!(w.as_hub(a).mux().len(), 1);
+    assert_eq!(w.sock(a, c).aborted, None);
+    assert_eq!(count(&w, a, |r| matches!(r, Observed::SessionResumed { .. })), 1);
+}
+
+#[test]
+fn an_agent_that_leaves_while_it_is_claimed_leaves_nothing_in_the_registry() {
+    let mut w = World::new();
+    let a = w.hub(hub_config("hub-a", Mode::Active, &[]), 1);
+    w.run_for(Duration::from_secs(1));
+    w.registry_held = true;
+    let g = w.agent(agent_config("plant-7", &["hub-a"], 1), 3);
+    w.run_for(Duration::from_millis(10));
+    w.crash(g);
+    w.registry_held = false;
+    w.run_for(Duration::from_millis(10));
+    assert_eq!(w.as_hub(a).control().tunnels().count(), 0);
+    assert_eq!(w.located("ldap"), 0);
+}
+
+#[test]
+fn windows_of_hub_and_agent_may_differ_widely() {
+    for (hub_window, agent_window) in [(2 << 10, 256 << 10), (256 << 10, 2 << 10)] {
+        let mut w = World::new();
+        let config = |me: &str, other: &str| {
+            let mut c = hub_config(me, Mode::Active, &[other]);
+            c.limits.stream_window_initial_bytes = hub_window;
+            c
+        };
+        let a = w.hub(config("hub-a", "hub-b"), 1);
+        let b = w.hub(config("hub-b", "hub-a"), 2);
+        let mut agent = agent_config("plant-7", &["hub-a"], 1);
+        agent.limits.stream_window_initial_bytes = agent_window;
+        w.agent(agent, 3);
+        w.run_for(Duration::from_secs(3));
+        for hub in [a, b] {
+            assert_eq!(echo(&mut w, hub, 600_000), Ok(()), "{hub_window} {agent_window} hub {hub}");
+        }
+    }
 }

@@ -91,21 +91,31 @@ impl Agent {
     }
 
     fn on_session_message(&mut self, now: Instant, conn: ConnKey, message: &bytes::Bytes, out: &mut NodeOut) {
-        let key = self.mux.carried_by(conn);
+        let Some(key) = self.mux.carried_by(conn) else { return };
         let mut frames = std::mem::take(&mut self.frames);
-        let result = self.mux.on_message(now, conn, message, &mut self.shard, &mut frames, out);
-        if let Some(key) = key {
-            match result {
-                Ok(()) => {
-                    for frame in frames.drain(..) {
-                        self.tunnels.on_frame(now, key, frame, &mut self.mux, &mut self.notes, out);
-                    }
-                }
-                Err(e) => self.tunnels.on_violation(now, key, &e, &mut self.mux, &mut self.notes, out),
+        let result = self.mux.on_message(now, conn, message, &mut frames, out);
+        for frame in frames.drain(..) {
+            if let Frame::Stream { cid, epoch, body } = frame {
+                self.shard.on_frame(now, key, cid, epoch, body, self.mux.shard_out());
+            } else {
+                self.tunnels.on_frame(now, key, frame, &mut self.mux, &mut self.notes, out);
+                // A stream frame behind it must find what it changed.
+                self.tell_shard(now);
             }
         }
-        frames.clear();
+        if let Err(e) = result {
+            self.tunnels.on_violation(now, key, &e, &mut self.mux, &mut self.notes, out);
+        }
         self.frames = frames;
+    }
+
+    /// Gives control's notes to the shard. True if there were any.
+    fn tell_shard(&mut self, now: Instant) -> bool {
+        let any = !self.notes.is_empty();
+        for note in self.notes.drain(..) {
+            self.shard.on_note(now, note, self.mux.shard_out());
+        }
+        any
     }
 
     /// Does what is due.
@@ -154,11 +164,8 @@ impl Agent {
                 self.tunnels.on_session_news(now, news, &mut self.mux, &mut self.notes, &self.shard, out);
             }
             self.mux.refresh_usable(now, &mut self.notes);
-            if self.notes.is_empty() {
+            if !self.tell_shard(now) {
                 break;
-            }
-            for note in std::mem::take(&mut self.notes) {
-                self.shard.on_note(now, note, self.mux.shard_out());
             }
         }
     }

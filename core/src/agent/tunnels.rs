@@ -5,13 +5,13 @@
 //! behind two addresses counts once: the second is dropped and another address
 //! tried, until all were; then the agent runs with fewer and says so.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::config::AgentConfig;
+use crate::due::Due;
 use crate::error::{CloseCode, ProtocolError, ProtocolErrorKind};
 use crate::id::{ConnKey, Epoch, Fence, Instance, Name, Secret, SessionKey, TargetIx};
 use crate::link::{self, Event, Link};
@@ -56,7 +56,6 @@ struct Handshake {
     dialect: Dialect,
     challenge: Secret<16>,
     resume: Option<SessionKey>,
-    deadline: Instant,
 }
 
 /// The agent's control plane.
@@ -66,7 +65,7 @@ pub struct Tunnels {
     instance: Instance,
     highest: Epoch,
     hubs: Vec<HubState>,
-    handshakes: BTreeMap<ConnKey, Handshake>,
+    handshakes: Due<ConnKey, Handshake>,
     rng: Rng,
     seed: Seed,
     draining: bool,
@@ -91,7 +90,7 @@ impl Tunnels {
             instance,
             highest: Epoch(0),
             hubs,
-            handshakes: BTreeMap::new(),
+            handshakes: Due::default(),
             rng: seed.fork("tunnels").rng(),
             seed: *seed,
             draining: false,
@@ -199,7 +198,13 @@ impl Tunnels {
         mux: &mut Mux,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.hubs.get(usize::from(target.0)) else { return };
+        let Some(h) = self.hubs.get_mut(usize::from(target.0)) else { return };
+        if h.link.is_none() || (self.draining && h.session.is_none()) {
+            // Not wanted any more: a HELLO would replace the tunnel that is.
+            h.dialling = false;
+            out.close.push((conn, CloseCode::Transport));
+            return;
+        }
         let challenge = Secret(self.rng.bytes());
         let resume = h.session.and_then(|key| {
             let e = mux.get_mut(key)?;
@@ -219,8 +224,8 @@ impl Tunnels {
         };
         mux.post(conn, encode_message(dialect, 0, &[Frame::Hello(Box::new(hello))]), out);
         let deadline = now.after(self.config.handshake_timeout);
-        self.handshakes
-            .insert(conn, Handshake { target, dialect, challenge, resume: resume.map(|(k, _)| k), deadline });
+        let resume = resume.map(|(k, _)| k);
+        self.handshakes.insert(conn, deadline, Handshake { target, dialect, challenge, resume });
     }
 
     pub(super) fn on_handshake_lost(
@@ -231,7 +236,7 @@ impl Tunnels {
         mux: &Mux,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.remove(&conn) else { return };
+        let Some(h) = self.handshakes.remove(conn) else { return };
         out.observed.push(Observed::HandshakeFailed {
             plane: Plane::Tunnel,
             cause,
@@ -249,7 +254,7 @@ impl Tunnels {
         mux: &mut Mux,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.remove(&conn) else { return };
+        let Some(h) = self.handshakes.remove(conn) else { return };
         out.observed.push(Observed::HandshakeFailed { plane: Plane::Tunnel, cause, detail });
         mux.close(conn, h.dialect, cause, 0, out);
         self.on_dial_failed(now, h.target, mux, out);
@@ -264,7 +269,7 @@ impl Tunnels {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.get(&conn) else { return };
+        let Some(h) = self.handshakes.get(conn) else { return };
         let (dialect, target, resume) = (h.dialect, h.target, h.resume);
         let mut frames = Vec::new();
         let frame = match decode(dialect, message, &WELCOME_LIMITS, &mut frames) {
@@ -282,7 +287,7 @@ impl Tunnels {
         match frame {
             Some(Frame::Welcome(w)) => self.on_welcome(now, conn, *w, mux, notes, out),
             Some(Frame::GoAway { code, retry_after_ms }) => {
-                self.handshakes.remove(&conn);
+                self.handshakes.remove(conn);
                 out.close.push((conn, code));
                 out.observed.push(Observed::HandshakeFailed {
                     plane: Plane::Tunnel,
@@ -314,7 +319,7 @@ impl Tunnels {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.get(&conn) else { return };
+        let Some(h) = self.handshakes.get(conn) else { return };
         let (dialect, target, challenge, resume) = (h.dialect, h.target, h.challenge, h.resume);
         let ix = usize::from(target.0);
         let peer = Peer::Hub { replica_id: w.replica_id.clone(), incarnation: w.incarnation };
@@ -326,7 +331,7 @@ impl Tunnels {
                 self.give_up(now, conn, CloseCode::ResumeRefused, "the hub's proof or position is wrong", mux, out);
                 return self.lose(now, key, CloseCode::ResumeRefused, mux, notes, out);
             }
-            self.handshakes.remove(&conn);
+            self.handshakes.remove(conn);
             self.up(now, ix);
             if let Some(old) = mux.rebind(now, key, conn, out) {
                 out.close.push((old, CloseCode::Superseded));
@@ -346,25 +351,9 @@ impl Tunnels {
             // HELLO carried `seen`, so this can only be a hub that ignored it (O2).
             return self.give_up(now, conn, CloseCode::Protocol, "WELCOME offers an epoch that is not newer", mux, out);
         }
-        let other = self.hubs.iter().enumerate().any(|(i, h)| {
-            i != ix
-                && h.replica.as_ref() == Some(&w.replica_id)
-                && h.session.is_some_and(|k| mux.get(k).is_some_and(|e| e.conn.is_some()))
-        });
         self.highest = attachment.epoch;
-        if other {
-            // The same replica twice serves nobody better (semantics 4).
-            if let Some(h) = self.hubs.get_mut(ix) {
-                h.same_as_other = true;
-                h.dialling = false;
-                h.link = None;
-                h.replica = Some(w.replica_id.clone());
-            }
-            // That hub has just replaced our attachment there by this one, so the
-            // older tunnel is the one that goes.
-            self.move_to(ix, &w.replica_id);
-        }
-        self.handshakes.remove(&conn);
+        self.rest_others(now, ix, &w.replica_id);
+        self.handshakes.remove(conn);
         let config = SessionConfig {
             dialect,
             id: w.session,
@@ -406,16 +395,35 @@ impl Tunnels {
         self.want(now, mux, out);
     }
 
-    /// The other address of this replica gives its place to the new tunnel.
-    fn move_to(&mut self, ix: usize, replica: &Name) {
+    /// The same replica twice serves nobody better (semantics 4), and it has
+    /// just replaced our attachment by the one of address `ix`: its other
+    /// addresses rest while that tunnel lives. Their sessions end by the hub's
+    /// GOAWAY, which may have come before this WELCOME.
+    fn rest_others(&mut self, now: Instant, ix: usize, replica: &Name) {
         for (i, h) in self.hubs.iter_mut().enumerate() {
-            if i != ix && h.replica.as_ref() == Some(replica) {
+            if i == ix {
+                h.same_as_other = false;
+                // Its handshake was on the way when it was told to rest.
+                h.link.get_or_insert_with(|| Link::new(self.config.backoff, self.seed.fork("woken"), now));
+            } else if h.replica.as_ref() == Some(replica) {
                 h.same_as_other = true;
+                if h.session.is_none() {
+                    h.link = None;
+                }
             }
         }
-        if let Some(h) = self.hubs.get_mut(ix) {
-            h.same_as_other = false;
-            h.link = Some(Link::new(self.config.backoff, self.seed.fork("moved"), Instant::ZERO));
+    }
+
+    /// The tunnel of address `ix` is over: what rested because of it may lead
+    /// elsewhere by now.
+    fn wake_others(&mut self, ix: usize) {
+        let Some(replica) = self.hubs.get(ix).and_then(|h| h.replica.clone()) else { return };
+        let Some(h) = self.hubs.get(ix) else { return };
+        if h.same_as_other {
+            return;
+        }
+        for h in &mut self.hubs {
+            h.same_as_other &= h.replica.as_ref() != Some(&replica);
         }
     }
 
@@ -558,7 +566,11 @@ impl Tunnels {
             return;
         }
         notes.push(ControlNote::SessionLost { session: key });
-        if let Some(h) = self.hubs.iter_mut().find(|h| h.session == Some(key)) {
+        let ix = self.hubs.iter().position(|h| h.session == Some(key));
+        if let Some(ix) = ix {
+            self.wake_others(ix);
+        }
+        if let Some(h) = ix.and_then(|ix| self.hubs.get_mut(ix)) {
             h.session = None;
             h.leaving = false;
             if let Some(l) = h.link.as_mut() {
@@ -624,15 +636,14 @@ impl Tunnels {
                 self.dial(ix, out);
             }
         }
-        let late: Vec<ConnKey> = self.handshakes.iter().filter(|(_, h)| h.deadline <= now).map(|(c, _)| *c).collect();
-        for conn in late {
+        while let Some(conn) = self.handshakes.late(now) {
             self.give_up(now, conn, CloseCode::HandshakeTimeout, "the hub did not answer in time", mux, out);
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
         let links = self.hubs.iter().filter_map(|h| h.link.as_ref()).filter_map(Link::poll_timeout).min();
-        let handshakes = self.handshakes.values().map(|h| Deadline { at: h.deadline, why: "handshake" }).min();
+        let handshakes = self.handshakes.next().map(|at| Deadline { at, why: "handshake" });
         Deadline::earliest(links, handshakes)
     }
 }

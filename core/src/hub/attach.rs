@@ -6,7 +6,7 @@ use super::control::{Asked, AttachmentState, Control};
 use super::handshake::{Claiming, Stage};
 use crate::config::Mode;
 use crate::error::{CloseCode, RstCode};
-use crate::id::{ClaimId, ConnKey, Epoch, Fence, Name, Nonce, SessionKey};
+use crate::id::{AgentId, ClaimId, ConnKey, Epoch, Fence, Name, Nonce, SessionKey};
 use crate::mux::{Mux, NodeOut, Peer};
 use crate::observed::Observed;
 use crate::principal::AgentGrant;
@@ -58,7 +58,10 @@ impl Control {
             let wanted = Peer::Agent { id: agent.agent_id.clone(), instance: agent.instance };
             return self.resume(now, conn, &hello, &request, &wanted, mux, notes, out);
         }
-        let Some(dialect) = self.handshakes.get(&conn).map(|h| h.dialect) else { return };
+        // Resumptions are not counted: a full hub must not lose what it has.
+        if self.is_full(mux) && !self.attachments.contains_key(&agent.agent_id) {
+            return self.refuse_handshake(now, conn, CloseCode::Busy, "limits.max_sessions is reached", mux, out);
+        }
         let seen = agent.seen.max(self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default());
         let claim = Claim {
             agent_id: agent.agent_id.clone(),
@@ -69,8 +72,8 @@ impl Control {
             seen,
             connectors: agent.connectors.clone(),
         };
-        let nonce = claim.nonce;
-        if let Some(h) = self.handshakes.get_mut(&conn) {
+        let (nonce, agent_id) = (claim.nonce, claim.agent_id.clone());
+        if let Some(h) = self.handshakes.get_mut(conn) {
             h.stage = Stage::Claim(Box::new(Claiming { hello, grant }));
         }
         if self.config.mode == Mode::Off {
@@ -85,10 +88,13 @@ impl Control {
                 out,
             );
         }
-        let _ = dialect;
-        if !self.ask(now, RegistryOp::Claim(Box::new(claim)), Asked::Claim { conn }, out) {
+        if !self.ask(now, RegistryOp::Claim(Box::new(claim)), Asked::Claim { conn, agent_id }, out) {
             self.attach_provisionally(now, conn, mux, notes, out);
         }
+    }
+
+    pub(super) fn is_full(&self, mux: &Mux) -> bool {
+        mux.len() >= self.config.limits.max_sessions as usize
     }
 
     /// The registry answered a claim, or will not.
@@ -96,12 +102,19 @@ impl Control {
         &mut self,
         now: Instant,
         conn: ConnKey,
+        agent_id: AgentId,
         result: RegistryResult,
         mux: &mut Mux,
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
         match result {
+            Ok(RegistryReply::Claimed { epoch, nonce, .. }) if self.handshakes.get(conn).is_none() => {
+                // The agent left meanwhile: what was claimed for it is nobody's.
+                let fence = Fence { epoch, nonce };
+                let op = RegistryOp::Release { agent_id, hub: self.run.clone(), fence };
+                self.ask(now, op, Asked::Release, out);
+            }
             Ok(RegistryReply::Claimed { epoch, nonce, superseded }) => {
                 self.attach(now, conn, Fence { epoch, nonce }, true, superseded, mux, notes, out);
             }
@@ -120,7 +133,7 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(Stage::Claim(c)) = self.handshakes.get(&conn).map(|h| &h.stage) else { return };
+        let Some(Stage::Claim(c)) = self.handshakes.get(conn).map(|h| &h.stage) else { return };
         let HelloRole::Agent(agent) = &c.hello.role else { return };
         let seen = agent.seen.max(self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default());
         let fence = Fence { epoch: Epoch(seen.0.saturating_add(1)), nonce: Nonce(self.rng.next_u64()) };
@@ -139,13 +152,12 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.remove(&conn) else {
+        // Only a connection that still waits for its claim is attached.
+        if !matches!(self.handshakes.get(conn).map(|h| &h.stage), Some(Stage::Claim(_))) {
             return;
-        };
-        let Stage::Claim(claiming) = h.stage else {
-            self.handshakes.insert(conn, h);
-            return;
-        };
+        }
+        let Some(h) = self.handshakes.remove(conn) else { return };
+        let Stage::Claim(claiming) = h.stage else { return };
         let Claiming { hello, grant } = *claiming;
         let initial_window = hello.initial_window;
         let HelloRole::Agent(agent) = hello.role else { return };
@@ -184,6 +196,7 @@ impl Control {
             fence,
             connectors: names(&agent.connectors),
         }));
+        let exposed = names(&agent.connectors);
         out.observed.push(Observed::SessionUp { plane: Plane::Tunnel, peer: agent.agent_id.as_str().to_owned() });
         out.observed.push(Observed::Attached { agent_id: agent.agent_id.clone(), epoch: fence.epoch, firm, takeover });
         let notice = EpochNotice {
@@ -212,7 +225,7 @@ impl Control {
         );
         self.routes_dirty = true;
         // Clients may be waiting for just this connector.
-        self.answer_waiting(notes);
+        self.answer_waiting(&exposed, notes);
     }
 
     /// Another hub holds an attachment of this agent now.
@@ -248,7 +261,8 @@ impl Control {
         out: &mut NodeOut,
     ) {
         let unscoped = self.config.insecure_allow_unscoped;
-        let Some((agent_id, a)) = self.attachments.iter_mut().find(|(_, a)| a.session == key) else { return };
+        let Some(Peer::Agent { id: agent_id, .. }) = mux.get(key).map(|e| &e.peer) else { return };
+        let Some(a) = self.attachments.get_mut(agent_id).filter(|a| a.session == key) else { return };
         if generation <= a.connectors_generation {
             return;
         }
@@ -257,7 +271,7 @@ impl Control {
         }
         a.connectors_generation = generation;
         a.connectors.clone_from(&connectors);
-        let (agent_id, fence) = (agent_id.clone(), a.fence);
+        let (agent_id, fence, exposed) = (agent_id.clone(), a.fence, names(&connectors));
         notes.push(ControlNote::Attach(Attach {
             agent_id: agent_id.clone(),
             session: key,
@@ -269,7 +283,7 @@ impl Control {
             let op = RegistryOp::SetConnectors { agent_id: agent_id.clone(), hub: self.run.clone(), fence, connectors };
             self.ask(now, op, Asked::SetConnectors { agent_id, fence }, out);
         }
-        self.answer_waiting(notes);
+        self.answer_waiting(&exposed, notes);
     }
 
     /// Goes on with a suspended session, on either plane.
@@ -285,7 +299,7 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(dialect) = self.handshakes.get(&conn).map(|h| h.dialect) else { return };
+        let Some(dialect) = self.handshakes.get(conn).map(|h| h.dialect) else { return };
         let mut welcome = self.welcome(request.session);
         let key = mux.find(request.session);
         let accepted = key.and_then(|key| {
@@ -306,7 +320,7 @@ impl Control {
                 out,
             );
         };
-        self.handshakes.remove(&conn);
+        self.handshakes.remove(conn);
         welcome.resumed = Some(accept);
         if let Peer::Agent { id, .. } = wanted {
             welcome.attachment = self.attachments.get(id).map(|a| Attachment {
@@ -321,16 +335,15 @@ impl Control {
         }
         notes.push(ControlNote::InitialWindow { session: key, bytes: hello.initial_window });
         self.routes_dirty = true;
-        self.answer_waiting(notes);
     }
 
-    /// Lets streams that wait for a connector look at the routes again: only
-    /// those whose connector this hub can reach by itself.
-    pub(super) fn answer_waiting(&mut self, notes: &mut Vec<ControlNote>) {
-        let local: Vec<Name> = self.attachments.values().flat_map(|a| names(&a.connectors)).collect();
-        for (connector, remote) in &mut self.remote {
-            if remote.wanted && local.contains(connector) {
-                remote.wanted = false;
+    /// Lets streams that wait for one of these connectors, which this hub can
+    /// reach by itself now, look at the routes again.
+    fn answer_waiting(&mut self, connectors: &[Name], notes: &mut Vec<ControlNote>) {
+        for connector in connectors {
+            if let Some(remote) = self.remote.get_mut(connector)
+                && std::mem::take(&mut remote.wanted)
+            {
                 notes.push(ControlNote::RouteAnswer { connector: connector.clone(), result: Ok(()) });
             }
         }

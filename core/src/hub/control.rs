@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::handshake::Handshake;
 use crate::config::{HubConfig, Mode};
+use crate::due::Due;
 use crate::error::{CloseCode, ProtocolError, RstCode};
 use crate::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Name, SessionId, SessionKey, TargetIx};
 use crate::link::Link;
@@ -56,7 +57,7 @@ pub(super) struct PendingOp {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Asked {
     Renew { sent: Instant },
-    Claim { conn: ConnKey },
+    Claim { conn: ConnKey, agent_id: AgentId },
     SetConnectors { agent_id: AgentId, fence: Fence },
     Release,
     Lookup { connector: Name },
@@ -67,7 +68,8 @@ pub(super) enum Asked {
 #[derive(Debug, Default)]
 pub(super) struct Remote {
     pub(super) located: Vec<Located>,
-    pub(super) looked_up: Option<Instant>,
+    /// When it is asked again by itself; `None`: with the next renewal that succeeds.
+    pub(super) next: Option<Instant>,
     pub(super) asking: bool,
     /// Shards wait for this lookup's answer.
     pub(super) wanted: bool,
@@ -81,7 +83,7 @@ pub struct Control {
     pub(super) config: Arc<HubConfig>,
     pub(super) run: HubRun,
     pub(super) rng: Rng,
-    pub(super) handshakes: BTreeMap<ConnKey, Handshake>,
+    pub(super) handshakes: Due<ConnKey, Handshake>,
     pub(super) peers: Vec<PeerState>,
     /// The one session per peer hub.
     pub(super) links: BTreeMap<Name, SessionKey>,
@@ -89,12 +91,19 @@ pub struct Control {
     pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
     pub(super) highest_epoch: BTreeMap<AgentId, Epoch>,
     pub(super) pending: BTreeMap<Token, PendingOp>,
+    /// Claims that were given up; what a late answer granted is released.
+    pub(super) late_claims: BTreeMap<Token, AgentId>,
     pub(super) next_token: u64,
     pub(super) remote: BTreeMap<Name, Remote>,
     pub(super) registry_healthy: bool,
     pub(super) registry_failures: u32,
     pub(super) lease_until: Option<Instant>,
+    /// The run to take the lease over from with the next renewal.
     pub(super) lease_seen: Option<Incarnation>,
+    /// This run held the lease once: from then on it never takes over (O7).
+    pub(super) lease_held: bool,
+    /// The take-over at the start was tried.
+    pub(super) lease_tried: bool,
     pub(super) renew_at: Option<Instant>,
     pub(super) sweep_at: Option<Instant>,
     pub(super) draining: bool,
@@ -119,19 +128,22 @@ impl Control {
         Self {
             run: HubRun { replica_id: config.replica_id.clone(), incarnation },
             rng: seed.fork("control").rng(),
-            handshakes: BTreeMap::new(),
+            handshakes: Due::default(),
             peers,
             links: BTreeMap::new(),
             statuses: BTreeMap::new(),
             attachments: BTreeMap::new(),
             highest_epoch: BTreeMap::new(),
             pending: BTreeMap::new(),
+            late_claims: BTreeMap::new(),
             next_token: 0,
             remote: BTreeMap::new(),
             registry_healthy: false,
             registry_failures: 0,
             lease_until: None,
             lease_seen: None,
+            lease_held: false,
+            lease_tried: false,
             renew_at: None,
             sweep_at: None,
             draining: false,
@@ -453,7 +465,8 @@ impl Control {
         let routes = Routes { by_connector };
         if routes != *self.routes {
             self.routes = Arc::new(routes);
-            notes.push(ControlNote::Routes(Arc::clone(&self.routes)));
+            // Before the answers to streams that wait for just these routes.
+            notes.insert(0, ControlNote::Routes(Arc::clone(&self.routes)));
         }
     }
 
@@ -529,13 +542,10 @@ impl Control {
 
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
         let mut d = self.peers.iter().filter(|p| !p.itself).filter_map(|p| p.link.poll_timeout()).min();
+        d = Deadline::earliest(d, self.handshakes.next().map(|at| Deadline { at, why: "handshake" }));
         d = Deadline::earliest(
             d,
-            self.handshakes.values().map(|h| Deadline { at: h.deadline, why: "handshake" }).min(),
-        );
-        d = Deadline::earliest(
-            d,
-            self.pending.values().map(|p| Deadline { at: p.deadline, why: "registry operation" }).min(),
+            self.pending.first_key_value().map(|(_, p)| Deadline { at: p.deadline, why: "registry operation" }),
         );
         d = Deadline::earliest(d, self.renew_at.map(|at| Deadline { at, why: "lease renewal" }));
         d = Deadline::earliest(d, self.sweep_at.map(|at| Deadline { at, why: "registry sweep" }));

@@ -23,7 +23,6 @@ use crate::wire::{
 #[derive(Debug)]
 pub(super) struct Handshake {
     pub(super) dialect: Dialect,
-    pub(super) deadline: Instant,
     pub(super) stage: Stage,
 }
 
@@ -65,13 +64,11 @@ impl Control {
         mux: &mut Mux,
         out: &mut NodeOut,
     ) {
-        let full = self.handshakes.len() >= self.config.limits.max_handshakes as usize
-            || mux.len() >= self.config.limits.max_sessions as usize;
-        if full {
+        if self.handshakes.len() >= self.config.limits.max_handshakes as usize {
             return mux.close(conn, dialect, CloseCode::Busy, 1000, out);
         }
         let deadline = now.after(self.config.handshake_timeout);
-        self.handshakes.insert(conn, Handshake { dialect, deadline, stage: Stage::Hello(principal) });
+        self.handshakes.insert(conn, deadline, Handshake { dialect, stage: Stage::Hello(principal) });
     }
 
     pub(crate) fn dial(&mut self, ix: usize, out: &mut NodeOut) {
@@ -125,12 +122,12 @@ impl Control {
         };
         mux.post(conn, encode_message(dialect, 0, &[Frame::Hello(Box::new(hello))]), out);
         let stage = Stage::Welcome { target, challenge, resume: resume.map(|(k, _)| k), peer };
-        self.handshakes.insert(conn, Handshake { dialect, deadline: now.after(self.config.handshake_timeout), stage });
+        self.handshakes.insert(conn, now.after(self.config.handshake_timeout), Handshake { dialect, stage });
     }
 
     /// A connection ended before it carried a session.
     pub(crate) fn on_handshake_lost(&mut self, now: Instant, conn: ConnKey, cause: CloseCode, out: &mut NodeOut) {
-        let Some(h) = self.handshakes.remove(&conn) else { return };
+        let Some(h) = self.handshakes.remove(conn) else { return };
         self.dial_over(now, &h.stage, out);
         out.observed.push(Observed::HandshakeFailed {
             plane: h.dialect.plane,
@@ -155,15 +152,14 @@ impl Control {
         mux: &mut Mux,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.remove(&conn) else { return };
+        let Some(h) = self.handshakes.remove(conn) else { return };
         self.dial_over(now, &h.stage, out);
         out.observed.push(Observed::HandshakeFailed { plane: h.dialect.plane, cause, detail });
         mux.close(conn, h.dialect, cause, 0, out);
     }
 
     pub(super) fn expire_handshakes(&mut self, now: Instant, mux: &mut Mux, out: &mut NodeOut) {
-        let late: Vec<ConnKey> = self.handshakes.iter().filter(|(_, h)| h.deadline <= now).map(|(c, _)| *c).collect();
-        for conn in late {
+        while let Some(conn) = self.handshakes.late(now) {
             self.refuse_handshake(now, conn, CloseCode::HandshakeTimeout, "the peer did not answer in time", mux, out);
         }
     }
@@ -178,7 +174,7 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.get(&conn) else { return };
+        let Some(h) = self.handshakes.get(conn) else { return };
         let dialect = h.dialect;
         let mut frames = Vec::new();
         let frame = match decode(dialect, message, &handshake_limits(&h.stage), &mut frames) {
@@ -203,7 +199,7 @@ impl Control {
                 out,
             );
         };
-        let Some(h) = self.handshakes.get(&conn) else { return };
+        let Some(h) = self.handshakes.get(conn) else { return };
         match (&h.stage, frame) {
             (Stage::Hello(Principal::Agent(grant)), Frame::Hello(hello)) if dialect.plane == Plane::Tunnel => {
                 let grant = grant.clone();
@@ -219,7 +215,7 @@ impl Control {
             (Stage::Auth(_), Frame::Auth(_)) => self.on_hub_auth(now, conn, mux, notes, out),
             (Stage::Welcome { target, resume, .. }, Frame::GoAway { code, retry_after_ms }) => {
                 let (target, resume) = (*target, *resume);
-                self.handshakes.remove(&conn);
+                self.handshakes.remove(conn);
                 out.close.push((conn, code));
                 if let Some(p) = self.peers.get_mut(usize::from(target.0)) {
                     if retry_after_ms > 0 {
@@ -247,7 +243,7 @@ impl Control {
                 }
             }
             (_, Frame::GoAway { code, .. }) => {
-                self.handshakes.remove(&conn);
+                self.handshakes.remove(conn);
                 out.close.push((conn, code));
             }
             _ => {

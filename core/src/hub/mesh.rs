@@ -66,12 +66,15 @@ impl Control {
                 return self.refuse_handshake(now, conn, CloseCode::Duplicate, "the session is alive", mux, out);
             }
         }
-        let Some(dialect) = self.handshakes.get(&conn).map(|h| h.dialect) else { return };
+        if self.is_full(mux) && !self.links.contains_key(&peer.replica_id) {
+            return self.refuse_handshake(now, conn, CloseCode::Busy, "limits.max_sessions is reached", mux, out);
+        }
+        let Some(dialect) = self.handshakes.get(conn).map(|h| h.dialect) else { return };
         let session = self.new_session(dialect);
         let mut welcome = self.welcome(session.id);
         welcome.secret = Some(session.secret);
         mux.post(conn, encode_message(dialect, 0, &[Frame::Welcome(Box::new(welcome))]), out);
-        if let Some(h) = self.handshakes.get_mut(&conn) {
+        if let Some(h) = self.handshakes.get_mut(conn) {
             let accepting = Accepting { peer: peer.clone(), initial_window: hello.initial_window, session };
             h.stage = Stage::Auth(Box::new(accepting));
         }
@@ -86,7 +89,7 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.remove(&conn) else { return };
+        let Some(h) = self.handshakes.remove(conn) else { return };
         let Stage::Auth(a) = h.stage else { return };
         let Accepting { peer, initial_window, session } = *a;
         let wins = self.settle_duplicate(now, &peer.replica_id, peer.incarnation, false, mux, notes, out);
@@ -121,7 +124,7 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.get(&conn) else { return };
+        let Some(h) = self.handshakes.get(conn) else { return };
         let Stage::Welcome { target, challenge, resume, peer } = &h.stage else { return };
         let (dialect, target, challenge, resume) = (h.dialect, *target, *challenge, *resume);
         let dns_names = peer.dns_names.clone();
@@ -169,7 +172,7 @@ impl Control {
                 );
                 return self.lose(now, key, CloseCode::ResumeRefused, mux, notes, out);
             }
-            self.handshakes.remove(&conn);
+            self.handshakes.remove(conn);
             self.link_up(now, target);
             if let Some(old) = mux.rebind(now, key, conn, out) {
                 out.close.push((old, CloseCode::Superseded));
@@ -181,7 +184,7 @@ impl Control {
         let Some(secret) = welcome.secret else {
             return self.refuse_handshake(now, conn, CloseCode::Protocol, "WELCOME without a secret", mux, out);
         };
-        self.handshakes.remove(&conn);
+        self.handshakes.remove(conn);
         if let Some(p) = self.peers.get_mut(ix) {
             p.replica = Some(welcome.replica_id.clone());
         }

@@ -125,21 +125,32 @@ impl Hub {
     }
 
     fn on_session_message(&mut self, now: Instant, conn: ConnKey, message: &bytes::Bytes, out: &mut NodeOut) {
-        let key = self.mux.carried_by(conn);
+        let Some(key) = self.mux.carried_by(conn) else { return };
         let mut frames = std::mem::take(&mut self.frames);
-        let result = self.mux.on_message(now, conn, message, &mut self.shard, &mut frames, out);
-        if let Some(key) = key {
-            match result {
-                Ok(()) => {
-                    for frame in frames.drain(..) {
-                        self.control.on_frame(now, key, frame, &mut self.mux, &mut self.notes, out);
-                    }
-                }
-                Err(e) => self.control.on_violation(now, key, &e, &mut self.mux, &mut self.notes, out),
+        let result = self.mux.on_message(now, conn, message, &mut frames, out);
+        for frame in frames.drain(..) {
+            if let Frame::Stream { cid, epoch, body } = frame {
+                self.shard.on_frame(now, key, cid, epoch, body, self.mux.shard_out());
+            } else {
+                self.control.on_frame(now, key, frame, &mut self.mux, &mut self.notes, out);
+                // A stream frame behind it must find what it changed.
+                self.tell_shard(now);
             }
         }
-        frames.clear();
+        if let Err(e) = result {
+            self.control.on_violation(now, key, &e, &mut self.mux, &mut self.notes, out);
+        }
         self.frames = frames;
+    }
+
+    /// Gives control's notes to the shard. True if there were any.
+    fn tell_shard(&mut self, now: Instant) -> bool {
+        self.control.publish_routes(&self.mux, &mut self.notes);
+        let any = !self.notes.is_empty();
+        for note in self.notes.drain(..) {
+            self.shard.on_note(now, note, self.mux.shard_out());
+        }
+        any
     }
 
     /// Does what is due.
@@ -189,12 +200,8 @@ impl Hub {
                 self.control.on_session_news(now, news, &mut self.mux, &mut self.notes, &self.shard, out);
             }
             self.mux.refresh_usable(now, &mut self.notes);
-            self.control.publish_routes(&self.mux, &mut self.notes);
-            if self.notes.is_empty() {
+            if !self.tell_shard(now) {
                 break;
-            }
-            for note in std::mem::take(&mut self.notes) {
-                self.shard.on_note(now, note, self.mux.shard_out());
             }
         }
     }

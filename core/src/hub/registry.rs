@@ -36,7 +36,7 @@ impl Control {
         let op = RegistryOp::Renew {
             hub: self.run.clone(),
             lease: self.config.registry.lease,
-            takes_over: self.lease_seen,
+            takes_over: self.lease_seen.take(),
             region: self.config.region.clone(),
         };
         self.ask(now, op, Asked::Renew { sent: now }, out);
@@ -53,7 +53,18 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(op) = self.pending.remove(&token) else { return };
+        let Some(op) = self.pending.remove(&token) else {
+            if let Some(agent_id) = self.late_claims.remove(&token)
+                && let Ok(RegistryReply::Claimed { epoch, nonce, .. }) = result
+            {
+                // Too late: the agent has a provisional attachment or none. What
+                // the registry lists under this fence would lead others astray.
+                let fence = crate::id::Fence { epoch, nonce };
+                let op = RegistryOp::Release { agent_id, hub: self.run.clone(), fence };
+                self.ask(now, op, Asked::Release, out);
+            }
+            return;
+        };
         self.on_outcome(now, op.what, result, mux, notes, out);
     }
 
@@ -67,8 +78,8 @@ impl Control {
         out: &mut NodeOut,
     ) {
         match what {
-            Asked::Renew { sent } => self.on_renewed(now, sent, &result, out),
-            Asked::Claim { conn } => self.on_claimed(now, conn, result, mux, notes, out),
+            Asked::Renew { sent } => self.on_renewed(now, sent, &result, notes, out),
+            Asked::Claim { conn, agent_id } => self.on_claimed(now, conn, agent_id, result, mux, notes, out),
             Asked::Lookup { connector } => self.on_looked_up(now, &connector, result, notes, out),
             Asked::SetConnectors { agent_id, fence } => {
                 // Stale: another claim took over; its notice or the audit ends this attachment.
@@ -81,22 +92,44 @@ impl Control {
         }
     }
 
-    fn on_renewed(&mut self, now: Instant, sent: Instant, result: &RegistryResult, out: &mut NodeOut) {
+    fn on_renewed(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        result: &RegistryResult,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
         match result {
             Ok(RegistryReply::Renewed) => {
                 self.registry_failures = 0;
                 self.lease_until = Some(sent.after(self.config.registry.lease));
+                self.lease_held = true;
+                if self.config.mode == Mode::Active {
+                    notes.push(ControlNote::Lease(self.lease_until));
+                }
                 self.set_health(true, out);
                 self.look_up_all(now, out);
             }
             Ok(RegistryReply::LeaseHeld { by }) => {
-                // Take over from an older run; a second live run keeps renewing
-                // and is seen again.
-                if self.lease_seen == Some(*by) {
+                self.registry_failures = 0;
+                self.set_health(true, out);
+                if self.lease_held {
+                    // A newer run of this replica id took over: this one fences
+                    // itself and waits for that lease to end. Taking it back
+                    // would make the two renew in turns for ever.
+                    self.lease_until = None;
+                    notes.push(ControlNote::Lease(None));
                     out.observed.push(Observed::LeaseHeldByOther);
+                } else if !std::mem::replace(&mut self.lease_tried, true) {
+                    // The run before this one, most likely dead: compare-and-set, once at once.
+                    self.lease_seen = Some(*by);
+                    self.renew(now, out);
+                } else {
+                    // Somebody took it in between: not a dead run. At the usual pace.
+                    out.observed.push(Observed::LeaseHeldByOther);
+                    self.lease_seen = Some(*by);
                 }
-                self.lease_seen = Some(*by);
-                self.renew_at = Some(now);
             }
             Ok(_) | Err(RegistryError::Definite(_) | RegistryError::Unknown(_)) => {
                 self.registry_failures = self.registry_failures.saturating_add(1);
@@ -113,11 +146,12 @@ impl Control {
         }
     }
 
-    /// Looks a connector up, unless that is under way.
-    pub(super) fn look_up(&mut self, now: Instant, connector: &Name, out: &mut NodeOut) {
+    /// Looks a connector up, unless that is under way. False if the registry
+    /// cannot be asked.
+    pub(super) fn look_up(&mut self, now: Instant, connector: &Name, out: &mut NodeOut) -> bool {
         let remote = self.remote.entry(connector.clone()).or_default();
         if remote.asking {
-            return;
+            return true;
         }
         remote.asking = true;
         let asked = self.ask(
@@ -128,7 +162,9 @@ impl Control {
         );
         if !asked && let Some(remote) = self.remote.get_mut(connector) {
             remote.asking = false;
+            remote.next = Some(now.after(self.config.registry.lookup_fresh));
         }
+        asked
     }
 
     pub(super) fn look_up_all(&mut self, now: Instant, out: &mut NodeOut) {
@@ -137,11 +173,8 @@ impl Control {
         }
         let connectors: Vec<Name> = self.remote.keys().cloned().collect();
         for connector in connectors {
-            let due = self
-                .remote
-                .get(&connector)
-                .is_some_and(|r| r.looked_up.is_none_or(|at| now.since(at) >= self.config.registry.lookup_fresh / 2));
-            if due {
+            let half_fresh = now.after(self.config.registry.lookup_fresh / 2);
+            if self.remote.get(&connector).is_some_and(|r| r.next.is_none_or(|at| at <= half_fresh)) {
                 self.look_up(now, &connector, out);
             }
         }
@@ -172,21 +205,24 @@ impl Control {
         let refusal = if result.is_ok() { self.refusal() } else { RstCode::RegistryDown };
         let Some(remote) = self.remote.get_mut(connector) else { return };
         remote.asking = false;
+        // Also after a failure: a registry that refuses at once must not be
+        // asked again at once (B9).
+        remote.next = Some(now.after(self.config.registry.lookup_fresh));
         let ok = if let Ok(RegistryReply::Attachments(located)) = result {
             if remote.located != located {
                 remote.located = located;
                 self.routes_dirty = true;
             }
-            remote.looked_up = Some(now);
             true
         } else {
             // An old answer stays usable: the owner fences (semantics 5).
             false
         };
-        if std::mem::take(&mut remote.again) {
-            self.look_up(now, connector, out);
+        let again = std::mem::take(&mut remote.again);
+        if ok && again && self.look_up(now, connector, out) {
             return;
         }
+        let Some(remote) = self.remote.get_mut(connector) else { return };
         if std::mem::take(&mut remote.wanted) {
             let known = remote.located.iter().any(|l| l.hub.replica_id != self.run.replica_id);
             let result = if ok && known || self.exposes(connector) { Ok(()) } else { Err(refusal) };
@@ -222,19 +258,19 @@ impl Control {
         // What the streams tried came from an earlier lookup: one that is
         // already under way may be as old.
         remote.again |= afresh && remote.asking;
-        self.look_up(now, &connector, out);
+        if !self.look_up(now, &connector, out) {
+            if let Some(remote) = self.remote.get_mut(&connector) {
+                remote.wanted = false;
+            }
+            notes.push(ControlNote::RouteAnswer { connector, result: Err(RstCode::RegistryDown) });
+        }
     }
 
     pub(super) fn next_lookup(&self) -> Option<Instant> {
         if self.config.mode != Mode::Active {
             return None;
         }
-        self.remote
-            .values()
-            .filter(|r| !r.asking)
-            .filter_map(|r| r.looked_up)
-            .min()
-            .map(|at| at.after(self.config.registry.lookup_fresh))
+        self.remote.values().filter(|r| !r.asking).filter_map(|r| r.next).min()
     }
 
     pub(super) fn registry_timeouts(
@@ -244,12 +280,20 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let late: Vec<Token> = self.pending.iter().filter(|(_, p)| p.deadline <= now).map(|(t, _)| *t).collect();
-        for token in late {
-            if let Some(op) = self.pending.remove(&token) {
-                let result = Err(RegistryError::Unknown("no reply inside its deadline".to_owned()));
-                self.on_outcome(now, op.what, result, mux, notes, out);
+        // Every operation has the same time, so the oldest token is the first due.
+        while let Some(entry) = self.pending.first_entry()
+            && entry.get().deadline <= now
+        {
+            let token = *entry.key();
+            let op = entry.remove();
+            if let Asked::Claim { agent_id, .. } = &op.what {
+                if self.late_claims.len() >= PENDING_OPS_MAX {
+                    self.late_claims.pop_first();
+                }
+                self.late_claims.insert(token, agent_id.clone());
             }
+            let result = Err(RegistryError::Unknown("no reply inside its deadline".to_owned()));
+            self.on_outcome(now, op.what, result, mux, notes, out);
         }
         if self.renew_at.is_some_and(|at| at <= now) {
             self.renew(now, out);
@@ -262,11 +306,10 @@ impl Control {
             self.ask(now, RegistryOp::Sweep, Asked::Sweep, out);
         }
         if self.next_lookup().is_some_and(|at| at <= now) {
-            let fresh = self.config.registry.lookup_fresh;
             let due: Vec<Name> = self
                 .remote
                 .iter()
-                .filter(|(_, r)| !r.asking && r.looked_up.is_some_and(|at| now.since(at) >= fresh))
+                .filter(|(_, r)| !r.asking && r.next.is_some_and(|at| at <= now))
                 .map(|(c, _)| c.clone())
                 .collect();
             for connector in due {
@@ -274,7 +317,7 @@ impl Control {
                     self.look_up(now, &connector, out);
                 } else if let Some(r) = self.remote.get_mut(&connector) {
                     // Asked again with the first renewal that succeeds.
-                    r.looked_up = None;
+                    r.next = None;
                 }
             }
         }

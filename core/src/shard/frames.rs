@@ -53,8 +53,12 @@ impl Shard {
             self.counters.epoch_mismatch += 1;
             return;
         }
+        // Before OPEN_ACK the target's side has neither read nor written a byte.
+        let unopened = !s.open && side == 1;
         match body {
-            Body::Data { off, bytes } => self.on_data(now, key, side, session, off, bytes, out),
+            Body::Data { .. } | Body::Fin { .. } if unopened => self.punish(now, key, session, out),
+            Body::Credit { .. } if unopened => self.counters.glitches += 1,
+            Body::Data { off, bytes } => self.on_data(now, key, side, off, bytes, session, out),
             Body::Credit { consumed, limit } => {
                 let h = 1 - side;
                 let Some(effect) = s.halves[h].on_credit(consumed, limit) else {
@@ -80,7 +84,7 @@ impl Shard {
                 FinVerdict::Mismatch => self.punish(now, key, session, out),
             },
             Body::Rst { code, .. } => {
-                if !s.open && side == 1 && matches!(s.part, Part::Origin(_)) {
+                if unopened && matches!(s.part, Part::Origin(_)) {
                     self.on_refused(now, key, code, out);
                 } else {
                     self.reset(now, key, code, side_of(side), Some(session), out);
@@ -96,17 +100,13 @@ impl Shard {
         now: Instant,
         key: StreamKey,
         side: usize,
-        session: SessionKey,
         off: u64,
         mut bytes: bytes::Bytes,
+        session: SessionKey,
         out: &mut ShardOut,
     ) {
         let pressure = self.pressure;
         let Some(s) = self.streams.get_mut(key) else { return };
-        if !s.open && side == 1 {
-            // Bytes of a target before its OPEN_ACK cannot be (S7).
-            return self.punish(now, key, session, out);
-        }
         let half = &mut s.halves[side];
         match half.judge_data(off, bytes.len() as u64) {
             DataVerdict::Deliver { skip } => {
@@ -177,7 +177,7 @@ impl Shard {
             return self.refuse(session, cid, epoch, RstCode::Protocol, out);
         }
         let fence = Fence { epoch, nonce: open.nonce };
-        let to = match self.admit_open(session, pending, fence, &open) {
+        let to = match self.admit_open(now, session, pending, fence, &open) {
             Ok(to) => to,
             Err(code) => {
                 if code == RstCode::NotOwner {
@@ -229,7 +229,14 @@ impl Shard {
     }
 
     /// Limits first, then the fence, then the scope; nothing is remembered on a no.
-    fn admit_open(&self, session: SessionKey, pending: u32, fence: Fence, open: &Open) -> Result<Admitted, RstCode> {
+    fn admit_open(
+        &self,
+        now: Instant,
+        session: SessionKey,
+        pending: u32,
+        fence: Fence,
+        open: &Open,
+    ) -> Result<Admitted, RstCode> {
         if self.draining {
             return Err(RstCode::Draining);
         }
@@ -249,6 +256,10 @@ impl Shard {
             // The agent's fence is the tunnel's own: another tunnel's pair is stale here.
             return if attachment.session == session { Ok(Admitted::Target) } else { Err(RstCode::NotOwner) };
         }
+        if self.lease_until.is_none_or(|until| now >= until) {
+            // Without its lease a hub cannot know whether it still owns (O7).
+            return Err(RstCode::NotOwner);
+        }
         match self.sessions.get(&attachment.session) {
             Some(i) if i.pending_opens < self.limits.max_pending_opens => Ok(Admitted::Tunnel(attachment.session)),
             Some(_) => Err(RstCode::Busy),
@@ -258,7 +269,9 @@ impl Shard {
 
     fn refuse(&mut self, session: SessionKey, cid: Cid, epoch: Epoch, code: RstCode, out: &mut ShardOut) {
         self.dedup.bury(cid, Terminal::Reset(code));
-        out.frames.push((session, Frame::stream(cid, epoch, Body::OpenAck { result: Err(code) })));
+        // Only the agent answers OPEN_ACK (S7).
+        let body = if self.is_agent() { Body::OpenAck { result: Err(code) } } else { Body::Rst { code, final_off: 0 } };
+        out.frames.push((session, Frame::stream(cid, epoch, body)));
     }
 
     fn on_open_ack(
@@ -304,14 +317,24 @@ impl Shard {
                 if let End::Session(origin) = origin_end {
                     out.frames.push((origin, Frame::stream(cid, epoch, Body::OpenAck { result: Ok(()) })));
                 }
+                let up = &s.halves[0];
+                if matches!(s.part, Part::Owner) && up.limit > up.granted {
+                    // The agent takes more at once than this hub advertised. It
+                    // reports consumption in quarters of its own window, so the
+                    // origin must not be left with less than that.
+                    self.grant(now, key, 0, true, out);
+                }
                 self.disarm(key);
                 return;
             }
         };
-        if matches!(s.part, Part::Origin(_)) {
-            self.on_refused(now, key, code, out);
-        } else {
-            self.reset(now, key, code, Side::Agent, Some(session), out);
+        match (&s.part, s.ends[0]) {
+            (Part::Origin(_), _) => self.on_refused(now, key, code, out),
+            (_, End::Session(origin)) => {
+                out.frames.push((origin, Frame::stream(s.cid, s.fence.epoch, Body::OpenAck { result: Err(code) })));
+                self.end(now, key, code, Side::Agent, &[session, origin], out);
+            }
+            _ => {}
         }
     }
 
@@ -329,7 +352,7 @@ impl Shard {
             return;
         }
         self.counters.unknown += 1;
-        if !matches!(body, Body::Data { .. } | Body::Fin { .. }) {
+        if !matches!(body, Body::Data { .. }) {
             return;
         }
         let Some(info) = self.sessions.get_mut(&session) else { return };

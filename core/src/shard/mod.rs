@@ -11,9 +11,11 @@
 //! hubs to its tunnels; an agent's shard connects targets. Control speaks to it
 //! in [`ControlNote`]s and hears [`ShardNote`]s.
 
+mod bulk;
 mod frames;
 mod note;
 mod origin;
+mod pass;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -36,7 +38,7 @@ use crate::observed::{Cause, Observed, ShardCounters, Side, StreamRecord};
 use crate::rng::{Rng, Seed};
 use crate::route::Routes;
 use crate::slots::Slots;
-use crate::stream::{End, HalfEvent, Part, Stream};
+use crate::stream::{End, Part, Stream};
 use crate::time::{Deadline, Instant};
 use crate::wire::{Body, Frame, Plane};
 
@@ -48,8 +50,6 @@ const QUEUE_PER_STREAM_BYTES: u64 = 128 * 1024;
 const VIOLATIONS_PER_MINUTE: u32 = 3;
 /// Shortest time between two RST(UNKNOWN) on one session (attack 44).
 const UNKNOWN_RST_EVERY: Duration = Duration::from_millis(100);
-/// How often memory is freed by force while the budget is exhausted.
-const RELIEF_EVERY: Duration = Duration::from_secs(1);
 
 /// What the node is.
 #[derive(Clone, Debug)]
@@ -154,6 +154,7 @@ pub struct Shard {
     lost: VecDeque<(SessionKey, BTreeSet<StreamKey>)>,
     clients: Vec<u32>,
     draining: bool,
+    lease_until: Option<Instant>,
     socket_held: u64,
     violations: BTreeMap<Name, u64>,
     counters: ShardCounters,
@@ -194,6 +195,7 @@ impl Shard {
             relief_at: None,
             lost: VecDeque::new(),
             draining: false,
+            lease_until: None,
             socket_held: 0,
             violations: BTreeMap::new(),
         }
@@ -300,6 +302,7 @@ impl Shard {
                     }
                 }
             }
+            ControlNote::Lease(until) => self.lease_until = until,
             ControlNote::Drain => {
                 self.draining = true;
                 self.note_if_drained(out);
@@ -313,18 +316,6 @@ impl Shard {
                 self.note_if_drained(out);
             }
         }
-    }
-
-    /// The process budget's level changed.
-    pub fn set_pressure(&mut self, now: Instant, pressure: Pressure) {
-        if pressure == self.pressure {
-            return;
-        }
-        if pressure < Pressure::High && self.pressure >= Pressure::High {
-            self.relieving = !self.throttled.is_empty();
-        }
-        self.relief_at = if pressure == Pressure::Full { Some(now.after(RELIEF_EVERY)) } else { None };
-        self.pressure = pressure;
     }
 
     /// When `handle_timeout` is due.
@@ -345,10 +336,7 @@ impl Shard {
     pub fn handle_timeout(&mut self, now: Instant, out: &mut ShardOut) {
         self.work_off_lost(now, out);
         self.relieve(now, out);
-        if self.relief_at.is_some_and(|at| at <= now) {
-            self.relief_at = Some(now.after(RELIEF_EVERY));
-            self.free_memory(now, out);
-        }
+        self.free_memory(now, out);
         let mut worked = 0;
         while let Some((at, key)) = self.timers.first().copied() {
             if at > now || worked == BULK_STREAMS {
@@ -360,60 +348,6 @@ impl Shard {
                 s.deadline = None;
                 self.on_open_deadline(now, key, out);
             }
-        }
-    }
-
-    /// Ends a bounded number of streams whose session was lost.
-    fn work_off_lost(&mut self, now: Instant, out: &mut ShardOut) {
-        let mut budget = BULK_STREAMS;
-        while budget > 0 {
-            let Some((session, streams)) = self.lost.front_mut() else { return };
-            let session = *session;
-            let Some(key) = streams.pop_first() else {
-                self.lost.pop_front();
-                continue;
-            };
-            budget -= 1;
-            let by = match self.streams.get(key).and_then(|s| s.side_of(session)) {
-                Some(0) => Side::Client,
-                Some(_) => Side::Agent,
-                None => continue,
-            };
-            self.reset(now, key, RstCode::Lost, by, Some(session), out);
-        }
-    }
-
-    /// After pressure fell: grants what was held back, in chunks.
-    fn relieve(&mut self, now: Instant, out: &mut ShardOut) {
-        if !self.relieving {
-            return;
-        }
-        for _ in 0..BULK_STREAMS {
-            let Some(key) = self.throttled.pop_first() else {
-                self.relieving = false;
-                return;
-            };
-            for h in 0..2 {
-                self.grant(now, key, h, true, out);
-                self.wake_source(key, h, out);
-            }
-        }
-        if self.throttled.is_empty() {
-            self.relieving = false;
-        }
-    }
-
-    /// The budget is exhausted: resets the stream that holds most. A walk over
-    /// all streams, at most once a second and only in this emergency.
-    fn free_memory(&mut self, now: Instant, out: &mut ShardOut) {
-        let weight = |s: &Stream| s.held() + s.halves.iter().map(|h| h.queued).sum::<u64>();
-        let worst =
-            self.streams.iter().max_by_key(|(k, s)| (weight(s), std::cmp::Reverse(*k))).map(|(k, s)| (k, weight(s)));
-        if let Some((key, held)) = worst
-            && held > 0
-        {
-            self.counters.budget_resets += 1;
-            self.reset(now, key, RstCode::Budget, Side::Hub, None, out);
         }
     }
 
@@ -486,8 +420,14 @@ impl Shard {
             if let Some(n) = self.clients.get_mut(ix) {
                 *n = n.saturating_sub(1);
             }
-            if let Some(waiting) = self.waiting_route.get_mut(&self.connector_of(o.listener)) {
-                waiting.remove(&key);
+            if o.waits == crate::stream::OriginWait::Route {
+                let connector = self.connector_of(o.listener);
+                if let Some(waiting) = self.waiting_route.get_mut(&connector) {
+                    waiting.remove(&key);
+                    if waiting.is_empty() {
+                        self.waiting_route.remove(&connector);
+                    }
+                }
             }
             if o.carrier.is_some()
                 && let Some(n) = self.load.get_mut(&stream.fence)
@@ -544,16 +484,31 @@ impl Shard {
         silent: Option<SessionKey>,
         out: &mut ShardOut,
     ) {
+        let silent: &[SessionKey] = silent.as_slice();
+        self.end(now, key, code, by, silent, out);
+    }
+
+    /// [`Self::reset`], with any number of sessions that are not told.
+    fn end(
+        &mut self,
+        now: Instant,
+        key: StreamKey,
+        code: RstCode,
+        by: Side,
+        silent: &[SessionKey],
+        out: &mut ShardOut,
+    ) {
         let Some(stream) = self.remove(now, key, Terminal::Reset(code), by, out) else { return };
         for (side, end) in stream.ends.iter().enumerate() {
             match *end {
                 End::Pending => {}
                 End::Socket(sock) => out.socks.push((sock, SockOp::Abort(code))),
-                End::Session(s) if Some(s) == silent => {}
+                End::Session(s) if silent.contains(&s) => {}
                 End::Session(s) => {
-                    // An agent that has not answered refuses; everything else resets.
+                    // An agent that has not answered refuses; everything else
+                    // resets: a hub cannot know that no target socket remains (S7).
                     let sending = usize::from(side == 0);
-                    let body = if !stream.open && side == 0 && !matches!(stream.part, Part::Origin(_)) {
+                    let body = if !stream.open && matches!(stream.part, Part::Agent) {
                         Body::OpenAck { result: Err(code) }
                     } else {
                         Body::Rst { code, final_off: stream.halves[sending].sent }
@@ -573,81 +528,6 @@ impl Shard {
             && let Some((_, sock)) = stream.socket()
         {
             out.socks.push((sock, SockOp::Close));
-        }
-    }
-
-    /// Takes bytes that continue half `h` and passes on what its sink allows.
-    fn take(&mut self, key: StreamKey, h: usize, bytes: Bytes, out: &mut ShardOut) {
-        let Some(s) = self.streams.get_mut(key) else { return };
-        let len = bytes.len() as u64;
-        let half = &mut s.halves[h];
-        half.next += len;
-        self.socket_held += len;
-        if half.waiting.is_empty() {
-            match s.ends[1 - h] {
-                End::Socket(sock) => {
-                    half.sent += len;
-                    out.socks.push((sock, SockOp::Write(bytes)));
-                    return;
-                }
-                End::Session(session) if half.sent + len <= half.limit => {
-                    let off = half.sent;
-                    half.sent += len;
-                    half.queued += len;
-                    self.socket_held -= len;
-                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Data { off, bytes })));
-                    return;
-                }
-                End::Session(_) | End::Pending => {}
-            }
-        }
-        half.waiting.push_back(bytes);
-        self.pass_on(key, h, out);
-    }
-
-    /// Passes on what waits in half `h`, then its end.
-    fn pass_on(&mut self, key: StreamKey, h: usize, out: &mut ShardOut) {
-        let Some(s) = self.streams.get_mut(key) else { return };
-        let sink = s.ends[1 - h];
-        let half = &mut s.halves[h];
-        while let Some(mut bytes) = half.waiting.pop_front() {
-            match sink {
-                End::Pending => {
-                    half.waiting.push_front(bytes);
-                    return;
-                }
-                End::Socket(sock) => {
-                    half.sent += bytes.len() as u64;
-                    out.socks.push((sock, SockOp::Write(bytes)));
-                }
-                End::Session(session) => {
-                    let room = half.limit.saturating_sub(half.sent);
-                    if room == 0 {
-                        half.waiting.push_front(bytes);
-                        return;
-                    }
-                    if room < bytes.len() as u64 {
-                        let rest = bytes.split_off(room as usize);
-                        half.waiting.push_front(rest);
-                    }
-                    let off = half.sent;
-                    let len = bytes.len() as u64;
-                    half.sent += len;
-                    half.queued += len;
-                    self.socket_held -= len;
-                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Data { off, bytes })));
-                }
-            }
-        }
-        if half.state == crate::stream::HalfState::Ending {
-            match sink {
-                End::Pending => return,
-                End::Socket(sock) => out.socks.push((sock, SockOp::ShutDown)),
-                End::Session(session) => {
-                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Fin { final_off: half.next })))
-                }
-            }
-            half.state = half.state.after(HalfEvent::Passed);
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::{CloseCode, RstCode};
 use crate::id::{AgentId, Fence, Incarnation, Name, SessionKey};
 use crate::route::Routes;
+use crate::time::Instant;
 use crate::wire::Plane;
 
 /// From control to a shard.
@@ -50,6 +51,9 @@ pub enum ControlNote {
         /// Its fence.
         fence: Fence,
     },
+    /// Until when this hub may take streams of other hubs as owner (O7); `None`:
+    /// it may not at all.
+    Lease(Option<Instant>),
     /// Take no new streams.
     Drain,
     /// End every stream now.

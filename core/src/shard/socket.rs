@@ -38,6 +38,7 @@ impl Shard {
                     half.state = half.state.after(HalfEvent::Confirmed);
                     // The end takes one offset; from here on `held` no longer
                     // counts this half, because consumed covers sent.
+                    self.socket_held -= half.sent - half.consumed.min(half.sent);
                     half.consumed = half.sent + 1;
                     self.grant(now, key, h, true, out);
                     self.finish_if_done(now, key, side_name(side), out);
@@ -142,13 +143,18 @@ impl Shard {
     }
 
     /// Payload of a stream left a session's queue for the wire.
-    pub fn on_released(&mut self, cid: Cid, session: SessionKey, bytes: u64, out: &mut ShardOut) {
+    pub fn on_released(&mut self, now: Instant, cid: Cid, session: SessionKey, bytes: u64, out: &mut ShardOut) {
         let Some(&key) = self.by_cid.get(&cid) else { return };
         let Some(s) = self.streams.get_mut(key) else { return };
         let Some(side) = s.side_of(session) else { return };
         let h = 1 - side;
         let half = &mut s.halves[h];
         half.queued = half.queued.saturating_sub(bytes);
+        if self.throttled.contains(&key) && half.window.is_none() && half.limit > half.granted {
+            // A limit that pressure held back: this stream may hold little
+            // enough now, and no further CREDIT may come to say so (L7).
+            self.grant(now, key, h, true, out);
+        }
         self.wake_source(key, h, out);
     }
 
@@ -175,7 +181,8 @@ impl Shard {
             } else if wanted > half.granted {
                 self.throttled.insert(key);
             }
-            Some((half.consumed, half.granted))
+            let news = (half.consumed, half.granted);
+            (std::mem::replace(&mut half.told, news) != news).then_some(news)
         };
         if let Some((consumed, limit)) = credit {
             out.frames.push((source, Frame::stream(s.cid, s.fence.epoch, Body::Credit { consumed, limit })));

@@ -21,7 +21,7 @@ use nowconnect_core::id::{AgentId, ConnKey, ListenerIx, Name, SockKey, StreamKey
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
-use nowconnect_core::registry::{MemoryRegistry, RegistryOp, RegistryResult, Token};
+use nowconnect_core::registry::{MemoryRegistry, RegistryError, RegistryOp, RegistryReply, RegistryResult, Token};
 use nowconnect_core::rng::Seed;
 use nowconnect_core::session::TxBatch;
 use nowconnect_core::shard::{SockEvent, SockOp};
@@ -133,6 +133,16 @@ pub(crate) struct World {
     next_conn: u32,
     pub(crate) registry: MemoryRegistry,
     pub(crate) registry_down: bool,
+    /// Every operation fails at once.
+    pub(crate) registry_fails_at_once: bool,
+    /// Operations wait.
+    pub(crate) registry_held: bool,
+    /// Nodes whose operations get lost.
+    pub(crate) registry_deaf: Vec<usize>,
+    /// Further names that lead to a node.
+    pub(crate) aliases: Vec<(String, String)>,
+    /// Calls of `handle_timeout`.
+    pub(crate) timeouts: u64,
     pub(crate) target: Target,
     pub(crate) codec: Codec,
     registry_ops: VecDeque<(usize, Token, RegistryOp)>,
@@ -151,6 +161,11 @@ impl World {
             next_conn: 0,
             registry: MemoryRegistry::default(),
             registry_down: false,
+            registry_fails_at_once: false,
+            registry_held: false,
+            registry_deaf: Vec::new(),
+            aliases: Vec::new(),
+            timeouts: 0,
             target: Target::Echo,
             codec: Codec::BinaryV2,
             registry_ops: VecDeque::new(),
@@ -306,7 +321,27 @@ impl World {
         panic!("the world does not settle");
     }
 
-    fn step(&mut self) -> bool {
+    /// What waits for the registry is answered, the latest first.
+    pub(crate) fn release_registry_backwards(&mut self) {
+        self.registry_ops.make_contiguous().reverse();
+        self.registry_held = false;
+    }
+
+    /// Attachments the registry lists for a connector.
+    pub(crate) fn located(&mut self, connector: &str) -> usize {
+        let op = RegistryOp::Lookup { connector: name(connector) };
+        match self.registry.execute(1_000_000 + self.now.as_nanos() / 1_000_000, &op) {
+            Ok(RegistryReply::Attachments(l)) => l.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Whether a node said that its last stream is gone.
+    pub(crate) fn drained(&self, n: usize) -> bool {
+        self.nodes[n].out.drained
+    }
+
+    pub(crate) fn step(&mut self) -> bool {
         let mut worked = false;
         for n in 0..self.nodes.len() {
             worked |= self.execute(n);
@@ -325,9 +360,15 @@ impl World {
         for n in 0..self.nodes.len() {
             worked |= self.feed(n);
         }
-        while let Some((n, token, op)) = self.registry_ops.pop_front() {
+        while !self.registry_held
+            && let Some((n, token, op)) = self.registry_ops.pop_front()
+        {
             worked = true;
-            let result: RegistryResult = self.registry.execute(1_000_000 + self.now.as_nanos() / 1_000_000, &op);
+            let result: RegistryResult = if self.registry_fails_at_once {
+                Err(RegistryError::Definite("down".into()))
+            } else {
+                self.registry.execute(1_000_000 + self.now.as_nanos() / 1_000_000, &op)
+            };
             self.input(n, Input::Registry { token, result });
         }
         worked
@@ -366,7 +407,7 @@ impl World {
         }
         for (token, op) in out.registry.drain(..) {
             worked = true;
-            if !self.registry_down {
+            if !self.registry_down && !self.registry_deaf.contains(&n) {
                 self.registry_ops.push_back((n, token, op));
             }
         }
@@ -386,7 +427,10 @@ impl World {
     }
 
     fn dial(&mut self, n: usize, ix: usize) {
-        let to_name = self.nodes[n].dial_names[ix].clone();
+        let mut to_name = self.nodes[n].dial_names[ix].clone();
+        if let Some((_, real)) = self.aliases.iter().find(|(alias, _)| *alias == to_name) {
+            to_name.clone_from(real);
+        }
         let from = self.nodes[n].name.clone();
         let target = TargetIx(u16::try_from(ix).unwrap());
         let to = self.nodes.iter().position(|x| x.name == to_name && !x.down);
@@ -559,12 +603,14 @@ impl World {
                 match &mut node.machine {
                     Machine::Hub(h) => {
                         if h.poll_timeout().is_some_and(|d| d.at <= self.now) {
+                            self.timeouts += 1;
                             h.handle_timeout(self.now, &mut node.out);
                         }
                         h.check_invariants();
                     }
                     Machine::Agent(a) => {
                         if a.poll_timeout().is_some_and(|d| d.at <= self.now) {
+                            self.timeouts += 1;
                             a.handle_timeout(self.now, &mut node.out);
                         }
                         a.check_invariants();

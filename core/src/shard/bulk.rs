@@ -1,0 +1,87 @@
+//! Work on many streams at once: the loss of a session, the relief of memory
+//! pressure, the release of memory by force. Done in chunks of 256 streams a
+//! call (C3); what is left is due at once. Keeps B3 and B9 (no timer while there
+//! is nothing to do).
+
+use std::time::Duration;
+
+use super::{BULK_STREAMS, Shard, ShardOut};
+use crate::credit::Pressure;
+use crate::error::RstCode;
+use crate::observed::Side;
+use crate::stream::Stream;
+use crate::time::Instant;
+
+/// How often memory is freed by force while the budget is exhausted.
+const RELIEF_EVERY: Duration = Duration::from_secs(1);
+
+impl Shard {
+    /// The process budget's level changed.
+    pub fn set_pressure(&mut self, now: Instant, pressure: Pressure) {
+        if pressure == self.pressure {
+            return;
+        }
+        // While the pressure is high nothing can be granted: no work, no timer (B9).
+        self.relieving = pressure < Pressure::High && !self.throttled.is_empty();
+        self.relief_at = if pressure == Pressure::Full { Some(now.after(RELIEF_EVERY)) } else { None };
+        self.pressure = pressure;
+    }
+
+    /// Ends a bounded number of streams whose session was lost.
+    pub(super) fn work_off_lost(&mut self, now: Instant, out: &mut ShardOut) {
+        let mut budget = BULK_STREAMS;
+        while budget > 0 {
+            let Some((session, streams)) = self.lost.front_mut() else { return };
+            let session = *session;
+            let Some(key) = streams.pop_first() else {
+                self.lost.pop_front();
+                continue;
+            };
+            budget -= 1;
+            let by = match self.streams.get(key).and_then(|s| s.side_of(session)) {
+                Some(0) => Side::Client,
+                Some(_) => Side::Agent,
+                None => continue,
+            };
+            self.reset(now, key, RstCode::Lost, by, Some(session), out);
+        }
+    }
+
+    /// After pressure fell: grants what was held back, in chunks.
+    pub(super) fn relieve(&mut self, now: Instant, out: &mut ShardOut) {
+        if !self.relieving {
+            return;
+        }
+        for _ in 0..BULK_STREAMS {
+            let Some(key) = self.throttled.pop_first() else {
+                self.relieving = false;
+                return;
+            };
+            for h in 0..2 {
+                self.grant(now, key, h, true, out);
+                self.wake_source(key, h, out);
+            }
+        }
+        if self.throttled.is_empty() {
+            self.relieving = false;
+        }
+    }
+
+    /// The budget is exhausted: resets the stream that holds most. A walk over
+    /// all streams, at most once a second and only in this emergency.
+    pub(super) fn free_memory(&mut self, now: Instant, out: &mut ShardOut) {
+        if self.relief_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.relief_at = Some(now.after(RELIEF_EVERY));
+        let weight = |s: &Stream| s.held() + s.halves.iter().map(|h| h.queued).sum::<u64>();
+        let worst =
+            self.streams.iter().max_by_key(|(k, s)| (weight(s), std::cmp::Reverse(*k))).map(|(k, s)| (k, weight(s)));
+        if let Some((key, held)) = worst
+            && held > 0
+        {
+            self.counters.budget_resets += 1;
+            self.reset(now, key, RstCode::Budget, Side::Hub, None, out);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The way of bytes through a stream: from a source to its sink, as far as the
+//! sink's limit allows, then the end (S1, S2, B4). Payload is split by
+//! reference, never copied.
+
+use bytes::Bytes;
+
+use super::{Shard, ShardOut, SockOp};
+use crate::id::StreamKey;
+use crate::stream::{End, HalfEvent, HalfState};
+use crate::wire::{Body, Frame};
+
+impl Shard {
+    /// Takes bytes that continue half `h` and passes on what its sink allows.
+    pub(super) fn take(&mut self, key: StreamKey, h: usize, bytes: Bytes, out: &mut ShardOut) {
+        let Some(s) = self.streams.get_mut(key) else { return };
+        let len = bytes.len() as u64;
+        let half = &mut s.halves[h];
+        half.next += len;
+        self.socket_held += len;
+        if half.waiting.is_empty() {
+            match s.ends[1 - h] {
+                End::Socket(sock) => {
+                    half.sent += len;
+                    out.socks.push((sock, SockOp::Write(bytes)));
+                    return;
+                }
+                End::Session(session) if half.sent + len <= half.limit => {
+                    let off = half.sent;
+                    half.sent += len;
+                    half.queued += len;
+                    self.socket_held -= len;
+                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Data { off, bytes })));
+                    return;
+                }
+                End::Session(_) | End::Pending => {}
+            }
+        }
+        half.waiting.push_back(bytes);
+        self.pass_on(key, h, out);
+    }
+
+    /// Passes on what waits in half `h`, then its end.
+    pub(super) fn pass_on(&mut self, key: StreamKey, h: usize, out: &mut ShardOut) {
+        let Some(s) = self.streams.get_mut(key) else { return };
+        let sink = s.ends[1 - h];
+        let half = &mut s.halves[h];
+        while let Some(mut bytes) = half.waiting.pop_front() {
+            match sink {
+                End::Pending => {
+                    half.waiting.push_front(bytes);
+                    return;
+                }
+                End::Socket(sock) => {
+                    half.sent += bytes.len() as u64;
+                    out.socks.push((sock, SockOp::Write(bytes)));
+                }
+                End::Session(session) => {
+                    let room = half.limit.saturating_sub(half.sent);
+                    if room == 0 {
+                        half.waiting.push_front(bytes);
+                        return;
+                    }
+                    if room < bytes.len() as u64 {
+                        let rest = bytes.split_off(room as usize);
+                        half.waiting.push_front(rest);
+                    }
+                    let off = half.sent;
+                    let len = bytes.len() as u64;
+                    half.sent += len;
+                    half.queued += len;
+                    self.socket_held -= len;
+                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Data { off, bytes })));
+                }
+            }
+        }
+        if half.state == HalfState::Ending {
+            match sink {
+                End::Pending => return,
+                End::Socket(sock) => out.socks.push((sock, SockOp::ShutDown)),
+                End::Session(session) => {
+                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Fin { final_off: half.next })))
+                }
+            }
+            half.state = half.state.after(HalfEvent::Passed);
+        }
+    }
+}
