@@ -1,4 +1,10 @@
-//! nowconnect on tokio: the production driver of `nowconnect-core`.
+//! nowconnect on tokio: the production driver of `nowconnect-core`, and the
+//! `nowconnect` binary.
+//!
+//! [`node`] owns one machine and is the only way into it; [`conn`] and [`socket`]
+//! are the pumps of its connections and sockets; [`hub`], [`agent`] and [`demo`]
+//! are the processes around it. Sockets, TLS, HTTP, tokens, Redis, clocks and
+//! configuration files end here: the core hears of them as inputs.
 
 pub mod agent;
 pub mod auth;

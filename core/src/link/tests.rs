@@ -1,3 +1,5 @@
+//! Every transition, the diagram, and the arithmetic of the back-off.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What the binary encoding accepts, refuses and shares.
+
 use super::*;
 use crate::error::ProtocolErrorKind::{self, BadName, Malformed, TooLarge, Unexpected, UnknownType};
 use crate::wire::{Codec, Dialect, Plane, encode_message};
