@@ -43,6 +43,15 @@ pub(super) struct AttachmentState {
     pub(super) connectors: Vec<ConnectorAd>,
     pub(super) connectors_generation: u64,
     pub(super) grant: AgentGrant,
+    /// The grant ran out: nothing new is opened here.
+    pub(super) expired: bool,
+}
+
+impl AttachmentState {
+    /// What may be opened now (I4).
+    pub(super) fn open_to(&self) -> &[ConnectorAd] {
+        if self.expired { &[] } else { &self.connectors }
+    }
 }
 
 /// An operation the registry was asked for.
@@ -97,6 +106,8 @@ pub struct Control {
     pub(super) lease_seen: Option<Incarnation>,
     pub(super) renew_at: Option<Instant>,
     pub(super) sweep_at: Option<Instant>,
+    /// When the next token of an attachment may run out.
+    pub(super) expiry_at: Option<Instant>,
     pub(super) draining: bool,
     pub(super) routes_dirty: bool,
     pub(super) last_status: Option<Status>,
@@ -134,6 +145,7 @@ impl Control {
             lease_seen: None,
             renew_at: None,
             sweep_at: None,
+            expiry_at: None,
             draining: false,
             routes_dirty: true,
             last_status: None,
@@ -415,7 +427,7 @@ impl Control {
         }
         let mut by_connector: BTreeMap<Name, Vec<Candidate>> = BTreeMap::new();
         for (agent_id, a) in &self.attachments {
-            for ad in &a.connectors {
+            for ad in a.open_to() {
                 by_connector.entry(ad.name.clone()).or_default().push(Candidate {
                     agent_id: agent_id.clone(),
                     fence: a.fence,
@@ -524,6 +536,7 @@ impl Control {
         }
         self.expire_handshakes(now, mux, out);
         self.registry_timeouts(now, mux, notes, out);
+        self.expire_tokens(now, notes, out);
         self.broadcast_status(now, mux, out);
     }
 
@@ -539,6 +552,7 @@ impl Control {
         );
         d = Deadline::earliest(d, self.renew_at.map(|at| Deadline { at, why: "lease renewal" }));
         d = Deadline::earliest(d, self.sweep_at.map(|at| Deadline { at, why: "registry sweep" }));
+        d = Deadline::earliest(d, self.expiry_at.map(|at| Deadline { at, why: "token expiry" }));
         Deadline::earliest(d, self.next_lookup().map(|at| Deadline { at, why: "registry lookup" }))
     }
 
