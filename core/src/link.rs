@@ -33,8 +33,7 @@ impl State {
     /// Every state, in the order of the diagram.
     pub const ALL: [Self; 4] = [Self::Connecting, Self::Established, Self::Backoff, Self::Closed];
 
-    /// The name in logs, the diagram and the `state` label of
-    /// `nowconnect_mesh_links`.
+    /// The name in the diagram.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -42,6 +41,18 @@ impl State {
             Self::Established => "Established",
             Self::Backoff => "Backoff",
             Self::Closed => "Closed",
+        }
+    }
+
+    /// The name in logs, readiness and the `state` label of
+    /// `nowconnect_mesh_links`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Established => "established",
+            Self::Backoff => "backoff",
+            Self::Closed => "closed",
         }
     }
 }

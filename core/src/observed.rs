@@ -177,6 +177,12 @@ pub enum Observed {
         /// Whether another instance's attachments were ended by it.
         takeover: bool,
     },
+    /// An attachment's token ran out on the live tunnel: nothing new is opened
+    /// there until the agent comes back with another (I4).
+    TokenExpired {
+        /// The agent.
+        agent_id: AgentId,
+    },
     /// This hub's attachment ended.
     Detached {
         /// The agent.

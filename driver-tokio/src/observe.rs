@@ -92,6 +92,13 @@ pub fn event(event: &Observed, lines: &Limiter) {
         Observed::Attached { agent_id, epoch, firm, takeover } => {
             tracing::info!(event = "attached", agent = %agent_id, %epoch, firm, takeover);
         }
+        Observed::TokenExpired { agent_id } => {
+            tracing::warn!(
+                event = "token_expired",
+                agent = %agent_id,
+                "its tunnel takes no new streams until the agent returns with a valid token; open streams go on"
+            );
+        }
         Observed::Detached { agent_id, epoch } => {
             tracing::info!(event = "detached", agent = %agent_id, %epoch);
         }

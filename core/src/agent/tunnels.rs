@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::config::AgentConfig;
 use crate::due::Due;
-use crate::error::{CloseCode, ProtocolError, ProtocolErrorKind};
+use crate::error::{CloseCode, Ends, ProtocolError, ProtocolErrorKind};
 use crate::id::{ConnKey, Epoch, Fence, Instance, Name, Secret, SessionKey, TargetIx};
 use crate::link::{self, Event, Link};
 use crate::mux::{Mux, NodeOut, Peer, SessionNews};
@@ -453,13 +453,13 @@ impl Tunnels {
                 if let (Some(l), true) = (hub.and_then(|h| h.link.as_mut()), retry_after_ms > 0) {
                     l.on_retry_after(now, Duration::from_millis(retry_after_ms));
                 }
-                match code {
-                    CloseCode::Draining => {
+                match code.ends() {
+                    Ends::Nothing => {
                         self.set_leaving(key, true);
                         self.want(now, mux, out);
                     }
-                    CloseCode::Dead | CloseCode::Transport => {}
-                    _ => self.lose(now, key, code, mux, notes, out),
+                    Ends::Connection => {}
+                    Ends::Session => self.lose(now, key, code, mux, notes, out),
                 }
             }
             Frame::Epoch(notice) => {

@@ -213,6 +213,11 @@ impl Shard {
         self.streams.len()
     }
 
+    /// The attachments streams may be opened under, for `status`.
+    pub fn attachments(&self) -> impl Iterator<Item = &Attach> {
+        self.attachments.values().flat_map(BTreeMap::values)
+    }
+
     /// Clients of a listener now.
     #[must_use]
     pub fn clients(&self, listener: crate::id::ListenerIx) -> u32 {
