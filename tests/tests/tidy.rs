@@ -55,7 +55,8 @@ fn names_say_something() {
             assert!(!empty, "{path}: {part} says nothing");
         }
         for (line, name) in declared(&code(&text)) {
-            let empty = EMPTY_WORDS.iter().any(|w| name.contains(w)) || name.starts_with("get_");
+            // `get_mut` is what std calls that of a container.
+            let empty = EMPTY_WORDS.iter().any(|w| name.contains(w)) || (name.starts_with("get_") && name != "get_mut");
             assert!(!empty, "{path}:{line}: {name} says nothing; name what it owns or does");
         }
     }
