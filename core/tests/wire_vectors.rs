@@ -356,7 +356,12 @@ fn the_document_names_every_frame_code_and_subprotocol() {
         assert_eq!(line.ends_with("| next candidate |"), c.definite_no(), "who may retry after {c}");
     }
     for c in CloseCode::ALL {
-        row(format!("| {} | `{}` | session |", c.number(), c.name()));
+        let ends = match c {
+            CloseCode::Draining => "nothing",
+            CloseCode::Dead | CloseCode::Transport => "connection",
+            _ => "session",
+        };
+        row(format!("| {} | `{}` | {ends} |", c.number(), c.name()));
     }
     for k in ProtocolErrorKind::ALL {
         row(format!("| `{}` |", k.name()));
