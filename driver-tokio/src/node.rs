@@ -4,7 +4,7 @@
 //! Everything of a node runs on one `current_thread` runtime inside a
 //! `LocalSet`; a socket never changes threads and no lock is taken per frame.
 //! [`Node::enter`] borrows the machine, calls it, and carries out its output
-//! before it returns: there is no `.await` inside (blueprint F3). Pumps are
+//! before it returns: there is no `.await` inside. Pumps are
 //! woken, never called. Must not know what a frame, a stream or a peer means.
 
 use std::cell::{Cell, RefCell};

@@ -12,6 +12,10 @@ const UNFINISHED: &[&str] = &["todo!", "unimplemented!", "dbg!"];
 /// Parts of names that say nothing about what a thing is.
 const EMPTY_WORDS: &[&str] = &["Manager", "Util", "Helper", "Common"];
 
+/// Names that begin with `get_` for another reason than being a getter: std's
+/// word for a container's entry, and the method of HTTP.
+const OTHER_GETS: &[&str] = &["get_mut", "get_unix"];
+
 #[test]
 fn every_file_says_what_it_is() {
     for (path, text) in rust_files("") {
@@ -55,7 +59,8 @@ fn names_say_something() {
             assert!(!empty, "{path}: {part} says nothing");
         }
         for (line, name) in declared(&code(&text)) {
-            let empty = EMPTY_WORDS.iter().any(|w| name.contains(w)) || name.starts_with("get_");
+            let empty = EMPTY_WORDS.iter().any(|w| name.contains(w))
+                || (name.starts_with("get_") && !OTHER_GETS.contains(&name));
             assert!(!empty, "{path}:{line}: {name} says nothing; name what it owns or does");
         }
     }
