@@ -54,7 +54,12 @@ fn payload() -> Bytes {
 
 /// A hub with clients of its own, each opened and answered.
 fn origin(streams: u64) -> (Shard, ShardOut) {
-    let listener = ListenerConfig { name: fixture::name("db"), connector: fixture::name("db"), open: OpenRule::Eager, max_connections: u32::MAX };
+    let listener = ListenerConfig {
+        name: fixture::name("db"),
+        connector: fixture::name("db"),
+        open: OpenRule::Eager,
+        max_connections: u32::MAX,
+    };
     let role = Role::Hub { listeners: vec![listener], open: Default::default() };
     let mut shard = Shard::new(role, fixture::limits(), ORIGIN, 0, &Seed::from_u64(1));
     let (mut out, now) = (ShardOut::default(), Instant::ZERO);
