@@ -1,6 +1,8 @@
 //! nowconnect on tokio: the production driver of `nowconnect-core`.
 
+pub mod admin;
 pub mod agent;
+mod ask;
 pub mod auth;
 pub mod cert;
 pub mod cli;
@@ -19,8 +21,11 @@ pub mod net;
 pub mod node;
 pub mod observe;
 pub mod registry;
+mod secret;
 pub mod signals;
+mod snapshot;
 pub mod socket;
+mod status;
 pub mod target;
 pub mod tls;
 pub mod ws;
