@@ -100,13 +100,6 @@ pub enum Observed {
         /// Since the client was accepted.
         after: Duration,
     },
-    /// An agent's stream could not be opened at its target.
-    TargetFailed {
-        /// The connector.
-        connector: Name,
-        /// Why.
-        code: RstCode,
-    },
     /// A session was established.
     SessionUp {
         /// Tunnel or link.

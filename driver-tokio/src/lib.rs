@@ -6,7 +6,9 @@
 //! are the processes around it. Sockets, TLS, HTTP, tokens, Redis, clocks and
 //! configuration files end here: the core hears of them as inputs.
 
+pub mod admin;
 pub mod agent;
+mod ask;
 pub mod auth;
 pub mod cert;
 pub mod cli;
@@ -25,8 +27,11 @@ pub mod net;
 pub mod node;
 pub mod observe;
 pub mod registry;
+mod secret;
 pub mod signals;
+mod snapshot;
 pub mod socket;
+mod status;
 pub mod target;
 pub mod tls;
 pub mod ws;

@@ -49,11 +49,6 @@ pub fn event(event: &Observed, lines: &Limiter) {
     match event {
         // Told by the caller with names, or samples for histograms.
         Observed::Stream(_) | Observed::Opened { .. } | Observed::Rtt { .. } => {}
-        Observed::TargetFailed { connector, code } => {
-            if let Some(suppressed) = lines.allow("target_failed", connector.as_str()) {
-                tracing::warn!(event = "target_failed", %connector, reason = code.name(), suppressed);
-            }
-        }
         Observed::SessionUp { plane, peer } => {
             tracing::info!(event = "session_up", plane = plane_name(*plane), peer);
         }

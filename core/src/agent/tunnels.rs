@@ -99,6 +99,12 @@ impl Tunnels {
         }
     }
 
+    /// This run of the agent.
+    #[must_use]
+    pub const fn instance(&self) -> Instance {
+        self.instance
+    }
+
     /// The highest epoch ever granted.
     #[must_use]
     pub const fn highest_epoch(&self) -> Epoch {
