@@ -459,7 +459,19 @@ impl Tunnels {
                         self.want(now, mux, out);
                     }
                     CloseCode::Dead | CloseCode::Transport => {}
-                    _ => self.lose(now, key, code, mux, notes, out),
+                    CloseCode::DuplicateId
+                    | CloseCode::Superseded
+                    | CloseCode::Protocol
+                    | CloseCode::Auth
+                    | CloseCode::Namespace
+                    | CloseCode::Itself
+                    | CloseCode::Glitches
+                    | CloseCode::Flow
+                    | CloseCode::Busy
+                    | CloseCode::ResumeRefused
+                    | CloseCode::HandshakeTimeout
+                    | CloseCode::Duplicate
+                    | CloseCode::Shutdown => self.lose(now, key, code, mux, notes, out),
                 }
             }
             Frame::Epoch(notice) => {

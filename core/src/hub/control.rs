@@ -260,7 +260,19 @@ impl Control {
                     CloseCode::Draining => {}
                     // Its end of the connection is gone, the session may come back.
                     CloseCode::Dead | CloseCode::Transport => {}
-                    _ => self.lose(now, key, code, mux, notes, out),
+                    CloseCode::DuplicateId
+                    | CloseCode::Superseded
+                    | CloseCode::Protocol
+                    | CloseCode::Auth
+                    | CloseCode::Namespace
+                    | CloseCode::Itself
+                    | CloseCode::Glitches
+                    | CloseCode::Flow
+                    | CloseCode::Busy
+                    | CloseCode::ResumeRefused
+                    | CloseCode::HandshakeTimeout
+                    | CloseCode::Duplicate
+                    | CloseCode::Shutdown => self.lose(now, key, code, mux, notes, out),
                 }
             }
             Frame::Epoch(notice) if plane == Plane::Mesh => {

@@ -54,6 +54,9 @@ enum Effect {
     Misbehaved,
 }
 
+/// What it is, session, cid (`None`: the live one), epoch, body, effect.
+type Row = (&'static str, SessionKey, Option<Cid>, u64, Body, Effect);
+
 #[test]
 fn every_hostile_frame_has_its_outcome_and_touches_no_other_stream() {
     use Effect::{Answer, Misbehaved, Nothing, Reset};
@@ -63,8 +66,7 @@ fn every_hostile_frame_has_its_outcome_and_touches_no_other_stream() {
     let credit = |consumed, limit| Body::Credit { consumed, limit };
     let ack = Body::OpenAck { result: Ok(()) };
     let live = None;
-    // (session, cid or the live one, epoch, body, effect)
-    let table: Vec<(&str, SessionKey, Option<Cid>, u64, Body, Effect)> = vec![
+    let table: Vec<Row> = vec![
         ("DATA off its session", OTHER, live, 7, data(10, 1), Nothing),
         ("FIN off its session", OTHER, live, 7, fin(10), Nothing),
         ("RST off its session", OTHER, live, 7, rst.clone(), Nothing),
@@ -116,9 +118,9 @@ fn every_hostile_frame_has_its_outcome_and_touches_no_other_stream() {
         b.shards[OWNER].check_invariants();
         let frames = std::mem::take(&mut b.outs[OWNER].frames);
         let notes = std::mem::take(&mut b.outs[OWNER].notes);
-        let code = |f: &Frame| match f {
-            Frame::Stream { body: Body::Rst { code, .. }, .. } => *code,
-            other => panic!("{what}: {other:?}"),
+        let code = |f: &Frame| {
+            let Frame::Stream { body: Body::Rst { code, .. }, .. } = f else { panic!("{what}: {f:?}") };
+            *code
         };
         let sent: Vec<(SessionKey, RstCode)> = frames.iter().map(|(k, f)| (*k, code(f))).collect();
         let misbehaved = notes.iter().any(|n| matches!(n, ShardNote::Misbehaved { .. }));

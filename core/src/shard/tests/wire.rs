@@ -124,14 +124,10 @@ impl Net {
         let targets = std::mem::take(&mut self.bench.outs[AGENT].targets);
         self.targets.extend(targets.into_iter().map(|(k, _)| k));
         for note in std::mem::take(&mut self.bench.notes) {
-            match note {
-                ShardNote::NeedRoute { connector, .. } => {
-                    let answer = ControlNote::RouteAnswer { connector, result: Err(RstCode::NoRoute) };
-                    self.bench.note(ORIGIN, answer);
-                    self.settle();
-                }
-                other => panic!("honest shards, yet {other:?}"),
-            }
+            let ShardNote::NeedRoute { connector, .. } = note else { panic!("honest shards, yet {note:?}") };
+            let answer = ControlNote::RouteAnswer { connector, result: Err(RstCode::NoRoute) };
+            self.bench.note(ORIGIN, answer);
+            self.settle();
         }
     }
 
@@ -213,7 +209,7 @@ impl Net {
                 let key = self.bench.open(self.next_sock);
                 self.add(key, 0);
             }
-            1 => self.connect(amount % 5 != 0),
+            1 => self.connect(!amount.is_multiple_of(5)),
             2 => {
                 if let Some(s) = self.pick(ix).and_then(|k| self.socks.get_mut(&k))
                     && !s.eof
@@ -226,7 +222,7 @@ impl Net {
                     s.eof = true;
                 }
             }
-            4 if amount % 4 == 0 => {
+            4 if amount.is_multiple_of(4) => {
                 if let Some(key) = self.pick(ix)
                     && self.socks[&key].ends == 0
                 {
