@@ -93,6 +93,41 @@ impl RstCode {
     }
 }
 
+/// What a GOAWAY ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// Nothing yet: the session stays for its streams.
+    Nothing,
+    /// The connection; the session may be resumed.
+    Connection,
+    /// The session, definitely.
+    Session,
+}
+
+impl CloseCode {
+    /// What a GOAWAY with this code ends.
+    #[must_use]
+    pub const fn ends(self) -> Ends {
+        match self {
+            Self::Draining => Ends::Nothing,
+            Self::Dead | Self::Transport => Ends::Connection,
+            Self::DuplicateId
+            | Self::Superseded
+            | Self::Protocol
+            | Self::Auth
+            | Self::Namespace
+            | Self::Itself
+            | Self::Glitches
+            | Self::Flow
+            | Self::Busy
+            | Self::ResumeRefused
+            | Self::HandshakeTimeout
+            | Self::Duplicate
+            | Self::Shutdown => Ends::Session,
+        }
+    }
+}
+
 codes! {
     /// Why a session or a connection is closed (GOAWAY).
     CloseCode {

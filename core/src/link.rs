@@ -33,8 +33,7 @@ impl State {
     /// Every state, in the order of the diagram.
     pub const ALL: [Self; 4] = [Self::Connecting, Self::Established, Self::Backoff, Self::Closed];
 
-    /// The name in logs, the diagram and the `state` label of
-    /// `nowconnect_mesh_links`.
+    /// The name in the diagram.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -42,6 +41,18 @@ impl State {
             Self::Established => "Established",
             Self::Backoff => "Backoff",
             Self::Closed => "Closed",
+        }
+    }
+
+    /// The name in logs, readiness and the `state` label of
+    /// `nowconnect_mesh_links`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Established => "established",
+            Self::Backoff => "backoff",
+            Self::Closed => "closed",
         }
     }
 }
@@ -270,6 +281,17 @@ impl Link {
     }
 
     fn start_backoff(&mut self, now: Instant) {
+        if self.attempts == 0 {
+            // A connection that had lasted broke: the first dial comes almost at
+            // once, so that a session goes on within 200 ms, yet spread, so that
+            // the agents of a crashed hub do not come as one (L8).
+            let spread = scale(self.backoff.initial, self.backoff.jitter_milli.min(1000));
+            let nanos = u64::try_from(spread.as_nanos()).unwrap_or(u64::MAX);
+            self.waiting_base = spread;
+            self.retry_at =
+                now.after(Duration::from_nanos(self.rng.below(nanos.saturating_add(1)))).max(self.not_before);
+            return;
+        }
         self.waiting_base = self.base.min(self.backoff.max);
         self.base = scale(self.waiting_base, self.backoff.multiplier_milli).min(self.backoff.max);
         let delay = self.jittered(self.capped(self.waiting_base));

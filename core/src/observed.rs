@@ -100,13 +100,6 @@ pub enum Observed {
         /// Since the client was accepted.
         after: Duration,
     },
-    /// An agent's stream could not be opened at its target.
-    TargetFailed {
-        /// The connector.
-        connector: Name,
-        /// Why.
-        code: RstCode,
-    },
     /// A session was established.
     SessionUp {
         /// Tunnel or link.
@@ -176,6 +169,12 @@ pub enum Observed {
         firm: bool,
         /// Whether another instance's attachments were ended by it.
         takeover: bool,
+    },
+    /// An attachment's token ran out on the live tunnel: nothing new is opened
+    /// there until the agent comes back with another (I4).
+    TokenExpired {
+        /// The agent.
+        agent_id: AgentId,
     },
     /// This hub's attachment ended.
     Detached {

@@ -552,3 +552,57 @@ fn windows_of_hub_and_agent_may_differ_widely() {
         }
     }
 }
+
+/// I4: an expired token ends what may be opened, not what is open; the next
+/// token of the same session counts at once.
+#[test]
+fn an_expired_token_takes_no_new_streams_until_the_agent_brings_another() {
+    let mut w = World::new();
+    w.target = Target::Accept;
+    let a = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 1);
+    let b = w.hub(hub_config("hub-b", Mode::Active, &["hub-a"]), 2);
+    // Between two lookups of hub B.
+    let expires = w.now.after(Duration::from_millis(10_300));
+    w.token_expires = Some(expires);
+    let g = w.agent(agent_config("plant-7", &["hub-a"], 1), 3);
+    w.run_for(Duration::from_secs(3));
+    let open = [a, b].map(|hub| (hub, w.client(hub).unwrap()));
+    w.run_for(Duration::from_millis(10));
+    let targets = w.targets(g);
+    assert_eq!(targets.len(), 2);
+
+    w.run_for(expires.since(w.now));
+    // Hub B does not know yet; the owner refuses.
+    let c = w.client(b).unwrap();
+    w.run_for(Duration::from_millis(1));
+    assert_eq!(w.sock(b, c).aborted, Some(RstCode::Denied));
+    w.run_for(Duration::from_secs(3));
+    for hub in [a, b] {
+        let c = w.client(hub).unwrap();
+        w.run_for(Duration::from_millis(10));
+        assert_eq!(w.sock(hub, c).aborted, Some(RstCode::NoRoute), "hub {hub}");
+    }
+    let told = |w: &World| w.nodes[a].records.iter().filter(|r| matches!(r, Observed::TokenExpired { .. })).count();
+    assert_eq!(told(&w), 1);
+    for (n, (hub, c)) in open.into_iter().enumerate() {
+        w.write(hub, c, vec![5; 1000]);
+        w.run_for(Duration::from_millis(10));
+        assert_eq!(w.sock(hub, c).aborted, None);
+        assert_eq!(w.sock(g, targets[n]).received, vec![5; 1000], "open streams go on");
+    }
+
+    // The connection breaks, the session is resumed with a fresh token.
+    w.token_expires = Some(w.now.after(Duration::from_secs(3600)));
+    w.cut(a, g);
+    w.run_for(Duration::from_secs(4));
+    for hub in [a, b] {
+        let c = w.client(hub).unwrap();
+        w.run_for(Duration::from_millis(10));
+        assert_eq!(w.sock(hub, c).aborted, None, "hub {hub}");
+    }
+    assert_eq!(w.targets(g).len(), 4);
+    assert_eq!(told(&w), 1);
+    for (hub, c) in open {
+        assert_eq!(w.sock(hub, c).aborted, None, "the session was resumed, not replaced");
+    }
+}

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use nowconnect_core::error::{CloseCode, ProtocolErrorKind, RstCode};
+use nowconnect_core::error::{CloseCode, Ends, ProtocolErrorKind, RstCode};
 use nowconnect_core::id::{AgentId, Cid, Epoch, Incarnation, Instance, Name, Nonce, Secret, SessionId};
 use nowconnect_core::wire::{
     Attachment, Auth, Body, CAPABILITIES_MAX, CHAIN_MAX, CONNECTORS_MAX, Codec, ConnectorAd, DATA_PAYLOAD_MAX_BYTES,
@@ -356,7 +356,12 @@ fn the_document_names_every_frame_code_and_subprotocol() {
         assert_eq!(line.ends_with("| next candidate |"), c.definite_no(), "who may retry after {c}");
     }
     for c in CloseCode::ALL {
-        row(format!("| {} | `{}` | session |", c.number(), c.name()));
+        let ends = match c.ends() {
+            Ends::Nothing => "nothing",
+            Ends::Connection => "connection",
+            Ends::Session => "session",
+        };
+        row(format!("| {} | `{}` | {ends} |", c.number(), c.name()));
     }
     for k in ProtocolErrorKind::ALL {
         row(format!("| `{}` |", k.name()));

@@ -1,7 +1,11 @@
 //! An agent process: hubs, targets and signals around the core's `Agent`.
 
-use std::cell::Cell;
-use std::path::PathBuf;
+mod app;
+mod renewal;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +24,9 @@ use crate::config::AgentSetup;
 use crate::dial::WsUrl;
 use crate::dialer::{self, Target};
 use crate::limiter::Limiter;
+use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
-use crate::{observe, signals, target, tls};
+use crate::{admin, observe, secret, signals, target, tls};
 
 /// Largest token file, bytes: what the `Authorization` header may carry.
 const TOKEN_MAX_BYTES: u64 = 8 * 1024;
@@ -51,18 +56,31 @@ pub fn run(setup: AgentSetup) -> Result<(), RunError> {
 }
 
 /// An agent that runs in the current `LocalSet`.
-#[derive(Debug)]
 pub struct RunningAgent {
     /// The machine.
     pub node: Node<Agent>,
+    /// The operator's endpoints.
+    pub admin: admin::Serving,
     shared: Rc<Shared>,
+    renewal: tokio::task::JoinHandle<()>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for RunningAgent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunningAgent").finish_non_exhaustive()
+    }
+}
+
+/// What an agent's parts share.
 struct Shared {
     setup: AgentSetup,
     targets: Vec<Target>,
     lines: Limiter,
+    metrics: Metrics,
+    /// Opens that failed here, by connector and reason.
+    failures: RefCell<BTreeMap<(Name, &'static str), u64>>,
+    protocol_errors: RefCell<BTreeMap<&'static str, u64>>,
+    leaving: Cell<bool>,
     given_up: Cell<usize>,
     gave_up: tokio::sync::Notify,
 }
@@ -83,24 +101,36 @@ pub fn start(setup: AgentSetup) -> Result<RunningAgent, RunError> {
         let url = WsUrl::parse(hub).map_err(|e| RunError::Config(format!("hubs: {hub}: {e}")))?;
         targets.push(Target { url, tls: client.clone(), dialects: setup.wire.dialects(Plane::Tunnel) });
     }
+    let endpoints = admin::bind(&setup.admin)?;
+    let metrics = Metrics::of_agent().map_err(|e| RunError::Failed(e.to_string()))?;
     let clock = Monotonic::new();
     let shared = Rc::new(Shared {
         lines: Limiter::new(clock),
+        metrics,
+        failures: RefCell::default(),
+        protocol_errors: RefCell::default(),
+        leaving: Cell::new(false),
         given_up: Cell::new(0),
         gave_up: tokio::sync::Notify::new(),
         targets,
         setup,
     });
+    // Before the first dial, so that no change falls between.
+    let token = read_token(&shared.setup.token_file).ok();
     let mut out = NodeOut::default();
     let machine = Agent::new(Arc::new(shared.setup.core.clone()), signals::os_seed(), clock.now(), &mut out);
     let node = Node::start(machine, out, clock, Box::new(AgentEffects(Rc::clone(&shared))));
-    Ok(RunningAgent { node, shared })
+    let app: Rc<dyn admin::AdminApp> = Rc::new(app::App { node: node.clone(), shared: Rc::clone(&shared) });
+    let admin = endpoints.serve(&app).map_err(|e| RunError::Failed(e.to_string()))?;
+    let renewal = tokio::task::spawn_local(renewal::run(node.clone(), Rc::clone(&shared), token));
+    Ok(RunningAgent { node, admin, shared, renewal })
 }
 
 impl RunningAgent {
     /// Withdraws the connectors, lets streams end, then stops.
     pub async fn leave(&self) {
         tracing::info!(event = "draining", timeout_ms = DRAIN.as_millis() as u64);
+        self.shared.leaving.set(true);
         self.node.input(Input::Drain);
         if tokio::time::timeout(DRAIN, self.node.drained()).await.is_err() {
             tracing::warn!(event = "drain_deadline", "the remaining streams are reset");
@@ -110,6 +140,7 @@ impl RunningAgent {
 
     /// Ends at once.
     pub async fn stop(&self) {
+        self.renewal.abort();
         self.node.input(Input::Shutdown);
         self.node.flushed(Duration::from_secs(1)).await;
         tracing::info!(event = "stopped");
@@ -122,16 +153,8 @@ impl RunningAgent {
 }
 
 /// The token of this very dial: the file may have changed (semantics 9).
-fn read_token(path: &PathBuf) -> Result<Option<String>, String> {
-    use std::io::Read as _;
-    let problem = |e: std::io::Error| format!("token_file {}: {e}", path.display());
-    let mut text = String::new();
-    std::fs::File::open(path).map_err(problem)?.take(TOKEN_MAX_BYTES + 1).read_to_string(&mut text).map_err(problem)?;
-    let token = text.trim();
-    if token.is_empty() || token.len() as u64 > TOKEN_MAX_BYTES {
-        return Err(format!("token_file {}: expected a token of 1 to {TOKEN_MAX_BYTES} bytes", path.display()));
-    }
-    Ok(Some(token.to_owned()))
+fn read_token(path: &Path) -> Result<String, String> {
+    secret::read("token_file", path, TOKEN_MAX_BYTES)
 }
 
 struct AgentEffects(Rc<Shared>);
@@ -139,14 +162,31 @@ struct AgentEffects(Rc<Shared>);
 impl Effects<Agent> for AgentEffects {
     fn dial(&self, node: &Node<Agent>, ix: TargetIx) {
         if let Some(t) = self.0.targets.get(usize::from(ix.0)) {
-            let path = self.0.setup.token_file.clone();
-            dialer::start(node, ix, t, move || read_token(&path), &self.0.lines);
+            let shared = Rc::clone(&self.0);
+            let bearer = move || read_token(&shared.setup.token_file).map(Some);
+            dialer::start(node, ix, t, bearer, &self.0.lines);
         }
     }
 
     fn connect(&self, node: &Node<Agent>, stream: StreamKey, connector: Name) {
         match self.0.setup.core.connectors.iter().find(|c| c.name == connector) {
-            Some(c) => target::start(node, stream, c.target.clone(), self.0.setup.core.target_timeout),
+            Some(c) => {
+                let (shared, address) = (Rc::clone(&self.0), c.target.clone());
+                let failed = move |code: RstCode| {
+                    if let Some(suppressed) = shared.lines.allow("target_failed", &format!("{connector} {code}")) {
+                        tracing::warn!(
+                            event = "target_failed",
+                            %connector,
+                            target = address,
+                            reason = code.name(),
+                            suppressed,
+                            "a target could not be connected"
+                        );
+                    }
+                    *shared.failures.borrow_mut().entry((connector, code.name())).or_default() += 1;
+                };
+                target::start(node, stream, c.target.clone(), self.0.setup.core.target_timeout, failed);
+            }
             None => {
                 let node = node.clone();
                 tokio::task::spawn_local(async move {
@@ -159,6 +199,13 @@ impl Effects<Agent> for AgentEffects {
     fn registry(&self, _node: &Node<Agent>, _token: Token, _op: RegistryOp) {}
 
     fn observe(&self, _node: &Node<Agent>, event: Observed) {
+        match &event {
+            Observed::Rtt { plane: Plane::Tunnel, sample } => self.0.metrics.observe_tunnel_rtt(*sample),
+            Observed::ProtocolViolation { kind, .. } => {
+                *self.0.protocol_errors.borrow_mut().entry(kind.name()).or_default() += 1;
+            }
+            _ => {}
+        }
         if let Observed::GaveUp { .. } = event {
             let n = self.0.given_up.get() + 1;
             self.0.given_up.set(n);

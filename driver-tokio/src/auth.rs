@@ -103,7 +103,7 @@ impl AuthReject {
     /// 400 when the request itself is wrong (attack 5), else 401.
     #[must_use]
     pub const fn http_status(self) -> u16 {
-        if matches!(self, Self::Missing | Self::Duplicate) { 400 } else { 401 }
+        if matches!(self, Self::Duplicate) { 400 } else { 401 }
     }
 }
 

@@ -7,7 +7,6 @@
 //! `demo`.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use crate::auth::TunnelAuth;
 use crate::cert::{self, Signer, Subject, TokenRequest};
 use crate::config::{self, AgentSetup, Finding, HubSetup, Kind, ParseOptions};
 use crate::demo::DemoOptions;
-use crate::tls;
+use crate::{ask, secret, tls};
 
 /// Why a command ended without success.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,15 +119,20 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Ask a running hub whether it is ready; 0 when it is.
+    /// Ask a running process whether it is ready; 0 when it is.
     Healthcheck {
         /// Where to ask.
         #[arg(long, default_value = "http://127.0.0.1:8765/readyz")]
         url: String,
+        /// Its admin.socket, instead: the way to ask an agent.
+        #[arg(long, conflicts_with = "url", value_name = "PATH")]
+        socket: Option<PathBuf>,
         /// How long to wait for the answer, such as 3s.
         #[arg(long, default_value = "3s", value_parser = duration)]
         timeout: Duration,
     },
+    /// Show what a running process does: its sessions, epochs, streams, memory.
+    Status(StatusArgs),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -148,6 +152,31 @@ enum ConfigCommand {
         #[arg(long, value_enum, default_value_t = KindArg::Hub)]
         kind: KindArg,
     },
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// Its admin.socket.
+    #[arg(long, default_value = "/run/nowconnect/admin.sock", value_name = "PATH")]
+    socket: PathBuf,
+    /// Its admin.bind, instead: http://HOST:PORT.
+    #[arg(long, conflicts_with = "socket")]
+    url: Option<String>,
+    /// File with the bearer token that admin.token_file asks for.
+    #[arg(long, requires = "url", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// A table to read, or JSON as it came.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// How long to wait for the answer, such as 3s.
+    #[arg(long, default_value = "3s", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Args)]
@@ -259,7 +288,14 @@ fn run(command: Command) -> Result<(), RunError> {
             let schema = config::schema(kind.into());
             emit(&format!("{schema:#}"))
         }
-        Command::Healthcheck { url, timeout } => healthcheck(&url, timeout),
+        Command::Healthcheck { url, socket, timeout } => {
+            let place = match &socket {
+                Some(socket) => ask::Place::Socket(socket),
+                None => ask::Place::Url(&url, None),
+            };
+            emit(&ask::get(place, "/readyz", timeout)?)
+        }
+        Command::Status(args) => status(&args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "nowconnect", &mut text);
@@ -306,6 +342,10 @@ fn read_file(path: &Path) -> Result<String, RunError> {
     let mut text = String::new();
     let limit = config::FILE_MAX_BYTES as u64 + 1;
     file.take(limit).read_to_string(&mut text).map_err(|e| problem(&e))?;
+    if text.trim().is_empty() {
+        // A mount that failed, most likely; as a configuration it says nothing.
+        return Err(problem(&"the file is empty"));
+    }
     Ok(text)
 }
 
@@ -467,29 +507,22 @@ fn now_unix() -> Result<u64, RunError> {
     since.map(|d| d.as_secs()).map_err(|_| RunError::Failed("the clock shows a time before 1970".to_owned()))
 }
 
-/// One HTTP/1.0 request by hand: it must work in an image without any other
-/// program, and outside a runtime.
-fn healthcheck(url: &str, timeout: Duration) -> Result<(), RunError> {
-    let usage = || RunError::Config(format!("--url: expected http://HOST:PORT/PATH, got {url:?}"));
-    let uri: http::Uri = url.parse().map_err(|_| usage())?;
-    let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return Err(usage()) };
-    let failed = |e: std::io::Error| RunError::Failed(format!("{url}: {e}"));
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let mut addresses = (host, authority.port_u16().unwrap_or(80)).to_socket_addrs().map_err(failed)?;
-    let address = addresses.next().ok_or_else(usage)?;
-    let mut stream = TcpStream::connect_timeout(&address, timeout).map_err(failed)?;
-    stream.set_read_timeout(Some(timeout)).map_err(failed)?;
-    stream.set_write_timeout(Some(timeout)).map_err(failed)?;
-    let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).map_err(failed)?;
-    let mut answer = Vec::new();
-    stream.take(64 << 10).read_to_end(&mut answer).map_err(failed)?;
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.split_whitespace().nth(1).unwrap_or("no HTTP answer");
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
-    if status != "200" {
-        return Err(RunError::Failed(format!("{url}: status {status}")));
+fn status(args: &StatusArgs) -> Result<(), RunError> {
+    let token = match &args.token_file {
+        Some(path) => Some(secret::read("--token-file", path, 4096).map_err(RunError::Config)?),
+        None => None,
+    };
+    let place = match &args.url {
+        Some(url) => ask::Place::Url(url, token.as_deref()),
+        None => ask::Place::Socket(&args.socket),
+    };
+    let body = ask::get(place, "/status", args.timeout)?;
+    match args.output {
+        Output::Json => emit(&body),
+        Output::Text => {
+            let status = serde_json::from_str(&body)
+                .map_err(|e| RunError::Failed(format!("the answer is no status of nowconnect: {e}")))?;
+            emit(&ask::table(&status))
+        }
     }
-    emit(body)
 }

@@ -79,8 +79,10 @@ pub async fn run<M: Machine>(node: Node<M>, key: ConnKey, mut ws: WsConn, truste
                 }
             }
             if let Some(code) = close
-                && ws.queued_bytes() == 0
-                && !node.with_conn(key, |s| s.dirty).unwrap_or(false)
+                // Nothing more is said on a transport that is given up: under
+                // load there would never be a moment without anything to say.
+                && (code == CloseCode::Transport
+                    || ws.queued_bytes() == 0 && !node.with_conn(key, |s| s.dirty).unwrap_or(false))
             {
                 return Poll::Ready(code);
             }

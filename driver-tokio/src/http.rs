@@ -235,7 +235,7 @@ pub struct HttpListener {
     pub limits: HttpLimits,
 }
 
-type Body = Full<Bytes>;
+pub(crate) type Body = Full<Bytes>;
 
 struct Server {
     setting: HttpListener,
@@ -385,7 +385,7 @@ impl Server {
 /// A response, or the refusal to count with its response.
 type Answer = Result<Response<Body>, (Refusal, Box<Response<Body>>)>;
 
-fn page(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Body> {
+pub(crate) fn page(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Body> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -393,15 +393,15 @@ fn page(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Body> {
     response
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     page(status, "text/plain; charset=utf-8", body.into())
 }
 
-fn json((status, body): (u16, String)) -> Response<Body> {
+pub(crate) fn json((status, body): (u16, String)) -> Response<Body> {
     page(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), "application/json", body.into())
 }
 
-fn wrong_method(allow: &'static str) -> Response<Body> {
+pub(crate) fn wrong_method(allow: &'static str) -> Response<Body> {
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("expected {allow}\n"));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     response

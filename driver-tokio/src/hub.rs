@@ -2,8 +2,9 @@
 
 mod app;
 mod snapshot;
+mod status;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -31,7 +32,7 @@ use crate::listener::{self, Clients};
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
 use crate::registry::{RedisRegistry, RedisTimeouts, Registry, SharedMemory};
-use crate::{net, observe, signals, tls};
+use crate::{admin, net, observe, signals, tls};
 
 /// Connections the kernel queues per listening socket.
 const BACKLOG: i32 = 1024;
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) clients: Clients,
     pub(crate) counts: app::Counts,
     pub(crate) leaving: Cell<bool>,
+    /// Bound client ports, in the order of the configuration.
+    pub(crate) bound: RefCell<Vec<SocketAddr>>,
     targets: Vec<Target>,
     hook: Option<RecordHook>,
 }
@@ -63,6 +66,8 @@ pub struct RunningHub {
     pub http: SocketAddr,
     /// Bound metrics port.
     pub metrics: Option<SocketAddr>,
+    /// The operator's endpoints.
+    pub admin: admin::Serving,
     shared: Rc<Shared>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -134,6 +139,7 @@ pub async fn start(
     let http = bind(setup.http_bind, "http.bind")?;
     let metrics_port = setup.metrics_bind.map(|addr| bind(addr, "metrics.bind")).transpose()?;
     let mesh_port = setup.mesh_listen.as_ref().map(|m| bind(m.addr, "ha.mesh.listen")).transpose()?;
+    let admin_ports = admin::bind(&setup.admin)?;
     let http_tls = setup.http_tls.as_ref().map(tls::http_server).transpose().map_err(|e| config(&e))?;
     let mesh_tls = match (&setup.mesh_listen, &setup.mesh_tls) {
         (Some(m), Some(files)) if m.tls == ListenTls::Native => Some(tls::mesh_server(files).map_err(|e| config(&e))?),
@@ -153,6 +159,7 @@ pub async fn start(
         clients: Clients::default(),
         counts: app::Counts::default(),
         leaving: Cell::new(false),
+        bound: RefCell::default(),
         targets,
         hook,
         setup,
@@ -163,7 +170,8 @@ pub async fn start(
     let node = Node::start(machine, out, clock, Box::new(HubEffects(Rc::clone(&shared))));
 
     let local = |s: &TcpListener| s.local_addr().map_err(|e| RunError::Failed(e.to_string()));
-    let app: Rc<dyn crate::http::HttpApp> = Rc::new(app::App::new(node.clone(), Rc::clone(&shared)));
+    let own = Rc::new(app::App::new(node.clone(), Rc::clone(&shared)));
+    let app: Rc<dyn crate::http::HttpApp> = Rc::clone(&own) as _;
     let mut accepting = Vec::new();
     let mut listeners = Vec::new();
     for (ix, (socket, l)) in bound.into_iter().zip(&shared.setup.listeners).enumerate() {
@@ -178,6 +186,7 @@ pub async fn start(
             lines.clone(),
         )));
     }
+    shared.bound.borrow_mut().clone_from(&listeners);
     let serve = |socket: TcpListener, routes: Routes, tls: Option<Arc<rustls::ServerConfig>>| {
         let limits = HttpLimits {
             connections_max: shared.setup.core.limits.max_handshakes as usize,
@@ -198,7 +207,9 @@ pub async fn start(
     if let Some(socket) = mesh_port {
         serve(socket, Routes::MESH, mesh_tls);
     }
-    Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, shared, accepting })
+    let operator: Rc<dyn admin::AdminApp> = own;
+    let admin = admin_ports.serve(&operator).map_err(|e| RunError::Failed(e.to_string()))?;
+    Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, admin, shared, accepting })
 }
 
 fn bind(addr: SocketAddr, key: &str) -> Result<TcpListener, RunError> {
@@ -287,7 +298,6 @@ impl Effects<Hub> for HubEffects {
                         "a client could not be carried"
                     );
                 }
-                s.counts.ended(listener, r);
                 if let Some(hook) = &s.hook {
                     hook(r, client);
                 }
@@ -303,4 +313,4 @@ impl Effects<Hub> for HubEffects {
 }
 
 /// Totals by name, for what only events tell.
-pub(crate) type Totals<K> = std::cell::RefCell<BTreeMap<K, u64>>;
+pub(crate) type Totals<K> = RefCell<BTreeMap<K, u64>>;

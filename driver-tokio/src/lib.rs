@@ -1,6 +1,14 @@
-//! nowconnect on tokio: the production driver of `nowconnect-core`.
+//! nowconnect on tokio: the production driver of `nowconnect-core`, and the
+//! `nowconnect` binary.
+//!
+//! [`node`] owns one machine and is the only way into it; [`conn`] and [`socket`]
+//! are the pumps of its connections and sockets; [`hub`], [`agent`] and [`demo`]
+//! are the processes around it. Sockets, TLS, HTTP, tokens, Redis, clocks and
+//! configuration files end here: the core hears of them as inputs.
 
+pub mod admin;
 pub mod agent;
+mod ask;
 pub mod auth;
 pub mod cert;
 pub mod cli;
@@ -19,8 +27,11 @@ pub mod net;
 pub mod node;
 pub mod observe;
 pub mod registry;
+mod secret;
 pub mod signals;
+mod snapshot;
 pub mod socket;
+mod status;
 pub mod target;
 pub mod tls;
 pub mod ws;

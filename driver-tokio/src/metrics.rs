@@ -64,10 +64,11 @@ macro_rules! families {
 families! {
     StreamsTotal = Counter "nowconnect_streams_total" ["listener", "path"] "Streams opened, by listener and path (local or mesh).";
     Streams = Gauge "nowconnect_streams" [] "Streams open now.";
-    StreamBytes = Counter "nowconnect_stream_bytes_total" ["direction"] "Payload bytes of streams: in from clients, out to clients.";
-    OpenFailures = Counter "nowconnect_open_failures_total" ["listener", "reason"] "Clients that were refused, by reason.";
-    StreamEnds = Counter "nowconnect_stream_ends_total" ["cause"] "Streams that ended, by cause.";
-    MeshLinks = Gauge "nowconnect_mesh_links" ["peer", "state"] "Links to each peer in each state (0 or 1).";
+    StreamBytes = Counter "nowconnect_stream_bytes_total" ["direction"] "Payload bytes at client and target sockets: in (read) and out (written).";
+    OpenFailures = Counter "nowconnect_open_failures_total" ["listener", "reason"] "Streams that could not be opened, by listener (at an agent: connector) and reason.";
+    StreamsCarried = Counter "nowconnect_streams_carried_total" [] "Streams taken from another node: by a hub to its tunnel, by an agent to a target.";
+    StreamEnds = Counter "nowconnect_stream_ends_total" ["cause"] "Streams that ended at this node, by cause: FINISHED or the reason of the reset.";
+    MeshLinks = Gauge "nowconnect_mesh_links" ["peer", "state"] "Links to each peer in each state (0 or 1): connecting, established, backoff, closed.";
     Tunnels = Gauge "nowconnect_tunnels" [] "Tunnels established now.";
     MeshFrames = Counter "nowconnect_mesh_frames_total" ["dir", "type"] "Frames on links, by direction (in or out) and type.";
     TunnelFrames = Counter "nowconnect_tunnel_frames_total" ["dir", "type"] "Frames on tunnels, by direction (in or out) and type.";
@@ -75,7 +76,7 @@ families! {
     SessionInflightBytes = Gauge "nowconnect_session_inflight_bytes" ["plane", "peer"] "Encoded bytes sent and not acknowledged, for each link and for all tunnels together (no peer).";
     SessionsSuspended = Counter "nowconnect_sessions_suspended_total" ["plane"] "Sessions whose connection broke while they live on.";
     SessionsResumed = Counter "nowconnect_sessions_resumed_total" ["plane"] "Sessions that continued on a new connection.";
-    SessionsLost = Counter "nowconnect_sessions_lost_total" ["plane"] "Sessions that ended without an orderly close.";
+    SessionsLost = Counter "nowconnect_sessions_lost_total" ["plane"] "Sessions that are over, for whatever reason.";
     OwnerEpochMismatch = Counter "nowconnect_owner_epoch_mismatch_total" [] "OPEN and RESUME frames refused because their epoch and nonce are not the attachment's.";
     CidDedupDropped = Counter "nowconnect_cid_dedup_dropped_total" [] "Duplicate frames dropped.";
     MeshBackpressureDrops = Counter "nowconnect_mesh_backpressure_drops_total" ["peer", "reason"] "Streams reset because a peer ignored its credit limit.";
@@ -84,6 +85,7 @@ families! {
     MeshLinkErrors = Counter "nowconnect_mesh_link_errors_total" [] "Mesh dials and connections that failed.";
     MemoryHeld = Gauge "nowconnect_memory_held_bytes" [] "Payload bytes this process holds now.";
     MemoryBudget = Gauge "nowconnect_memory_budget_bytes" [] "Payload bytes this process may hold (limits.memory_budget_bytes).";
+    MeshRttMs = Gauge "nowconnect_mesh_rtt_ms" ["peer"] "Latest round trip to each peer in milliseconds, rounded up; with metrics.legacy_names only.";
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
     RegistryHealthy = Gauge "nowconnect_registry_healthy" [] "1 while this hub's lease is renewed in time, else 0.";
@@ -95,9 +97,17 @@ families! {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     samples: BTreeMap<(Family, Vec<String>), u64>,
+    sparse: bool,
 }
 
 impl Snapshot {
+    /// A snapshot that shows nothing but what is added: an agent has no mesh
+    /// and no registry, and must not say 0 for them.
+    #[must_use]
+    pub fn sparse() -> Self {
+        Self { sparse: true, ..Self::default() }
+    }
+
     /// Adds `value` to the sample of `family` with these label values, in the
     /// order of [`Family::labels`]. A wrong number of labels is a defect of the
     /// caller: it fails debug builds, otherwise missing ones are empty.
@@ -114,7 +124,7 @@ impl Snapshot {
             by_family.entry(*family).or_default().push(sample(*family, labels, *value));
         }
         // What has no labels exists from the start, so that rate() sees its first step.
-        for family in Family::ALL.iter().filter(|f| f.labels().is_empty()) {
+        for family in Family::ALL.iter().filter(|f| f.labels().is_empty() && !self.sparse) {
             by_family.entry(*family).or_insert_with(|| vec![sample(*family, &[], 0)]);
         }
         let describe = |(family, metrics): (Family, Vec<Metric>)| {
@@ -194,25 +204,43 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// The metrics of one process.
+    /// The metrics of a hub's process.
     ///
     /// # Errors
     /// Only if a name or label of the fixed set above is not valid, which a test
     /// excludes.
     pub fn new() -> Result<Self, prometheus::Error> {
+        Self::shown(true)
+    }
+
+    /// Those of an agent's: without opens of clients, mesh and registry.
+    ///
+    /// # Errors
+    /// As [`Metrics::new`].
+    pub fn of_agent() -> Result<Self, prometheus::Error> {
+        Self::shown(false)
+    }
+
+    fn shown(hub: bool) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let histogram = |name: &str, help: &str, buckets: &[f64]| -> Result<Histogram, prometheus::Error> {
-            let h = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
-            registry.register(Box::new(h.clone()))?;
-            Ok(h)
-        };
+        // What is not shown goes to a registry that nobody gathers.
+        let hub_only = if hub { registry.clone() } else { Registry::new() };
+        let histogram =
+            |registry: &Registry, name: &str, help: &str, buckets: &[f64]| -> Result<Histogram, prometheus::Error> {
+                let h = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+                registry.register(Box::new(h.clone()))?;
+                Ok(h)
+            };
         let open = histogram(
+            &hub_only,
             "nowconnect_open_seconds",
             "Time from a client's connection to the target's, for streams that opened.",
             OPEN_BUCKETS,
         )?;
-        let mesh_rtt = histogram("nowconnect_mesh_rtt_seconds", "Round trips of PING on links.", RTT_BUCKETS)?;
-        let tunnel_rtt = histogram("nowconnect_tunnel_rtt_seconds", "Round trips of PING on tunnels.", RTT_BUCKETS)?;
+        let mesh_rtt =
+            histogram(&hub_only, "nowconnect_mesh_rtt_seconds", "Round trips of PING on links.", RTT_BUCKETS)?;
+        let tunnel_rtt =
+            histogram(&registry, "nowconnect_tunnel_rtt_seconds", "Round trips of PING on tunnels.", RTT_BUCKETS)?;
         let registry_seconds = HistogramVec::new(
             HistogramOpts::new(
                 "nowconnect_registry_seconds",
@@ -221,7 +249,7 @@ impl Metrics {
             .buckets(RTT_BUCKETS.to_vec()),
             &["op"],
         )?;
-        registry.register(Box::new(registry_seconds.clone()))?;
+        hub_only.register(Box::new(registry_seconds.clone()))?;
         let registry_errors = IntCounterVec::new(
             Opts::new(
                 "nowconnect_registry_errors_total",
@@ -229,7 +257,7 @@ impl Metrics {
             ),
             &["op", "outcome"],
         )?;
-        registry.register(Box::new(registry_errors.clone()))?;
+        hub_only.register(Box::new(registry_errors.clone()))?;
         let build = prometheus::IntGaugeVec::new(
             Opts::new("nowconnect_build_info", "Always 1; the version of the binary."),
             &["version"],

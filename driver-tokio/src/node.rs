@@ -4,7 +4,7 @@
 //! Everything of a node runs on one `current_thread` runtime inside a
 //! `LocalSet`; a socket never changes threads and no lock is taken per frame.
 //! [`Node::enter`] borrows the machine, calls it, and carries out its output
-//! before it returns: there is no `.await` inside (blueprint F3). Pumps are
+//! before it returns: there is no `.await` inside. Pumps are
 //! woken, never called. Must not know what a frame, a stream or a peer means.
 
 use std::cell::{Cell, RefCell};
@@ -309,6 +309,17 @@ impl<M: Machine> Node<M> {
 
     pub(crate) fn add_conn(&self) -> ConnKey {
         self.0.conns.borrow_mut().insert(ConnSlot::default())
+    }
+
+    /// Ends a connection; its session lives on.
+    pub(crate) fn close(&self, key: ConnKey, code: CloseCode) {
+        let waker = self.with_conn(key, |slot| {
+            slot.close = Some(code);
+            slot.waker.take()
+        });
+        if let Some(w) = waker.flatten() {
+            w.wake();
+        }
     }
 
     pub(crate) fn remove_conn(&self, key: ConnKey) {

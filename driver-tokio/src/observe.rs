@@ -49,11 +49,6 @@ pub fn event(event: &Observed, lines: &Limiter) {
     match event {
         // Told by the caller with names, or samples for histograms.
         Observed::Stream(_) | Observed::Opened { .. } | Observed::Rtt { .. } => {}
-        Observed::TargetFailed { connector, code } => {
-            if let Some(suppressed) = lines.allow("target_failed", connector.as_str()) {
-                tracing::warn!(event = "target_failed", %connector, reason = code.name(), suppressed);
-            }
-        }
         Observed::SessionUp { plane, peer } => {
             tracing::info!(event = "session_up", plane = plane_name(*plane), peer);
         }
@@ -91,6 +86,13 @@ pub fn event(event: &Observed, lines: &Limiter) {
         }
         Observed::Attached { agent_id, epoch, firm, takeover } => {
             tracing::info!(event = "attached", agent = %agent_id, %epoch, firm, takeover);
+        }
+        Observed::TokenExpired { agent_id } => {
+            tracing::warn!(
+                event = "token_expired",
+                agent = %agent_id,
+                "its tunnel takes no new streams until the agent returns with a valid token; open streams go on"
+            );
         }
         Observed::Detached { agent_id, epoch } => {
             tracing::info!(event = "detached", agent = %agent_id, %epoch);

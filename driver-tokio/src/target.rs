@@ -13,8 +13,15 @@ use crate::net;
 use crate::node::Node;
 use crate::socket;
 
-/// Connects `address` for a stream and runs its socket.
-pub fn start(node: &Node<Agent>, stream: StreamKey, address: String, timeout: Duration) {
+/// Connects `address` for a stream and runs its socket; `failed` hears why
+/// there is none.
+pub fn start(
+    node: &Node<Agent>,
+    stream: StreamKey,
+    address: String,
+    timeout: Duration,
+    failed: impl FnOnce(RstCode) + 'static,
+) {
     let node = node.clone();
     tokio::task::spawn_local(async move {
         let connected = match tokio::time::timeout(timeout, TcpStream::connect(&address)).await {
@@ -31,7 +38,7 @@ pub fn start(node: &Node<Agent>, stream: StreamKey, address: String, timeout: Du
                 socket::run(node, stream, sock, tcp).await;
             }
             Err(code) => {
-                tracing::warn!(event = "target_failed", target = %address, reason = code.name(), "a target could not be connected");
+                failed(code);
                 node.input(Input::Target { stream, result: Err(code) });
             }
         }

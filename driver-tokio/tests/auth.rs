@@ -253,7 +253,7 @@ fn attack_5_headers() {
     let auth = bench.auth();
     let good = format!("Bearer {}", bench.token(&claims()));
     for (headers, reject, status) in [
-        (vec![], AuthReject::Missing, 400),
+        (vec![], AuthReject::Missing, 401),
         (vec![good.as_str(), good.as_str()], AuthReject::Duplicate, 400),
         (vec!["Basic dTpw"], AuthReject::NotBearer, 401),
         (vec!["Bearer"], AuthReject::NotBearer, 401),

@@ -80,13 +80,15 @@ fn bad_hubs() {
         (
             "listeners:\n  - { name: a, bind: '1.2.3.4:1', connector: c }\n  - { name: a, bind: '1.2.3.4:2', connector: c }\n",
             3,
-            "listeners[1].name: this name is already used by listeners[0].name",
+            "listeners[1].name: this name, `a`, is already used by listeners[0].name",
         ),
         (
             "listeners:\n  - { name: a, bind: '1.2.3.4:1', connector: c }\n  - { name: b, bind: '0.0.0.0:1', connector: c }\n",
             0,
             "binds 0.0.0.0:1, which listener a (1.2.3.4:1) already takes",
         ),
+        ("admin: { bind: '0.0.0.0:8766' }\n", 1, "admin.bind: 0.0.0.0:8766 is reachable from other machines"),
+        ("admin: { bind: '127.0.0.1:8765' }\n", 0, "admin.bind: binds 127.0.0.1:8765, which http.bind"),
         ("metrics: { bind: '127.0.0.1:8765' }\n", 0, "metrics.bind: binds 127.0.0.1:8765, which http.bind"),
         (
             "listeners:\n  - { name: a, bind: '1.2.3.4:1', connector: c, allow: [10.0.0.0/40] }\n",
@@ -138,7 +140,7 @@ fn bad_hubs() {
         (
             "ha:\n  mesh:\n    tls: { ca_bundle: a, cert_file: b, key_file: c }\n    peers: ['wss://b/mesh', { url: 'wss://b/mesh' }]\n",
             4,
-            "peers[1].url: this URL is already used by ha.mesh.peers[0]",
+            "is already used by ha.mesh.peers[0]",
         ),
         ("ha: { mesh: { peers: [{ url: 'wss://b/mesh', replica: b }] } }\n", 1, "did you mean `replica_id`?"),
         ("ha: { mesh: { peers: [{ replica_id: b }] } }\n", 1, "peers[0].url: this key is required"),
@@ -193,7 +195,7 @@ fn bad_agents() {
         ("{}", 0, "connectors: expected 1 to 256 connectors"),
         ("agent_id: a/b/c\n", 1, "agent_id: expected 1 to 64 characters"),
         ("hubs: ['ws://a/tunnel']\n", 1, "hubs[0]: ws:// is plain text"),
-        ("hubs:\n  - wss://a/t\n  - wss://a/t\n", 3, "hubs[1]: this URL is already used by hubs[0]"),
+        ("hubs:\n  - wss://a/t\n  - wss://a/t\n", 3, "is already used by hubs[0]"),
         ("hub: []\n", 1, "hub: unknown key; did you mean `hubs`?"),
         ("parallel: 0\n", 1, "parallel: expected 1 to 64, got 0"),
         ("connectors: [{ name: l, target: nowhere }]\n", 1, "connectors[0].target: expected HOST:PORT"),
@@ -201,8 +203,9 @@ fn bad_agents() {
         (
             "connectors:\n  - { name: l, target: 'h:1' }\n  - { name: l, target: 'h:2' }\n",
             3,
-            "connectors[1].name: this name is already used",
+            "connectors[1].name: this name, `l`, is already used",
         ),
+        ("admin: { bind: '[::]:8766' }\n", 1, "set admin.token_file, or use a loopback address"),
         ("reconnect: { jitter: 1.5 }\n", 1, "reconnect.jitter: expected 0.000 to 1.000, got 1.500"),
         ("reconnect: { multiplier: fast }\n", 1, "such as 1.5"),
         ("reconnect: { initial_delay: 40s }\n", 1, "must not exceed reconnect.max_delay"),
@@ -368,6 +371,9 @@ const HUB_KEYS: &[(&str, &str)] = &[
     ("http.degraded_status", "http: { degraded_status: 503 }"),
     ("metrics.bind", "metrics: { bind: '127.0.0.1:9090' }"),
     ("metrics.legacy_names", "metrics: { legacy_names: true }"),
+    ("admin.socket", "admin: { socket: /run/a.sock }"),
+    ("admin.bind", "admin: { bind: '127.0.0.1:8766' }"),
+    ("admin.token_file", "admin: { bind: '127.0.0.1:8766' } / admin: { bind: '127.0.0.1:8766', token_file: t }"),
     ("auth.jwt.audience", "auth: { jwt: { audience: other } }"),
     ("auth.jwt.issuer", "auth: { jwt: { issuer: other } }"),
     ("auth.jwt.algorithms[]", "auth: { jwt: { algorithms: [PS256] } }"),
@@ -444,6 +450,9 @@ const AGENT_KEYS: &[(&str, &str)] = &[
     ("reconnect.jitter", "reconnect: { jitter: 0.1 }"),
     ("reconnect.max_retries", "reconnect: { max_retries: 3 }"),
     ("reconnect.max_delay_while_streams_wait", "reconnect: { max_delay_while_streams_wait: 1s }"),
+    ("admin.socket", "admin: { socket: /run/a.sock }"),
+    ("admin.bind", "admin: { bind: '127.0.0.1:8766' }"),
+    ("admin.token_file", "admin: { token_file: t }"),
     ("insecure_allow_plaintext", "insecure_allow_plaintext: true"),
     ("liveness.ping", "liveness: { ping: 2s }"),
     ("liveness.suspect", "liveness: { suspect: 4s }"),
@@ -518,9 +527,6 @@ fn the_tables_above_hold_every_key() {
 #[test]
 fn keys_without_effect_say_so() {
     let rows = [
-        ("admin.socket", "admin: { socket: /run/a.sock }"),
-        ("admin.bind", "admin: { bind: '127.0.0.1:8766' }"),
-        ("admin.token_file", "admin: { token_file: t }"),
         ("auth.on_expiry", "auth: { on_expiry: cut }"),
         ("listeners[].when_unavailable", "connector: ldap => connector: ldap, when_unavailable: reset"),
         ("registry.on_outage", "registry: { on_outage: cached }"),

@@ -29,6 +29,7 @@ pub mod process;
 pub mod proxy;
 pub mod redis;
 pub mod slapd;
+pub mod sources;
 pub mod target;
 pub mod token;
 pub mod wait;

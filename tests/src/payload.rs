@@ -1,7 +1,7 @@
 //! Self-describing payload: byte k of (seed, stream, direction) is a function
 //! of those four, so either end can produce and check any part of a transfer
 //! without a stored copy, and the first wrong byte shows a gap, a duplicate, a
-//! swap or a leak from another stream (verification 7.0).
+//! swap or a leak from another stream.
 
 /// Which way a byte travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

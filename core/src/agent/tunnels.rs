@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::config::AgentConfig;
 use crate::due::Due;
-use crate::error::{CloseCode, ProtocolError, ProtocolErrorKind};
+use crate::error::{CloseCode, Ends, ProtocolError, ProtocolErrorKind};
 use crate::id::{ConnKey, Epoch, Fence, Instance, Name, Secret, SessionKey, TargetIx};
 use crate::link::{self, Event, Link};
 use crate::mux::{Mux, NodeOut, Peer, SessionNews};
@@ -97,6 +97,12 @@ impl Tunnels {
             told_fewer: false,
             config,
         }
+    }
+
+    /// This run of the agent.
+    #[must_use]
+    pub const fn instance(&self) -> Instance {
+        self.instance
     }
 
     /// The highest epoch ever granted.
@@ -453,25 +459,13 @@ impl Tunnels {
                 if let (Some(l), true) = (hub.and_then(|h| h.link.as_mut()), retry_after_ms > 0) {
                     l.on_retry_after(now, Duration::from_millis(retry_after_ms));
                 }
-                match code {
-                    CloseCode::Draining => {
+                match code.ends() {
+                    Ends::Nothing => {
                         self.set_leaving(key, true);
                         self.want(now, mux, out);
                     }
-                    CloseCode::Dead | CloseCode::Transport => {}
-                    CloseCode::DuplicateId
-                    | CloseCode::Superseded
-                    | CloseCode::Protocol
-                    | CloseCode::Auth
-                    | CloseCode::Namespace
-                    | CloseCode::Itself
-                    | CloseCode::Glitches
-                    | CloseCode::Flow
-                    | CloseCode::Busy
-                    | CloseCode::ResumeRefused
-                    | CloseCode::HandshakeTimeout
-                    | CloseCode::Duplicate
-                    | CloseCode::Shutdown => self.lose(now, key, code, mux, notes, out),
+                    Ends::Connection => {}
+                    Ends::Session => self.lose(now, key, code, mux, notes, out),
                 }
             }
             Frame::Epoch(notice) => {

@@ -56,7 +56,7 @@ impl Control {
         }
         if let Some(request) = hello.resume.clone() {
             let wanted = Peer::Agent { id: agent.agent_id.clone(), instance: agent.instance };
-            return self.resume(now, conn, &hello, &request, &wanted, mux, notes, out);
+            return self.resume(now, conn, &hello, &request, &wanted, Some(grant), mux, notes, out);
         }
         // Resumptions are not counted: a full hub must not lose what it has.
         if self.is_full(mux) && !self.attachments.contains_key(&agent.agent_id) {
@@ -211,6 +211,7 @@ impl Control {
         for link in links {
             mux.send(now, link, Frame::Epoch(Box::new(notice.clone())), out);
         }
+        self.expiry_at = [self.expiry_at, grant.expires].into_iter().flatten().min();
         self.attachments.insert(
             agent.agent_id,
             AttachmentState {
@@ -221,6 +222,7 @@ impl Control {
                 connectors: agent.connectors,
                 connectors_generation: 0,
                 grant,
+                expired: false,
             },
         );
         self.routes_dirty = true;
@@ -270,20 +272,74 @@ impl Control {
             return self.lose(now, key, CloseCode::Auth, mux, notes, out);
         }
         a.connectors_generation = generation;
-        a.connectors.clone_from(&connectors);
-        let (agent_id, fence, exposed) = (agent_id.clone(), a.fence, names(&connectors));
+        a.connectors = connectors;
+        let agent_id = agent_id.clone();
+        self.publish_connectors(now, &agent_id, notes, out);
+    }
+
+    /// Tells the shard and the registry what may be opened at an attachment now.
+    fn publish_connectors(
+        &mut self,
+        now: Instant,
+        agent_id: &AgentId,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(a) = self.attachments.get(agent_id) else { return };
+        let (fence, connectors) = (a.fence, a.open_to().to_vec());
+        let exposed = names(&connectors);
         notes.push(ControlNote::Attach(Attach {
             agent_id: agent_id.clone(),
-            session: key,
+            session: a.session,
             fence,
             connectors: names(&connectors),
         }));
         self.routes_dirty = true;
         if self.config.mode != Mode::Off {
             let op = RegistryOp::SetConnectors { agent_id: agent_id.clone(), hub: self.run.clone(), fence, connectors };
-            self.ask(now, op, Asked::SetConnectors { agent_id, fence }, out);
+            self.ask(now, op, Asked::SetConnectors { agent_id: agent_id.clone(), fence }, out);
         }
         self.answer_waiting(&exposed, notes);
+    }
+
+    /// Attachments whose token ran out take nothing new (I4); what is open
+    /// goes on.
+    pub(super) fn expire_tokens(&mut self, now: Instant, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
+        if self.expiry_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let due = |a: &AttachmentState| !a.expired && a.grant.expires.is_some_and(|at| at <= now);
+        let late: Vec<AgentId> = self.attachments.iter().filter(|(_, a)| due(a)).map(|(id, _)| id.clone()).collect();
+        for agent_id in late {
+            if let Some(a) = self.attachments.get_mut(&agent_id) {
+                a.expired = true;
+            }
+            self.publish_connectors(now, &agent_id, notes, out);
+            out.observed.push(Observed::TokenExpired { agent_id });
+        }
+        self.expiry_at = self.attachments.values().filter(|a| !a.expired).filter_map(|a| a.grant.expires).min();
+    }
+
+    /// The agent came back with another token: it counts from now on, also
+    /// for what was advertised under the earlier one.
+    fn renew_grant(
+        &mut self,
+        now: Instant,
+        agent_id: &AgentId,
+        grant: AgentGrant,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let unscoped = self.config.insecure_allow_unscoped;
+        let Some(a) = self.attachments.get_mut(agent_id) else { return };
+        let before = a.open_to().to_vec();
+        a.connectors.retain(|ad| allowed(&grant, std::slice::from_ref(ad), unscoped));
+        a.expired = grant.expires.is_some_and(|at| at <= now);
+        self.expiry_at = [self.expiry_at, grant.expires].into_iter().flatten().min();
+        a.grant = grant;
+        if a.open_to() != before {
+            self.publish_connectors(now, agent_id, notes, out);
+        }
     }
 
     /// Goes on with a suspended session, on either plane.
@@ -295,6 +351,7 @@ impl Control {
         hello: &Hello,
         request: &crate::wire::ResumeRequest,
         wanted: &Peer,
+        grant: Option<AgentGrant>,
         mux: &mut Mux,
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
@@ -328,6 +385,11 @@ impl Control {
                 nonce: a.fence.nonce,
                 firm: a.firm,
             });
+            if let Some(grant) = grant
+                && self.attachments.get(id).is_some_and(|a| a.session == key)
+            {
+                self.renew_grant(now, id, grant, notes, out);
+            }
         }
         mux.post(conn, encode_message(dialect, 0, &[Frame::Welcome(Box::new(welcome))]), out);
         if let Some(old) = mux.rebind(now, key, conn, out) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::handshake::Handshake;
 use crate::config::{HubConfig, Mode};
 use crate::due::Due;
-use crate::error::{CloseCode, ProtocolError, RstCode};
+use crate::error::{CloseCode, Ends, ProtocolError, RstCode};
 use crate::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Name, SessionId, SessionKey, TargetIx};
 use crate::link::Link;
 use crate::mux::{Mux, NodeOut, Peer, SessionNews};
@@ -44,6 +44,15 @@ pub(super) struct AttachmentState {
     pub(super) connectors: Vec<ConnectorAd>,
     pub(super) connectors_generation: u64,
     pub(super) grant: AgentGrant,
+    /// The grant ran out: nothing new is opened here.
+    pub(super) expired: bool,
+}
+
+impl AttachmentState {
+    /// What may be opened now (I4).
+    pub(super) fn open_to(&self) -> &[ConnectorAd] {
+        if self.expired { &[] } else { &self.connectors }
+    }
 }
 
 /// An operation the registry was asked for.
@@ -106,6 +115,8 @@ pub struct Control {
     pub(super) lease_tried: bool,
     pub(super) renew_at: Option<Instant>,
     pub(super) sweep_at: Option<Instant>,
+    /// When the next token of an attachment may run out.
+    pub(super) expiry_at: Option<Instant>,
     pub(super) draining: bool,
     pub(super) routes_dirty: bool,
     pub(super) last_status: Option<Status>,
@@ -146,6 +157,7 @@ impl Control {
             lease_tried: false,
             renew_at: None,
             sweep_at: None,
+            expiry_at: None,
             draining: false,
             routes_dirty: true,
             last_status: None,
@@ -255,24 +267,8 @@ impl Control {
                 {
                     p.link.on_retry_after(now, Duration::from_millis(retry_after_ms));
                 }
-                match code {
-                    // The peer only leaves slowly: its streams go on.
-                    CloseCode::Draining => {}
-                    // Its end of the connection is gone, the session may come back.
-                    CloseCode::Dead | CloseCode::Transport => {}
-                    CloseCode::DuplicateId
-                    | CloseCode::Superseded
-                    | CloseCode::Protocol
-                    | CloseCode::Auth
-                    | CloseCode::Namespace
-                    | CloseCode::Itself
-                    | CloseCode::Glitches
-                    | CloseCode::Flow
-                    | CloseCode::Busy
-                    | CloseCode::ResumeRefused
-                    | CloseCode::HandshakeTimeout
-                    | CloseCode::Duplicate
-                    | CloseCode::Shutdown => self.lose(now, key, code, mux, notes, out),
+                if code.ends() == Ends::Session {
+                    self.lose(now, key, code, mux, notes, out);
                 }
             }
             Frame::Epoch(notice) if plane == Plane::Mesh => {
@@ -439,7 +435,7 @@ impl Control {
         }
         let mut by_connector: BTreeMap<Name, Vec<Candidate>> = BTreeMap::new();
         for (agent_id, a) in &self.attachments {
-            for ad in &a.connectors {
+            for ad in a.open_to() {
                 by_connector.entry(ad.name.clone()).or_default().push(Candidate {
                     agent_id: agent_id.clone(),
                     fence: a.fence,
@@ -549,6 +545,7 @@ impl Control {
         }
         self.expire_handshakes(now, mux, out);
         self.registry_timeouts(now, mux, notes, out);
+        self.expire_tokens(now, notes, out);
         self.broadcast_status(now, mux, out);
     }
 
@@ -561,6 +558,7 @@ impl Control {
         );
         d = Deadline::earliest(d, self.renew_at.map(|at| Deadline { at, why: "lease renewal" }));
         d = Deadline::earliest(d, self.sweep_at.map(|at| Deadline { at, why: "registry sweep" }));
+        d = Deadline::earliest(d, self.expiry_at.map(|at| Deadline { at, why: "token expiry" }));
         Deadline::earliest(d, self.next_lookup().map(|at| Deadline { at, why: "registry lookup" }))
     }
 

@@ -50,7 +50,7 @@ impl Control {
         }
         let wanted = Peer::Hub { replica_id: peer.replica_id.clone(), incarnation: peer.incarnation };
         if let Some(request) = hello.resume.clone() {
-            return self.resume(now, conn, &hello, &request, &wanted, mux, notes, out);
+            return self.resume(now, conn, &hello, &request, &wanted, None, mux, notes, out);
         }
         if let Some(key) = self.links.get(&peer.replica_id).copied() {
             let (listed, same_run, ours, up) = mux.get(key).map_or((false, false, false, false), |e| {

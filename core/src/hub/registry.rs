@@ -231,7 +231,7 @@ impl Control {
     }
 
     fn exposes(&self, connector: &Name) -> bool {
-        self.attachments.values().any(|a| a.connectors.iter().any(|ad| ad.name == *connector))
+        self.attachments.values().any(|a| a.open_to().iter().any(|ad| ad.name == *connector))
     }
 
     /// A stream has no candidate.

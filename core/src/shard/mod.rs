@@ -119,6 +119,8 @@ struct SessionInfo {
     peer: Option<Incarnation>,
     replica: Option<Name>,
     usable: bool,
+    /// When it last became usable again after an interruption.
+    back_at: Instant,
     initial_window: u64,
     streams: BTreeSet<StreamKey>,
     pending_opens: u32,
@@ -211,6 +213,11 @@ impl Shard {
         self.streams.len()
     }
 
+    /// The attachments streams may be opened under, for `status`.
+    pub fn attachments(&self) -> impl Iterator<Item = &Attach> {
+        self.attachments.values().flat_map(BTreeMap::values)
+    }
+
     /// Clients of a listener now.
     #[must_use]
     pub fn clients(&self, listener: crate::id::ListenerIx) -> u32 {
@@ -255,6 +262,7 @@ impl Shard {
                         peer: up.peer,
                         replica: up.replica,
                         usable: true,
+                        back_at: now,
                         initial_window: up.initial_window,
                         streams: BTreeSet::new(),
                         pending_opens: 0,
@@ -266,6 +274,9 @@ impl Shard {
             }
             ControlNote::SessionUsable { session, usable } => {
                 if let Some(s) = self.sessions.get_mut(&session) {
+                    if usable && !s.usable {
+                        s.back_at = now;
+                    }
                     s.usable = usable;
                 }
             }

@@ -246,6 +246,15 @@ impl Shard {
     pub(super) fn on_open_deadline(&mut self, now: Instant, key: StreamKey, out: &mut ShardOut) {
         match self.streams.get(key).map(|s| (&s.part, s.open)) {
             Some((Part::Origin(o), false)) if o.waits == OriginWait::FirstByte => self.try_open(now, key, out),
+            Some((Part::Origin(o), false)) if o.waits == OriginWait::Answer && now < o.give_up_at => {
+                // The candidate could not answer while its session was
+                // interrupted; that time does not count against it.
+                let give_up_at = o.give_up_at;
+                match self.answer_due(now, key) {
+                    Some(at) if at > now => self.arm(key, at.min(give_up_at)),
+                    _ => self.fail_open(now, key, RstCode::Timeout, Side::Hub, out),
+                }
+            }
             Some((Part::Origin(o), false)) => {
                 let code =
                     if o.waits == OriginWait::Route { o.last_no.unwrap_or(RstCode::Timeout) } else { RstCode::Timeout };
@@ -254,6 +263,15 @@ impl Shard {
             Some((Part::Agent, false)) => self.reset(now, key, RstCode::TargetTimeout, Side::Agent, None, out),
             _ => {}
         }
+    }
+
+    /// Until when the candidate asked has time to answer.
+    fn answer_due(&self, now: Instant, key: StreamKey) -> Option<Instant> {
+        let Role::Hub { open, .. } = &self.role else { return None };
+        let End::Session(session) = self.streams.get(key)?.ends[1] else { return None };
+        let info = self.sessions.get(&session)?;
+        let from = if info.usable { info.back_at } else { now };
+        Some(from.after(open.attempt_timeout))
     }
 
     fn fail_open(&mut self, now: Instant, key: StreamKey, code: RstCode, by: Side, out: &mut ShardOut) {

@@ -127,6 +127,8 @@ pub(crate) enum Target {
 }
 
 pub(crate) struct World {
+    /// Of the tokens agents dial with from now on.
+    pub(crate) token_expires: Option<Instant>,
     pub(crate) now: Instant,
     pub(crate) nodes: Vec<Node>,
     conns: Vec<Conn>,
@@ -172,6 +174,7 @@ impl World {
             unreachable: Vec::new(),
             batch: TxBatch::default(),
             deliver: true,
+            token_expires: None,
         }
     }
 
@@ -450,7 +453,7 @@ impl World {
         let dialect = Dialect { codec: self.codec, plane };
         self.conns.push(Conn { ends: [(n, a), (to, b)], queues: [VecDeque::new(), VecDeque::new()], open: true });
         let principal = if is_agent {
-            Principal::Agent(AgentGrant { subject: from, connectors: None, expires: None })
+            Principal::Agent(AgentGrant { subject: from, connectors: None, expires: self.token_expires })
         } else {
             Principal::Hub(HubGrant::default())
         };

@@ -11,7 +11,7 @@ use super::hub::{BUDGET_MIN, SharedLimits, place};
 use super::raw::{self, AgentFile};
 use super::subst::Env;
 use super::value::{At, Leaf, Milli, Wire};
-use super::{Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
+use super::{AdminSetup, Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
 
 /// Most connectors of one agent (attack 53).
 const CONNECTORS_MAX: usize = 256;
@@ -27,6 +27,8 @@ pub struct AgentSetup {
     pub wire: Wire,
     /// CAs of the hubs; the system's roots when absent.
     pub tls_ca_bundle: Option<PathBuf>,
+    /// Status, metrics and health for the operator.
+    pub admin: AdminSetup,
     /// `ws://` hubs were permitted.
     pub insecure_allow_plaintext: bool,
     /// Whether the file gives `limits.memory_budget_bytes`; the default bows
@@ -88,12 +90,7 @@ pub fn parse_agent(text: &str, env: Env<'_>, options: ParseOptions) -> Result<Ag
     check.set("wire", file.wire.as_ref(), &mut wire);
     connectors(&mut check, &mut core, file.connectors.as_deref());
     reconnect(&mut check, &mut core.backoff, &file.reconnect.unwrap_or_default());
-    if let Some(admin) = &file.admin {
-        check.unknown("admin", admin);
-        check.value("admin.socket", admin.socket.as_ref());
-        check.value("admin.bind", admin.bind.as_ref());
-        check.value("admin.token_file", admin.token_file.as_ref());
-    }
+    let admin = check.admin(file.admin.as_ref());
     check.liveness(file.liveness.as_ref(), &mut core.liveness);
     check.duration("resume_window", file.resume_window.as_ref(), SECOND..=10 * MINUTE, &mut core.resume_window);
     check.duration(
@@ -124,6 +121,7 @@ pub fn parse_agent(text: &str, env: Env<'_>, options: ParseOptions) -> Result<Ag
         token_file: token_file.unwrap_or_default().into(),
         wire,
         tls_ca_bundle,
+        admin,
         insecure_allow_plaintext: insecure,
         memory_budget_given: s.memory_budget_bytes.is_some(),
         warnings,

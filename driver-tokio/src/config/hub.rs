@@ -19,7 +19,7 @@ use nowconnect_core::id::Name;
 use super::raw::{self, HubFile};
 use super::subst::Env;
 use super::value::{At, Cidr, ListenTls, Place, Secret, Wire};
-use super::{Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
+use super::{AdminSetup, Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
 
 /// Clients a listener takes at once unless it says otherwise.
 const LISTENER_CONNECTIONS: u32 = 10_000;
@@ -47,6 +47,8 @@ pub struct HubSetup {
     pub mesh_wire: Wire,
     /// `/metrics`; not served when absent.
     pub metrics_bind: Option<SocketAddr>,
+    /// Status, metrics and health for the operator.
+    pub admin: AdminSetup,
     /// Also expose the metric names of the enable page.
     pub legacy_metric_names: bool,
     /// Who may attach.
@@ -230,6 +232,7 @@ fn defaults() -> HubSetup {
         require_mtls: false,
         mesh_wire: Wire::Auto,
         metrics_bind: None,
+        admin: AdminSetup::default(),
         legacy_metric_names: false,
         auth: AuthSetup {
             audience: "nowconnect".to_owned(),
@@ -312,12 +315,7 @@ fn http(check: &mut Check<'_>, setup: &mut HubSetup, file: &HubFile) {
         setup.metrics_bind = check.value("metrics.bind", metrics.bind.as_ref());
         check.set("metrics.legacy_names", metrics.legacy_names.as_ref(), &mut setup.legacy_metric_names);
     }
-    if let Some(admin) = &file.admin {
-        check.unknown("admin", admin);
-        check.value("admin.socket", admin.socket.as_ref());
-        check.value("admin.bind", admin.bind.as_ref());
-        check.value("admin.token_file", admin.token_file.as_ref());
-    }
+    setup.admin = check.admin(file.admin.as_ref());
 }
 
 fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) {
@@ -375,6 +373,22 @@ fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) 
         &mut auth.max_lifetime,
     );
     check.duration("auth.jwt.leeway", jwt.leeway.as_ref(), Duration::ZERO..=MINUTE, &mut auth.leeway);
+    // HS256 goes with the shared secret and with nothing else; no file has to be
+    // read to see that a key could never be used.
+    let (symmetric, asymmetric): (Vec<Algorithm>, Vec<Algorithm>) =
+        auth.algorithms.iter().copied().partition(|a| matches!(a, Algorithm::HS256));
+    let at = jwt.algorithms.iter().flatten().next().and_then(|a| a.at);
+    let named = || auth.algorithms.iter().map(|a| format!("{a:?}")).collect::<Vec<_>>().join(", ");
+    if !auth.algorithms.is_empty() && auth.hmac_secret_file.is_some() && symmetric.is_empty() {
+        let message = format!("auth.jwt.hmac_secret_file needs HS256 here; there is {}", named());
+        check.error(at, "auth.jwt.algorithms", message);
+    }
+    let keys = auth.public_key_file.is_some() || auth.jwks_file.is_some();
+    if !auth.algorithms.is_empty() && keys && asymmetric.is_empty() {
+        let message =
+            format!("auth.jwt.public_key_file and jwks_file need an asymmetric algorithm here; there is {}", named());
+        check.error(at, "auth.jwt.algorithms", message);
+    }
     if !auth.usable() {
         check.warn(
             None,
@@ -525,6 +539,7 @@ fn binds(check: &mut Check<'_>, setup: &HubSetup) {
     all.push(("http.bind".to_owned(), setup.http_bind));
     all.extend(setup.mesh_listen.map(|m| ("ha.mesh.listen".to_owned(), m.addr)));
     all.extend(setup.metrics_bind.map(|addr| ("metrics.bind".to_owned(), addr)));
+    all.extend(setup.admin.bind.map(|addr| ("admin.bind".to_owned(), addr)));
     let clash = |a: SocketAddr, b: SocketAddr| {
         let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
         a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || everywhere && a.is_ipv4() == b.is_ipv4())

@@ -18,7 +18,9 @@ mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -33,14 +35,18 @@ use value::{Leaf, Scalar};
 
 /// Keys of semantics 9 that this version reads and checks but does not act
 /// on; using one prints a warning. Applying a key means deleting its line.
-pub const NOT_YET_APPLIED: &[&str] = &[
-    "admin.socket",
-    "admin.bind",
-    "admin.token_file",
-    "auth.on_expiry",
-    "listeners[].when_unavailable",
-    "registry.on_outage",
-];
+pub const NOT_YET_APPLIED: &[&str] = &["auth.on_expiry", "listeners[].when_unavailable", "registry.on_outage"];
+
+/// Where status, metrics and health are shown to the operator (semantics 9).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdminSetup {
+    /// Unix socket, for the owner of the process alone.
+    pub socket: Option<PathBuf>,
+    /// TCP; beyond loopback only with `token_file`.
+    pub bind: Option<SocketAddr>,
+    /// File with the bearer token that `bind` asks for; read at each request.
+    pub token_file: Option<PathBuf>,
+}
 
 /// Largest file that is read, in bytes.
 pub const FILE_MAX_BYTES: usize = 1 << 20;
@@ -363,7 +369,11 @@ impl<'a> Check<'a> {
         let mut seen: BTreeMap<&'v str, String> = BTreeMap::new();
         for (key, at, value) in values {
             if let Some(first) = seen.get(value) {
-                self.errors.push(Finding { at, message: format!("this {what} is already used by {first}"), key });
+                self.errors.push(Finding {
+                    at,
+                    message: format!("this {what}, `{value}`, is already used by {first}"),
+                    key,
+                });
             } else {
                 seen.insert(value, key);
             }
@@ -394,6 +404,32 @@ impl<'a> Check<'a> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let loopback = bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
         Some(WebSocketUrl { encrypted, loopback })
+    }
+
+    fn admin(&mut self, section: Option<&raw::AdminSection>) -> AdminSetup {
+        let Some(s) = section else { return AdminSetup::default() };
+        self.unknown("admin", s);
+        let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
+        let setup = AdminSetup {
+            socket: self.value("admin.socket", s.socket.as_ref()).and_then(path),
+            bind: self.value("admin.bind", s.bind.as_ref()),
+            token_file: self.value("admin.token_file", s.token_file.as_ref()).and_then(path),
+        };
+        if let (Some(addr), None) = (setup.bind, &setup.token_file)
+            && !addr.ip().to_canonical().is_loopback()
+        {
+            let at = s.bind.as_ref().and_then(|l| l.at);
+            self.error(
+                at,
+                "admin.bind",
+                format!("{addr} is reachable from other machines: set admin.token_file, or use a loopback address"),
+            );
+        }
+        if let (None, Some(_)) = (setup.bind, &setup.token_file) {
+            let at = s.token_file.as_ref().and_then(|l| l.at);
+            self.warn(at, "admin.token_file", "guards admin.bind, which is absent; admin.socket asks for no token");
+        }
+        setup
     }
 
     fn liveness(&mut self, section: Option<&raw::LivenessSection>, slot: &mut nowconnect_core::config::Liveness) {

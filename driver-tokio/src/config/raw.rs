@@ -161,9 +161,9 @@ sections! {
 
     /// Administration.
     AdminSection {
-        /// Unix socket.
+        /// Unix socket: status, metrics, health.
         socket: Leaf<String>,
-        /// IP:PORT.
+        /// IP:PORT, the same over TCP; beyond loopback only with `token_file`.
         bind: Leaf<SocketAddr>,
         /// File with the bearer token.
         token_file: Leaf<String>,

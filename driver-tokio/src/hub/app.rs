@@ -1,20 +1,19 @@
 //! What answers on a hub's HTTP ports: authentication, readiness, metrics.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use http::HeaderMap;
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::ProtocolErrorKind;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::link;
 use nowconnect_core::mux::Input;
-use nowconnect_core::observed::StreamRecord;
 use nowconnect_core::principal::{HubGrant, Principal};
 use nowconnect_core::wire::Plane;
 
+use super::status::{self, Readiness};
 use super::{Shared, Totals, snapshot};
+use crate::admin::AdminApp;
 use crate::clock::unix_millis;
 use crate::conn;
 use crate::http::{HttpApp, Refusal, Reject, Upgraded};
@@ -25,14 +24,9 @@ use crate::node::Node;
 pub(crate) struct Counts {
     pub(crate) refused: Totals<&'static str>,
     pub(crate) protocol_errors: Totals<(&'static str, &'static str)>,
-    pub(crate) ends: Totals<&'static str>,
 }
 
 impl Counts {
-    pub(super) fn ended(&self, _listener: &str, r: &StreamRecord) {
-        *self.ends.borrow_mut().entry(r.cause.name()).or_default() += 1;
-    }
-
     pub(super) fn protocol_error(&self, plane: Plane, kind: ProtocolErrorKind) {
         let plane = if plane == Plane::Mesh { "mesh" } else { "tunnel" };
         *self.protocol_errors.borrow_mut().entry((plane, kind.name())).or_default() += 1;
@@ -110,14 +104,17 @@ impl HttpApp for App {
     }
 
     fn readyz(&self, strict: bool) -> (u16, String) {
-        let r = readiness(&self.node, &self.shared);
-        let status = match r.state {
+        let (state, json) = self.node.look(|hub| {
+            let r = Readiness::of(hub, &self.shared);
+            (r.state, r.json(hub.mode()))
+        });
+        let status = match state {
             "ready" => 200,
             "degraded" if strict => 503,
             "degraded" => self.shared.setup.degraded_status,
             _ => 503,
         };
-        (status, r.json)
+        (status, json)
     }
 
     fn readyz_listener(&self, name: &str) -> (u16, String) {
@@ -146,51 +143,20 @@ impl HttpApp for App {
     }
 }
 
-pub(super) struct Readiness {
-    state: &'static str,
-    json: String,
-}
+impl AdminApp for App {
+    fn readyz(&self, strict: bool) -> (u16, String) {
+        HttpApp::readyz(self, strict)
+    }
 
-/// `/readyz` as semantics 10 has it: in `off` and `shadow` always ready, with
-/// the detail shown.
-pub(super) fn readiness(node: &Node<Hub>, shared: &Shared) -> Readiness {
-    node.look(|hub| {
-        let mut reasons: Vec<String> = Vec::new();
-        let mut mesh = BTreeMap::new();
-        for l in hub.control().links(hub.mux()) {
-            let peer = l.replica.map_or("unknown", |r| r.as_str()).to_owned();
-            if l.state != link::State::Established {
-                reasons.push(format!("mesh: the link to {peer} is {}", l.state.name()));
-            }
-            mesh.insert(peer, l.state.name());
-        }
-        if !hub.control().registry_healthy() {
-            reasons.push("registry: the lease is not renewed".to_owned());
-        }
-        let draining = shared.leaving.get() || hub.control().is_draining();
-        let state = if draining {
-            "draining"
-        } else if hub.mode() == Mode::Active && !reasons.is_empty() {
-            "degraded"
-        } else {
-            "ready"
-        };
-        let listeners: BTreeMap<&str, &str> = shared
-            .setup
-            .core
-            .listeners
-            .iter()
-            .map(|l| (l.name.as_str(), if !draining && hub.could_open(&l.connector) { "ready" } else { "unavailable" }))
-            .collect();
-        let registry = if hub.control().registry_healthy() { "healthy" } else { "unhealthy" };
-        let json = serde_json::json!({
-            "status": state,
-            "mode": hub.mode().name(),
-            "reasons": reasons,
-            "mesh": mesh,
-            "registry": { "status": registry },
-            "listeners": listeners,
-        });
-        Readiness { state, json: json.to_string() }
-    })
+    fn readyz_listener(&self, name: &str) -> (u16, String) {
+        HttpApp::readyz_listener(self, name)
+    }
+
+    fn metrics(&self) -> Option<(&'static str, Vec<u8>)> {
+        HttpApp::metrics(self)
+    }
+
+    fn status(&self) -> serde_json::Value {
+        status::take(&self.node, &self.shared)
+    }
 }

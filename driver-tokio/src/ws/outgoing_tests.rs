@@ -1,3 +1,5 @@
+//! The outgoing half against writers that take little at a time.
+
 use super::*;
 use nowconnect_core::rng::Seed;
 use std::task::Waker;

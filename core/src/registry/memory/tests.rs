@@ -1,3 +1,5 @@
+//! The rules of epochs, leases and claims, and a naive model beside them.
+
 use proptest::prelude::*;
 
 use super::*;

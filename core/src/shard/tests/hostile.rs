@@ -119,7 +119,9 @@ fn every_hostile_frame_has_its_outcome_and_touches_no_other_stream() {
         let frames = std::mem::take(&mut b.outs[OWNER].frames);
         let notes = std::mem::take(&mut b.outs[OWNER].notes);
         let code = |f: &Frame| {
-            let Frame::Stream { body: Body::Rst { code, .. }, .. } = f else { panic!("{what}: {f:?}") };
+            let Frame::Stream { body: Body::Rst { code, .. } | Body::OpenAck { result: Err(code) }, .. } = f else {
+                panic!("{what}: {f:?}")
+            };
             *code
         };
         let sent: Vec<(SessionKey, RstCode)> = frames.iter().map(|(k, f)| (*k, code(f))).collect();

@@ -1,3 +1,5 @@
+//! What the JSON encoding accepts, refuses and shares.
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;

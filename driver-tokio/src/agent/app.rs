@@ -1,0 +1,140 @@
+//! What an agent shows its operator: readiness, status, metrics.
+
+use std::rc::Rc;
+
+use nowconnect_core::agent::{Agent, TunnelState};
+use nowconnect_core::id::SessionKey;
+use nowconnect_core::wire::Plane;
+use serde_json::{Value, json};
+
+use super::Shared;
+use crate::admin::AdminApp;
+use crate::metrics::{Family, Snapshot};
+use crate::node::Node;
+use crate::{snapshot, status};
+
+pub(super) struct App {
+    pub(super) node: Node<Agent>,
+    pub(super) shared: Rc<Shared>,
+}
+
+const fn label(state: TunnelState) -> &'static str {
+    match state {
+        TunnelState::Resting => "resting",
+        TunnelState::Wanted(state) => state.label(),
+    }
+}
+
+struct Readiness {
+    state: &'static str,
+    serving: usize,
+    reasons: Vec<String>,
+}
+
+impl App {
+    fn connected(agent: &Agent, session: Option<SessionKey>) -> bool {
+        session.and_then(|key| agent.mux().get(key)).is_some_and(|e| e.conn.is_some())
+    }
+
+    /// Ready with as many tunnels as asked for; degraded with fewer.
+    fn readiness(&self, agent: &Agent) -> Readiness {
+        let serving = agent.tunnels().hubs().filter(|(_, _, session)| Self::connected(agent, *session)).count();
+        let wanted = usize::from(self.shared.setup.core.parallel).min(self.shared.setup.core.hubs.len());
+        let mut reasons = Vec::new();
+        if serving < wanted {
+            reasons.push(format!("hubs: {serving} of {wanted} tunnels are connected"));
+        }
+        let state = if self.shared.leaving.get() {
+            "draining"
+        } else if reasons.is_empty() {
+            "ready"
+        } else {
+            "degraded"
+        };
+        Readiness { state, serving, reasons }
+    }
+}
+
+impl AdminApp for App {
+    /// 503 as well when no tunnel is connected: such an agent serves nobody.
+    fn readyz(&self, strict: bool) -> (u16, String) {
+        self.node.look(|agent| {
+            let r = self.readiness(agent);
+            let status = match r.state {
+                "ready" => 200,
+                "degraded" if !strict && r.serving > 0 => 200,
+                _ => 503,
+            };
+            let hubs: Vec<Value> = (agent.tunnels().hubs().zip(&self.shared.setup.core.hubs))
+                .map(|((state, replica, _), url)| {
+                    json!({ "url": url, "replica": replica.map(|r| r.as_str()), "state": label(state) })
+                })
+                .collect();
+            (status, json!({ "status": r.state, "reasons": r.reasons, "hubs": hubs }).to_string())
+        })
+    }
+
+    fn readyz_listener(&self, _name: &str) -> (u16, String) {
+        (404, json!({ "error": "an agent has no listeners" }).to_string())
+    }
+
+    fn metrics(&self) -> Option<(&'static str, Vec<u8>)> {
+        let mut s = Snapshot::sparse();
+        self.node.look(|agent| {
+            snapshot::shard(&mut s, agent.shard());
+            snapshot::sessions(&mut s, agent.mux(), &[Plane::Tunnel]);
+        });
+        for ((connector, reason), n) in self.shared.failures.borrow().iter() {
+            s.add(Family::OpenFailures, &[connector.as_str(), reason], *n);
+        }
+        for (kind, n) in self.shared.protocol_errors.borrow().iter() {
+            s.add(Family::ProtocolErrors, &["tunnel", kind], *n);
+        }
+        match self.shared.metrics.render(&s) {
+            Ok(page) => Some(page),
+            Err(e) => {
+                tracing::error!(event = "metrics_failed", "{e}");
+                None
+            }
+        }
+    }
+
+    fn status(&self) -> Value {
+        let now = self.node.clock().now();
+        let config = &self.shared.setup.core;
+        self.node.look(|agent| {
+            let r = self.readiness(agent);
+            let mux = agent.mux();
+            let epoch = |session| {
+                agent.shard().attachments().find(|a| Some(a.session) == session).map(|a| a.fence.epoch.to_string())
+            };
+            let hubs: Vec<Value> = (agent.tunnels().hubs().zip(&config.hubs))
+                .map(|((state, replica, session), url)| {
+                    json!({
+                        "url": url,
+                        "replica": replica.map(|r| r.as_str()),
+                        "state": label(state),
+                        "epoch": epoch(session),
+                        "session": status::session(mux, session, now),
+                    })
+                })
+                .collect();
+            let connectors: Vec<Value> = (config.connectors.iter())
+                .map(|c| json!({ "name": c.name.as_str(), "target": c.target, "priority": c.priority, "weight": c.weight }))
+                .collect();
+            json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "role": "agent",
+                "agent": config.agent_id.as_str(),
+                "instance": agent.tunnels().instance().to_string(),
+                "highest_epoch": agent.tunnels().highest_epoch().to_string(),
+                "status": r.state,
+                "reasons": r.reasons,
+                "hubs": hubs,
+                "connectors": connectors,
+                "streams": agent.shard().streams(),
+                "memory": status::memory(mux),
+            })
+        })
+    }
+}
