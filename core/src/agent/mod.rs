@@ -5,8 +5,6 @@
 //! exactly the tunnel's fence (O4). Same contract as [`Hub`](crate::hub::Hub).
 //! Does not know how targets are reached or what a token says.
 
-#[cfg(test)]
-mod tests;
 mod tunnels;
 
 use std::sync::Arc;

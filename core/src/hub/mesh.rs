@@ -195,7 +195,7 @@ impl Control {
             self.dial_covered(now, target, mux);
             return;
         }
-        mux.post(conn, encode_message(dialect, 0, &[Frame::Auth(Box::new(Auth::default()))]), out);
+        mux.post(conn, encode_message(dialect, 0, &[Frame::Auth(Box::<Auth>::default())]), out);
         let mut session = self.new_session(dialect);
         session.id = welcome.session;
         session.secret = secret;

@@ -15,8 +15,6 @@ mod control;
 mod handshake;
 mod mesh;
 mod registry;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 

@@ -269,9 +269,7 @@ impl Shard {
 
     fn refuse(&mut self, session: SessionKey, cid: Cid, epoch: Epoch, code: RstCode, out: &mut ShardOut) {
         self.dedup.bury(cid, Terminal::Reset(code));
-        // Only the agent answers OPEN_ACK (S7).
-        let body = if self.is_agent() { Body::OpenAck { result: Err(code) } } else { Body::Rst { code, final_off: 0 } };
-        out.frames.push((session, Frame::stream(cid, epoch, body)));
+        out.frames.push((session, Frame::stream(cid, epoch, Body::OpenAck { result: Err(code) })));
     }
 
     fn on_open_ack(
