@@ -78,6 +78,27 @@ async fn good_files_pass() {
     }
 }
 
+/// The files to start from are good where nothing of theirs exists yet: what
+/// is missing is said, and is no error.
+#[tokio::test]
+async fn the_examples_pass() {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
+    let mut seen = 0;
+    for entry in fs::read_dir(examples).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "yaml") {
+            continue;
+        }
+        let mut command = nowconnect(["check-config"]);
+        command.arg(&path);
+        let done = run(command).await;
+        assert_eq!(done.status.code(), Some(0), "{}: {}", path.display(), done.stderr);
+        assert!(!done.stderr.contains("no effect"), "{}", done.stderr);
+        seen += 1;
+    }
+    assert!(seen >= 3, "{examples}");
+}
+
 /// Every line: what is wrong, the file, and words the message must have.
 #[tokio::test]
 async fn bad_files_are_refused_by_name() {

@@ -97,9 +97,15 @@ async fn cut_when_idle(wire: Wire) {
 }
 
 async fn nothing_was_reset(cluster: &Cluster) {
+    let mut ended = Vec::new();
     for ix in 0..cluster.hubs.len() {
-        let lost = cluster.metrics(ix).await.sum("nowconnect_stream_resets_total", &[("reason", "LOST")]);
-        assert!(lost.unwrap_or(0.0) == 0.0, "streams reset at hub {ix}: {lost:?}");
+        ended.push((format!("hub {ix}"), cluster.metrics(ix).await));
+    }
+    ended.push(("the agent".to_owned(), cluster.agent_metrics().await));
+    for (node, metrics) in &ended {
+        let lost = metrics.sum("nowconnect_stream_ends_total", &[("cause", "LOST")]);
+        assert_eq!(lost, None, "streams lost at {node}");
+        assert!(metrics.sum("nowconnect_stream_ends_total", &[]).is_some(), "{node} counts ends");
     }
 }
 

@@ -135,6 +135,44 @@ async fn parallel_tunnels_survive_a_hub() {
     assert_eq!(outcome, Ok(()));
 }
 
+/// M4: without its registry a hub starts, says so, and serves the clients of
+/// its own tunnels; the other hub refuses at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_starts_without_its_registry() {
+    let target = Target::start().await;
+    let mut cluster = Plan::default().connector("t", target.addr).start().await;
+    cluster.redis.process.kill();
+    for ix in [0, 1] {
+        cluster.kill_hub(ix);
+        cluster.start_hub(ix);
+    }
+    cluster.wait_open(0, "t").await;
+    for ix in [0, 1] {
+        eventually("a hub without registry is degraded and says why", PATIENCE, || async {
+            let answer = cluster.get(ix, "/readyz").await.ok()?;
+            let body: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
+            let why = body["reasons"].as_array()?.iter().any(|r| r.as_str().is_some_and(|r| r.contains("registry")));
+            (answer.status == 200 && body["status"] == "degraded" && why).then_some(())
+        })
+        .await;
+        assert_eq!(cluster.get(ix, "/readyz?strict").await.unwrap().status, 503);
+        let mut probe = nowconnect(["healthcheck", "--url"]);
+        probe.arg(format!("http://{}/readyz", cluster.hubs[ix].http()));
+        assert_eq!(run(probe).await.status.code(), Some(0), "degraded is not dead");
+    }
+    for transfer in Transfer::ALL {
+        assert_eq!(transfer.run(cluster.listener(0, "t"), 1, 100_000).await, Ok(()));
+    }
+    eventually("hub B refuses for want of the registry", PATIENCE, || async {
+        let mut socket = TcpStream::connect(cluster.listener(1, "t")).await.ok()?;
+        assert_eq!(bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
+        let reason = [("reason", "REGISTRY_DOWN")];
+        cluster.metrics(1).await.sum("nowconnect_open_failures_total", &reason)
+    })
+    .await;
+    cluster.assert_alive();
+}
+
 /// The token file is read again: an agent that was refused gets in later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_token_is_taken_up() {

@@ -1,0 +1,354 @@
+//! What an operator sees: every documented family appears and moves when the
+//! thing it counts happens, at hubs and at the agent; `nowconnect status` and
+//! `healthcheck` show a running system (semantics 10, A1).
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use nowconnect_core::error::RstCode;
+use nowconnect_core::id::{Cid, Incarnation, Name, Secret};
+use nowconnect_core::wire::{Body, Codec, Dialect, EpochNotice, Frame, Open, Plane, encode_message};
+use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, read_to_end};
+use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
+use nowconnect_tests::hostile::{Peer, agent_hello, hub_hello};
+use nowconnect_tests::metrics::Metrics;
+use nowconnect_tests::ports::Port;
+use nowconnect_tests::process::{nowconnect, run};
+use nowconnect_tests::proxy::Cut;
+use nowconnect_tests::target::{Op, Target};
+use nowconnect_tests::token;
+use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+const MESH: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Mesh };
+const TUNNEL: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Tunnel };
+
+/// The families of docs/metrics.md.
+fn documented() -> BTreeSet<String> {
+    let page = include_str!("../../docs/metrics.md");
+    let name = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
+    page.lines().filter_map(name).collect()
+}
+
+/// The families on a page: a histogram's three series are one.
+fn families(metrics: &Metrics) -> BTreeSet<String> {
+    let documented = documented();
+    let family = |name: &&str| {
+        let bare = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        bare.filter(|bare| documented.contains(*bare)).unwrap_or(name).to_owned()
+    };
+    metrics.names().iter().map(family).collect()
+}
+
+fn at_least(metrics: &Metrics, name: &str, labels: &[(&str, &str)], least: f64) {
+    let value = metrics.sum(name, labels);
+    assert!(value.is_some_and(|v| v >= least), "{name}{labels:?}: expected at least {least}, got {value:?}");
+}
+
+async fn refused(addr: SocketAddr) {
+    let mut socket = TcpStream::connect(addr).await.unwrap();
+    assert_eq!(bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
+}
+
+/// A hub of nobody's, by hand: learns the agent's fence from the EPOCH of its
+/// next attachment, opens a stream and sends more than it may.
+fn overrun(hub: SocketAddr) {
+    let mut peer = Peer::establish(hub, MESH, "", hub_hello("hub-z", "tests")).unwrap_or_else(|r| panic!("{r:?}"));
+    peer.frame(0, Frame::Auth(Box::default()));
+    let notice: RefCell<Option<EpochNotice>> = RefCell::new(None);
+    peer.frames_until(|f| {
+        if let Frame::Epoch(n) = f {
+            *notice.borrow_mut() = Some((**n).clone());
+        }
+        notice.borrow().is_some()
+    })
+    .unwrap();
+    let notice = notice.into_inner().unwrap();
+    let (cid, epoch) = (Cid::new(Incarnation(0xfeed_0000_0000_0001), 0, 1), notice.epoch);
+    let open = Open {
+        nonce: notice.nonce,
+        connector: Name::new("t").unwrap(),
+        agent_id: notice.agent_id,
+        key: Secret([3; 16]),
+        limit: 65_536,
+    };
+    // One message, so that no credit can come in between.
+    let data = |n: u64| Body::Data { off: n * 65_536, bytes: Bytes::from(vec![0; 65_536]) };
+    let bodies = [Body::Open(Box::new(open)), data(0), data(1), data(2)];
+    let frames = bodies.map(|body| Frame::Stream { cid, epoch, body });
+    peer.message(&encode_message(MESH, 1, &frames));
+    // Nothing has answered the OPEN yet: its answer is the reset.
+    let refused = |f: &Frame| matches!(f, Frame::Stream { body: Body::OpenAck { result: Err(RstCode::Flow) }, .. });
+    peer.frames_until(refused).unwrap();
+}
+
+/// A peer with a good token and a bad message.
+fn break_the_protocol(hub: SocketAddr) {
+    let token = token::good("intruder", &["x"]);
+    let mut peer = Peer::establish(hub, TUNNEL, &token, agent_hello("intruder", &["x"])).unwrap();
+    peer.message(&[0xff; 9]);
+    let _ = peer.until_closed();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_documented_family_appears_and_moves() {
+    let target = Target::start().await;
+    let closed = Port::reserve();
+    let plan = Plan { mesh_proxy: true, tunnel_proxy: true, ..Plan::default() };
+    let mut cluster = plan.connector("t", target.addr).connector("closed", closed.addr).start().await;
+    // The names of the enable page, at hub B.
+    let file = cluster.hub_file(1);
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("metrics: { "));
+    fs::write(&file, text.replace("metrics: { ", "metrics: { legacy_names: true, ")).unwrap();
+    cluster.kill_hub(1);
+    cluster.start_hub(1);
+    cluster.wait_ready().await;
+
+    // Traffic, failures, a reader that lags, a cut.
+    for hub in [0, 1] {
+        for (n, transfer) in Transfer::ALL.into_iter().enumerate() {
+            assert_eq!(transfer.run(cluster.listener(hub, "t"), 10 * hub as u64 + n as u64, 300_000).await, Ok(()));
+        }
+        refused(cluster.listener(hub, "closed")).await;
+    }
+    let lagging = ask(cluster.listener(1, "t"), Op::Source, 50, 64 << 20).await.unwrap();
+    lagging.readable().await.unwrap();
+    eventually("the agent stops reading its target", PATIENCE, || async {
+        let paused =
+            cluster.agent_metrics().await.sum("nowconnect_mesh_backpressure_total", &[("reason", "credit")])?;
+        (paused > 0.0).then_some(())
+    })
+    .await;
+    cluster.wait_metric(1, "nowconnect_memory_held_bytes", &[], 1.0).await;
+    let mut pingers = Vec::new();
+    for hub in [0, 1] {
+        pingers.push(Pinger::open(cluster.listener(hub, "t"), 60 + hub as u64).await.unwrap());
+    }
+    cluster.tunnel_proxies[0].cut(Cut::Rst);
+    for hub in &cluster.hubs {
+        hub.mesh_proxy.as_ref().unwrap().cut(Cut::Rst);
+    }
+    for pinger in &mut pingers {
+        bounded("an echo after the cut", LONG_PATIENCE, pinger.ping(1000)).await.unwrap();
+    }
+    for (hub, name, plane) in [(0, "tunnel", "tunnel"), (1, "link", "mesh")] {
+        eventually(&format!("the {name} is resumed"), PATIENCE, || async {
+            let n = cluster.metrics(hub).await.sum("nowconnect_sessions_resumed_total", &[("plane", plane)])?;
+            (n >= 1.0).then_some(())
+        })
+        .await;
+    }
+    let agent = eventually("the agent has measured a round trip", PATIENCE, || async {
+        let page = cluster.agent_metrics().await;
+        (page.sum("nowconnect_tunnel_rtt_seconds_count", &[])? >= 1.0).then_some(page)
+    })
+    .await;
+    at_least(&agent, "nowconnect_sessions_suspended_total", &[("plane", "tunnel")], 1.0);
+    at_least(&agent, "nowconnect_sessions_resumed_total", &[("plane", "tunnel")], 1.0);
+    at_least(&agent, "nowconnect_stream_ends_total", &[("cause", "FINISHED")], 6.0);
+    at_least(&agent, "nowconnect_open_failures_total", &[("listener", "closed"), ("reason", "REFUSED")], 2.0);
+    at_least(&agent, "nowconnect_streams_carried_total", &[], 11.0);
+    at_least(&agent, "nowconnect_streams", &[], 3.0);
+    at_least(&agent, "nowconnect_tunnels", &[], 1.0);
+    at_least(&agent, "nowconnect_stream_bytes_total", &[("direction", "in")], 600_000.0);
+    at_least(&agent, "nowconnect_stream_bytes_total", &[("direction", "out")], 600_000.0);
+    at_least(&agent, "nowconnect_memory_held_bytes", &[], 0.0);
+    at_least(&agent, "nowconnect_memory_budget_bytes", &[], 4e6);
+    at_least(&agent, "nowconnect_tunnel_frames_total", &[("dir", "in"), ("type", "OPEN")], 11.0);
+    at_least(&agent, "nowconnect_build_info", &[], 1.0);
+    let strangers = families(&agent).into_iter().filter(|f| !documented().contains(f));
+    assert_eq!(strangers.collect::<Vec<_>>(), Vec::<String>::new());
+    for name in ["nowconnect_registry_healthy", "nowconnect_mesh_links", "nowconnect_open_seconds_count"] {
+        assert_eq!(agent.sum(name, &[]), None, "{name} is no business of an agent");
+    }
+    drop(lagging);
+    drop(pingers);
+
+    // Peers that break rules.
+    assert_eq!(cluster.get(0, "/nowhere").await.unwrap().status, 404);
+    let hub = cluster.hubs[0].http();
+    tokio::task::spawn_blocking(move || break_the_protocol(hub)).await.unwrap();
+    let overrunning = tokio::task::spawn_blocking(move || overrun(hub));
+    cluster.wait_metric(0, "nowconnect_mesh_links", &[("peer", "hub-z"), ("state", "established")], 1.0).await;
+    cluster.kill_agent();
+    cluster.start_agent();
+    bounded("the reset of a stream that ignored its limit", LONG_PATIENCE, overrunning).await.unwrap();
+
+    // The registry goes away.
+    cluster.redis.process.kill();
+    cluster.wait_metric(1, "nowconnect_registry_errors_total", &[("op", "renew")], 1.0).await;
+    for ix in [0, 1] {
+        eventually("the lease is not renewed", PATIENCE, || async {
+            (cluster.metrics(ix).await.sum("nowconnect_registry_healthy", &[])? == 0.0).then_some(())
+        })
+        .await;
+    }
+
+    let (a, b) = (cluster.metrics(0).await, cluster.metrics(1).await);
+    at_least(&a, "nowconnect_streams_total", &[("listener", "t"), ("path", "local")], 4.0);
+    at_least(&b, "nowconnect_streams_total", &[("listener", "t"), ("path", "mesh")], 5.0);
+    at_least(&a, "nowconnect_streams_carried_total", &[], 5.0);
+    for (page, peer) in [(&a, "hub-b"), (&b, "hub-a")] {
+        at_least(page, "nowconnect_stream_bytes_total", &[("direction", "in")], 600_000.0);
+        at_least(page, "nowconnect_stream_bytes_total", &[("direction", "out")], 600_000.0);
+        at_least(page, "nowconnect_stream_ends_total", &[("cause", "FINISHED")], 3.0);
+        at_least(page, "nowconnect_stream_ends_total", &[("cause", "REFUSED")], 1.0);
+        at_least(page, "nowconnect_open_failures_total", &[("listener", "closed"), ("reason", "REFUSED")], 1.0);
+        at_least(page, "nowconnect_open_seconds_count", &[], 4.0);
+        at_least(page, "nowconnect_mesh_links", &[("peer", peer), ("state", "established")], 1.0);
+        at_least(page, "nowconnect_mesh_frames_total", &[("dir", "out"), ("type", "DATA")], 1.0);
+        at_least(page, "nowconnect_mesh_frames_total", &[("dir", "in"), ("type", "DATA")], 1.0);
+        at_least(page, "nowconnect_mesh_rtt_seconds_count", &[], 1.0);
+        at_least(page, "nowconnect_sessions_suspended_total", &[("plane", "mesh")], 1.0);
+        at_least(page, "nowconnect_registry_seconds_count", &[("op", "renew")], 1.0);
+        at_least(page, "process_open_fds", &[], 1.0);
+    }
+    at_least(&a, "nowconnect_sessions_lost_total", &[("plane", "tunnel")], 1.0);
+    at_least(&a, "nowconnect_tunnel_rtt_seconds_count", &[], 1.0);
+    at_least(&a, "nowconnect_auth_rejects_total", &[("reason", "path")], 1.0);
+    at_least(&a, "nowconnect_protocol_errors_total", &[("plane", "tunnel")], 1.0);
+    at_least(&a, "nowconnect_mesh_backpressure_drops_total", &[("peer", "hub-z"), ("reason", "FLOW")], 1.0);
+    let reconnects = |m: &Metrics| m.sum("nowconnect_mesh_link_reconnects_total", &[]).unwrap();
+    let errors = |m: &Metrics| m.sum("nowconnect_mesh_link_errors_total", &[]).unwrap();
+    assert!(reconnects(&a) + reconnects(&b) >= 1.0, "the link was cut");
+    assert!(errors(&a) + errors(&b) >= 1.0, "hub B was away");
+    at_least(&b, "nowconnect_mesh_rtt_ms", &[("peer", "hub-a")], 1.0);
+    assert_eq!(a.sum("nowconnect_mesh_rtt_ms", &[]), None, "not without metrics.legacy_names");
+
+    let shown = &families(&a) | &families(&b);
+    let missing: Vec<_> = documented().difference(&shown).cloned().collect();
+    let unknown: Vec<_> = shown.difference(&documented()).cloned().collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "never seen: {missing:?}; not documented: {unknown:?}");
+    cluster.assert_alive();
+}
+
+/// Asks a process of `cluster` for its status through its socket.
+async fn status(cluster: &Cluster, name: &str, output: &str) -> String {
+    let mut command = nowconnect(["status", "--output", output, "--socket"]);
+    command.arg(cluster.dir().join(format!("{name}.sock")));
+    let done = run(command).await;
+    assert_eq!(done.status.code(), Some(0), "{name}: {}", done.stderr);
+    done.stdout
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_shows_sessions_epochs_and_streams() {
+    let target = Target::start().await;
+    let mut cluster = Plan::default().connector("t", target.addr).start().await;
+    let _open = Pinger::open(cluster.listener(1, "t"), 1).await.unwrap();
+    cluster.wait_metric(1, "nowconnect_mesh_rtt_seconds_count", &[], 1.0).await;
+    let json = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    let a = json(status(&cluster, "hub-a", "json").await);
+    let b = json(status(&cluster, "hub-b", "json").await);
+    let g = json(status(&cluster, "agent", "json").await);
+
+    assert_eq!((&a["role"], &a["mode"], &a["status"]), (&"hub".into(), &"active".into(), &"ready".into()));
+    assert_eq!((&b["replica"], &b["registry"]["status"]), (&"hub-b".into(), &"healthy".into()));
+    assert_ne!(a["incarnation"], b["incarnation"]);
+    assert_eq!((&b["links"][0]["replica"], &b["links"][0]["state"]), (&"hub-a".into(), &"established".into()));
+    assert_eq!(b["links"][0]["session"]["state"], "connected");
+    assert!(b["links"][0]["session"]["rtt_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{b}");
+    assert_eq!(a["tunnels"][0]["agent"], AGENT);
+    assert_eq!(a["tunnels"][0]["epoch"], g["hubs"][0]["epoch"]);
+    assert_eq!(g["highest_epoch"], g["hubs"][0]["epoch"]);
+    assert_eq!((&g["role"], &g["agent"], &g["status"]), (&"agent".into(), &AGENT.into(), &"ready".into()));
+    assert_eq!((&g["hubs"][0]["replica"], &g["hubs"][0]["state"]), (&"hub-a".into(), &"established".into()));
+    assert_eq!(b["listeners"][0]["bind"], cluster.listener(1, "t").to_string());
+    assert_eq!((&b["listeners"][0]["clients"], &b["listeners"][0]["status"]), (&1.into(), &"ready".into()));
+    for process in [&a, &b, &g] {
+        assert_eq!(process["streams"], 1, "{process}");
+        assert!(process["memory"]["budget_bytes"].as_u64().is_some_and(|n| n > 0), "{process}");
+        assert_eq!(process["version"], env!("CARGO_PKG_VERSION"));
+    }
+    for (name, words) in [("hub-a", [AGENT, "established"]), ("agent", ["hub-a", "connected"])] {
+        let table = status(&cluster, name, "text").await;
+        for word in words {
+            assert!(table.contains(word), "{word} in\n{table}");
+        }
+    }
+
+    let mut healthy = nowconnect(["healthcheck", "--socket"]);
+    healthy.arg(cluster.dir().join("agent.sock"));
+    let done = run(healthy).await;
+    assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
+    // An agent without any hub is not healthy, and says why.
+    cluster.kill_hub(0);
+    eventually("the agent is unhealthy", PATIENCE, || async {
+        let mut unhealthy = nowconnect(["healthcheck", "--socket"]);
+        unhealthy.arg(cluster.dir().join("agent.sock"));
+        let done = run(unhealthy).await;
+        (done.status.code() == Some(1) && done.stderr.contains("status 503")).then_some(())
+    })
+    .await;
+    let table = status(&cluster, "agent", "text").await;
+    assert!(table.contains("0 of 1 tunnels are connected") && table.contains("suspended"), "{table}");
+    let hub = run(nowconnect(["healthcheck", "--url", &format!("http://{}/readyz", cluster.hubs[1].http())])).await;
+    assert_eq!(hub.status.code(), Some(0), "{}", hub.stderr);
+
+    let nobody = run(nowconnect(["status", "--socket", "/nowhere/at/all.sock"])).await;
+    assert_eq!(nobody.status.code(), Some(1));
+    let agent = cluster.agent.as_mut().unwrap();
+    agent.signal(nowconnect_tests::process::Signal::TERM);
+    assert_eq!(agent.wait_exit(LONG_PATIENCE).await.code(), Some(0));
+    assert!(!cluster.dir().join("agent.sock").exists(), "the socket goes with its process");
+}
+
+/// A rotated token reaches the hub without a restart and without a lost byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_token_is_taken_up_under_load() {
+    let target = Target::start().await;
+    let mut cluster = Plan::default().connector("t", target.addr).start().await;
+    let mut pinger = Pinger::open(cluster.listener(1, "t"), 1).await.unwrap();
+    let addr = cluster.listener(0, "t");
+    let load = tokio::spawn(async move { Transfer::Download.run(addr, 2, 64 << 20).await });
+    let mut claims = token::claims(AGENT, &["t"]);
+    claims["jti"] = "second".into();
+    let second = token::sign(&serde_json::json!({"alg": "HS256", "typ": "JWT"}), &claims.to_string(), token::SECRET);
+    fs::write(cluster.token_file(), second).unwrap();
+    cluster.wait_metric(0, "nowconnect_sessions_resumed_total", &[("plane", "tunnel")], 1.0).await;
+    assert_eq!(cluster.agent.as_ref().unwrap().log.count("token_changed"), 1);
+    bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
+    pinger.close().await.unwrap();
+    assert_eq!(bounded("the load", LONG_PATIENCE, load).await.unwrap(), Ok(()));
+    cluster.assert_alive();
+}
+
+/// With `admin.bind` and a token: no bearer, no answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_admin_port_asks_for_its_token() {
+    let target = Target::start().await;
+    let port = Port::reserve();
+    let mut cluster = Plan::default().connector("t", target.addr).start().await;
+    let secret = cluster.dir().join("admin.token");
+    fs::write(&secret, "a-long-secret\n").unwrap();
+    let file = cluster.agent_file();
+    let text = fs::read_to_string(&file).unwrap();
+    let admin = format!("admin: {{ bind: '{}', token_file: {}, ", port.addr, secret.display());
+    fs::write(&file, text.replace("admin: { ", &admin)).unwrap();
+    cluster.kill_agent();
+    assert!(cluster.dir().join("agent.sock").exists(), "killed, it left its socket behind; the next one replaces it");
+    cluster.start_agent();
+    let url = format!("http://{}", port.addr);
+    eventually("the port answers", PATIENCE, || async {
+        let mut command = nowconnect(["status", "--url", &url, "--token-file"]);
+        command.arg(&secret);
+        (run(command).await.status.code() == Some(0)).then_some(())
+    })
+    .await;
+    let without = run(nowconnect(["status", "--url", &url])).await;
+    assert_eq!(without.status.code(), Some(1));
+    assert!(without.stderr.contains("status 401"), "{}", without.stderr);
+    let mut raw = TcpStream::connect(port.addr).await.unwrap();
+    raw.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer wrong\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut raw, &mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401") && !answer.contains("nowconnect_streams"), "{answer}");
+    assert!(status(&cluster, "agent", "json").await.contains("\"role\":\"agent\""), "the socket asks for none");
+}
