@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 
+use nowconnect_core::error::CloseCode;
 use nowconnect_core::observed::{Observed, StreamRecord};
 use nowconnect_core::wire::Plane;
 
@@ -58,6 +59,18 @@ pub fn event(event: &Observed, lines: &Limiter) {
         Observed::SessionResumed { plane, peer, after } => {
             let after_ms = after.as_secs_f64() * 1000.0;
             tracing::info!(event = "session_resumed", plane = plane_name(*plane), peer, after_ms);
+        }
+        // What peers do on purpose is no warning: one of two simultaneous dials
+        // gives way at every start, and processes are stopped.
+        Observed::SessionLost { plane, peer, cause: cause @ (CloseCode::Duplicate | CloseCode::Shutdown) } => {
+            tracing::info!(event = "session_ended", plane = plane_name(*plane), peer, cause = cause.name());
+        }
+        Observed::HandshakeFailed { plane, cause: CloseCode::Duplicate, .. } => {
+            tracing::info!(
+                event = "dial_not_needed",
+                plane = plane_name(*plane),
+                "the session the other side dialled survives"
+            );
         }
         Observed::SessionLost { plane, peer, cause } => {
             tracing::warn!(event = "session_lost", plane = plane_name(*plane), peer, cause = cause.name());

@@ -23,11 +23,12 @@ pub fn block_on(future: impl Future<Output = Result<(), RunError>>) -> Result<()
     outcome
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT; SIGHUP is answered with a log line.
 #[derive(Debug)]
 pub struct Signals {
     term: Signal,
     int: Signal,
+    hup: Signal,
 }
 
 impl Signals {
@@ -40,6 +41,7 @@ impl Signals {
         Ok(Self {
             term: signal(SignalKind::terminate()).map_err(failed)?,
             int: signal(SignalKind::interrupt()).map_err(failed)?,
+            hup: signal(SignalKind::hangup()).map_err(failed)?,
         })
     }
 
@@ -50,9 +52,16 @@ impl Signals {
 
     /// Waits for the next one.
     pub async fn next(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                // Its default would end every stream of a process that somebody
+                // asked to reload.
+                _ = self.hup.recv() => {
+                    tracing::warn!(event = "no_reload", "SIGHUP: this version does not reload; restart to apply a changed configuration");
+                }
+            }
         }
     }
 }
