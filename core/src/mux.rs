@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use smallvec::smallvec;
 
 use crate::credit::Budget;
 use crate::error::{CloseCode, ProtocolError, RstCode};
@@ -365,7 +364,6 @@ impl Mux {
 
     /// Queues a frame on a session; stale keys are ignored (C5).
     pub fn send(&mut self, now: Instant, key: SessionKey, frame: Frame, out: &mut NodeOut) {
-        let before = self.next_deadline(key);
         let Some(entry) = self.sessions.get_mut(key) else { return };
         entry.session.send(now, frame, &mut self.released);
         if let Some(conn) = entry.conn
@@ -373,8 +371,8 @@ impl Mux {
         {
             out.wake.push(conn);
         }
+        // What is queued moves no timer of a session.
         self.account(key);
-        self.rearm(key, before);
     }
 
     /// A connection ended. Its session, if any, is suspended.
@@ -504,7 +502,7 @@ impl Mux {
             while let Some(m) = outbox.messages.pop_front() {
                 let len = m.len();
                 batch.bytes += len;
-                batch.messages.push_back(TxMessage { chunks: smallvec![m], len });
+                batch.messages.push_back(TxMessage { chunks: m.into(), len });
             }
             self.outboxes.remove(&conn);
         }

@@ -14,6 +14,7 @@
 //! `poll_transmit` when the socket can take bytes, and `handle_timeout` at
 //! `poll_timeout`. No call costs O(streams).
 
+mod chunks;
 mod live;
 mod queue;
 mod resume;
@@ -27,7 +28,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 
 use crate::config::Liveness;
 use crate::error::{CloseCode, ProtocolError, ProtocolErrorKind};
@@ -36,6 +36,7 @@ use crate::rng::Seed;
 use crate::time::{Deadline, Instant};
 use crate::wire::{Body, Codec, Dialect, FRAME_KINDS, Frame, ResumeAccept, ResumeRequest, WireLimits, decode};
 
+pub use chunks::Chunks;
 use live::Live;
 use resume::Attempts;
 use rx::{Arrival, Rx};
@@ -73,7 +74,7 @@ pub struct Released {
 #[derive(Clone, Debug, Default)]
 pub struct TxMessage {
     /// The parts.
-    pub chunks: SmallVec<[Bytes; 4]>,
+    pub chunks: Chunks,
     /// Their total length, bytes.
     pub len: usize,
 }
@@ -82,11 +83,11 @@ impl TxMessage {
     /// The message in one buffer (tests, simulations without vectored writes).
     #[must_use]
     pub fn to_bytes(&self) -> Bytes {
-        if let [only] = self.chunks.as_slice() {
+        if let [only] = &*self.chunks {
             return only.clone();
         }
         let mut whole = Vec::with_capacity(self.len);
-        for c in &self.chunks {
+        for c in &*self.chunks {
             whole.extend_from_slice(c);
         }
         whole.into()
@@ -337,7 +338,7 @@ impl Session {
         while batch.bytes.saturating_sub(before) < budget_bytes {
             let message = if let Some(frame) = self.next_unnumbered(now) {
                 self.count_out(&frame);
-                self.tx.encode_unnumbered(&frame)
+                self.tx.encode_unnumbered(frame)
             } else if let Some(message) = self.tx.next_replayed() {
                 self.counters.messages_replayed += 1;
                 message
@@ -347,7 +348,7 @@ impl Session {
                 // After the control that was queued before it, which the end
                 // of the session would otherwise swallow; before DATA.
                 self.count_out(&frame);
-                self.tx.encode_unnumbered(&frame)
+                self.tx.encode_unnumbered(frame)
             } else if self.tx.fresh_ready() {
                 let ack = if self.dialect.codec == Codec::BinaryV2 { self.rx.take_ack(now, true) } else { None };
                 self.tx.encode_numbered(ack, &mut self.counters.frames_out, released)

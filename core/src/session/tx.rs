@@ -8,12 +8,13 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use smallvec::SmallVec;
 
 use super::queue::{Notices, Pulled, Queues};
-use super::{BlockedBy, Released, TxMessage, kind_ix};
+use super::{BlockedBy, Chunks, Released, TxMessage, kind_ix};
 use crate::error::{ProtocolError, ProtocolErrorKind};
-use crate::wire::{Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, FRAME_KINDS, Frame, encode_frame, encode_message_start};
+use crate::wire::{
+    Body, Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, FRAME_KINDS, Frame, encode_head, encode_message_start,
+};
 
 /// Size at which a message stops growing: one frame of the largest payload.
 const MESSAGE_FULL_BYTES: usize = DATA_PAYLOAD_MAX_BYTES;
@@ -27,7 +28,7 @@ const ARENA_REST_BYTES: usize = 1024;
 /// A message that is not acknowledged.
 #[derive(Debug)]
 struct Sent {
-    chunks: SmallVec<[Bytes; 4]>,
+    chunks: Chunks,
     len: usize,
     /// Frames, not counting an ACK that rides along.
     frames: u32,
@@ -172,28 +173,29 @@ impl Tx {
     }
 
     /// Appends a frame; returns the encoded bytes it added.
-    fn append(&mut self, number: u64, frame: &Frame) -> usize {
+    fn append(&mut self, number: u64, frame: Frame) -> usize {
         let before = self.arena.len();
-        match encode_frame(self.dialect, number, frame, &mut self.arena) {
-            None => self.arena.len() - before,
-            Some(payload) => {
-                let added = self.arena.len() - before + payload.len();
-                self.chunks.push(self.arena.split().freeze());
-                self.chunks.push(payload);
-                added
-            }
+        let payload_follows = encode_head(self.dialect, number, &frame, &mut self.arena);
+        let head = self.arena.len() - before;
+        let Frame::Stream { body: Body::Data { bytes, .. }, .. } = frame else { return head };
+        if !payload_follows {
+            return head;
         }
+        let added = head + bytes.len();
+        self.chunks.push(self.arena.split().freeze());
+        self.chunks.push(bytes);
+        added
     }
 
-    fn finish(&mut self) -> SmallVec<[Bytes; 4]> {
+    fn finish(&mut self) -> Chunks {
         if !self.arena.is_empty() {
             self.chunks.push(self.arena.split().freeze());
         }
-        self.chunks.drain(..).collect()
+        Chunks::take(&mut self.chunks)
     }
 
     /// A message outside the numbering, not kept.
-    pub(super) fn encode_unnumbered(&mut self, frame: &Frame) -> TxMessage {
+    pub(super) fn encode_unnumbered(&mut self, frame: Frame) -> TxMessage {
         self.start(0);
         self.append(0, frame);
         let chunks = self.finish();
@@ -217,7 +219,7 @@ impl Tx {
         if let Some(received) = ack {
             let frame = Frame::Ack { received };
             frames_out[kind_ix(&frame)] += 1;
-            len += self.append(number, &frame);
+            len += self.append(number, frame);
         }
         let frames_max = if self.dialect.codec == Codec::JsonV1 { 1 } else { MESSAGE_FULL_FRAMES };
         while frames < frames_max && len < MESSAGE_FULL_BYTES {
@@ -242,7 +244,7 @@ impl Tx {
             frames_out[kind_ix(&frame)] += 1;
             frames += 1;
             payload += bytes;
-            len += self.append(number, &frame);
+            len += self.append(number, frame);
         }
         debug_assert!(frames > 0, "asked for a message without a frame");
         let chunks = self.finish();

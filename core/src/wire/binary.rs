@@ -323,8 +323,9 @@ pub(super) fn encode_message_start(number: u64, head: &mut BytesMut) {
     put_number(number, head);
 }
 
+/// Whether the payload has to follow.
 #[inline]
-pub(super) fn encode_frame(frame: &Frame, head: &mut BytesMut) -> Option<Bytes> {
+pub(super) fn encode_frame(frame: &Frame, head: &mut BytesMut) -> bool {
     let ty = FrameType::of(frame);
     if let Frame::Stream { cid, epoch, body: Body::Data { off, bytes } } = frame {
         let len = STREAM_HEAD_BYTES + number_len(*off) + bytes.len();
@@ -338,7 +339,7 @@ pub(super) fn encode_frame(frame: &Frame, head: &mut BytesMut) -> Option<Bytes> 
         let end = at + STREAM_HEAD_BYTES + number_len(*off);
         write_number(*off, &mut out[at + STREAM_HEAD_BYTES..end]);
         head.put_slice(&out[..end]);
-        return Some(bytes.clone());
+        return true;
     }
     head.put_u8(ty.number());
     // Nearly every body is shorter than 128 bytes: one length byte is set
@@ -354,7 +355,7 @@ pub(super) fn encode_frame(frame: &Frame, head: &mut BytesMut) -> Option<Bytes> 
         head.copy_within(at + 1..body_end, at + 1 + extra);
     }
     write_number(len as u64, &mut head[at..=at + extra]);
-    None
+    false
 }
 
 fn encode_control(frame: &Frame, head: &mut BytesMut) {

@@ -20,7 +20,8 @@ fn a_payload_is_shared_both_ways() {
     let mut head = BytesMut::new();
     encode_message_start(1, &mut head);
     let frame = stream(Body::Data { off: 5, bytes: payload.clone() });
-    let out = encode_frame(&frame, &mut head).expect("DATA returns its payload");
+    let v2 = Dialect { codec: Codec::BinaryV2, plane: Plane::Mesh };
+    let out = crate::wire::encode_frame(v2, 1, &frame, &mut head).expect("DATA returns its payload");
     assert_eq!(out.as_ptr(), payload.as_ptr());
     assert_eq!(head.len(), 1 + 1 + 2 + STREAM_HEAD_BYTES + 1);
 
