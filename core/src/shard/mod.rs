@@ -633,6 +633,7 @@ impl Shard {
                 }
             }
         }
+        half.waiting.release();
         if half.state == crate::stream::HalfState::Ending {
             match sink {
                 End::Pending => return,
