@@ -5,12 +5,13 @@
 //!
 //! Keeps B1, B3 and B4. Knows no stream, session or frame.
 
-use std::time::Duration;
-
 use crate::time::Instant;
 
 /// Bytes a stream may hold and still take more once the budget is above 75 %.
 pub const HOLD_UNDER_PRESSURE_BYTES: u64 = 16 * 1024;
+
+/// Shortest credit loop that is believed: 50 µs.
+const LOOP_MIN_NS: u64 = 50_000;
 
 /// How much of the process budget is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,7 +98,7 @@ pub struct RecvWindow {
     consumed: u64,
     reported: u64,
     loop_mark: Option<LoopMark>,
-    shortest_loop: Duration,
+    shortest_loop_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +112,7 @@ impl RecvWindow {
     /// A half that was granted `window` from offset 0, growing to at most `max`.
     #[must_use]
     pub const fn new(window: u64, max: u64) -> Self {
-        Self { window, max, granted: window, consumed: 0, reported: 0, loop_mark: None, shortest_loop: Duration::MAX }
+        Self { window, max, granted: window, consumed: 0, reported: 0, loop_mark: None, shortest_loop_ns: u64::MAX }
     }
 
     /// The limit granted so far; never decreases.
@@ -139,10 +140,10 @@ impl RecvWindow {
             return;
         }
         self.loop_mark = None;
-        let took = now.since(mark.at).max(Duration::from_micros(50));
-        self.shortest_loop = self.shortest_loop.min(took);
+        let took = now.as_nanos().saturating_sub(mark.at.as_nanos()).max(LOOP_MIN_NS);
+        self.shortest_loop_ns = self.shortest_loop_ns.min(took);
         let consumed = u128::from(self.consumed.saturating_sub(mark.consumed));
-        let product = consumed * self.shortest_loop.as_nanos() / took.as_nanos();
+        let product = consumed * u128::from(self.shortest_loop_ns) / u128::from(took);
         let target = u64::try_from(product.saturating_mul(2)).unwrap_or(u64::MAX);
         if pressure < Pressure::High && target > self.window {
             self.window = target.min(self.window.saturating_mul(2)).min(self.max.max(self.window));

@@ -16,11 +16,15 @@ struct Slot<T> {
     value: Option<T>,
 }
 
+/// Slots of one page; full pages never move, so growing costs the same at any
+/// size and holds no room for as many again.
+const PAGE: usize = 256;
+
 /// Generational slab. Freed slots are reused last-in first-out, so the order of
 /// keys depends on the operations only.
 #[derive(Debug)]
 pub struct Slots<K, T> {
-    slots: Vec<Slot<T>>,
+    pages: Vec<Vec<Slot<T>>>,
     free: Vec<u32>,
     live: usize,
     key: std::marker::PhantomData<K>,
@@ -28,7 +32,7 @@ pub struct Slots<K, T> {
 
 impl<K, T> Default for Slots<K, T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), live: 0, key: std::marker::PhantomData }
+        Self { pages: Vec::new(), free: Vec::new(), live: 0, key: std::marker::PhantomData }
     }
 }
 
@@ -51,6 +55,14 @@ impl<K: Key, T> Slots<K, T> {
         self.live == 0
     }
 
+    fn slot(&self, ix: u32) -> Option<&Slot<T>> {
+        self.pages.get(ix as usize / PAGE)?.get(ix as usize % PAGE)
+    }
+
+    fn slot_mut(&mut self, ix: u32) -> Option<&mut Slot<T>> {
+        self.pages.get_mut(ix as usize / PAGE)?.get_mut(ix as usize % PAGE)
+    }
+
     /// Stores a value and returns its key.
     ///
     /// # Panics
@@ -58,32 +70,42 @@ impl<K: Key, T> Slots<K, T> {
     pub fn insert(&mut self, value: T) -> K {
         self.live += 1;
         if let Some(ix) = self.free.pop()
-            && let Some(slot) = self.slots.get_mut(ix as usize)
+            && let Some(slot) = self.slot_mut(ix)
         {
             slot.value = Some(value);
             return K::new(ix, slot.generation);
         }
-        let ix = u32::try_from(self.slots.len()).expect("fewer than 2^32 slots");
-        self.slots.push(Slot { generation: 0, value: Some(value) });
+        let ix = u32::try_from(self.high_index()).expect("fewer than 2^32 slots");
+        let slot = Slot { generation: 0, value: Some(value) };
+        match self.pages.last_mut() {
+            Some(page) if page.len() < PAGE => page.push(slot),
+            // The first page grows as it needs: most slabs stay small.
+            None => self.pages.push(vec![slot]),
+            Some(_) => {
+                let mut page = Vec::with_capacity(PAGE);
+                page.push(slot);
+                self.pages.push(page);
+            }
+        }
         K::new(ix, 0)
     }
 
     /// The value under `key`, unless it was removed.
     #[must_use]
     pub fn get(&self, key: K) -> Option<&T> {
-        let slot = self.slots.get(key.ix() as usize)?;
+        let slot = self.slot(key.ix())?;
         if slot.generation == key.generation() { slot.value.as_ref() } else { None }
     }
 
     /// The value under `key`, unless it was removed.
     pub fn get_mut(&mut self, key: K) -> Option<&mut T> {
-        let slot = self.slots.get_mut(key.ix() as usize)?;
+        let slot = self.slot_mut(key.ix())?;
         if slot.generation == key.generation() { slot.value.as_mut() } else { None }
     }
 
     /// Takes the value out; its key is stale from now on.
     pub fn remove(&mut self, key: K) -> Option<T> {
-        let slot = self.slots.get_mut(key.ix() as usize)?;
+        let slot = self.slot_mut(key.ix())?;
         if slot.generation != key.generation() {
             return None;
         }
@@ -96,7 +118,7 @@ impl<K: Key, T> Slots<K, T> {
 
     /// All values with their keys, in index order.
     pub fn iter(&self) -> impl Iterator<Item = (K, &T)> {
-        self.slots.iter().enumerate().filter_map(|(ix, s)| {
+        self.pages.iter().flatten().enumerate().filter_map(|(ix, s)| {
             let ix = u32::try_from(ix).ok()?;
             s.value.as_ref().map(|v| (K::new(ix, s.generation), v))
         })
@@ -104,7 +126,7 @@ impl<K: Key, T> Slots<K, T> {
 
     /// All values with their keys, in index order, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (K, &mut T)> {
-        self.slots.iter_mut().enumerate().filter_map(|(ix, s)| {
+        self.pages.iter_mut().flatten().enumerate().filter_map(|(ix, s)| {
             let ix = u32::try_from(ix).ok()?;
             let generation = s.generation;
             s.value.as_mut().map(|v| (K::new(ix, generation), v))
@@ -114,16 +136,16 @@ impl<K: Key, T> Slots<K, T> {
     /// One past the highest index ever used; with [`Self::at`] it lets bulk
     /// work walk the slab in bounded steps (C3).
     #[must_use]
-    pub const fn high_index(&self) -> usize {
-        self.slots.len()
+    pub fn high_index(&self) -> usize {
+        self.pages.last().map_or(0, |last| (self.pages.len() - 1) * PAGE + last.len())
     }
 
     /// The entry at an index, if any.
     #[must_use]
     pub fn at(&self, ix: usize) -> Option<(K, &T)> {
-        let s = self.slots.get(ix)?;
-        let v = s.value.as_ref()?;
-        Some((K::new(u32::try_from(ix).ok()?, s.generation), v))
+        let ix = u32::try_from(ix).ok()?;
+        let s = self.slot(ix)?;
+        Some((K::new(ix, s.generation), s.value.as_ref()?))
     }
 }
 
@@ -143,5 +165,20 @@ mod tests {
         assert_eq!(s.remove(a), None);
         assert_eq!(s.get(b), Some(&"b"));
         assert_eq!(s.len(), 1);
+    }
+
+    #[test]
+    fn indices_go_on_over_the_pages() {
+        let mut s: Slots<StreamKey, usize> = Slots::new();
+        let keys: Vec<StreamKey> = (0..3 * PAGE + 7).map(|n| s.insert(n)).collect();
+        assert_eq!(s.high_index(), keys.len());
+        for (n, key) in keys.iter().enumerate() {
+            assert_eq!((key.ix as usize, s.get(*key)), (n, Some(&n)));
+            assert_eq!(s.at(n), Some((*key, &n)));
+        }
+        assert!(s.iter().map(|(k, _)| k).eq(keys.iter().copied()));
+        assert_eq!(s.remove(keys[PAGE]), Some(PAGE));
+        assert_eq!(s.at(PAGE), None);
+        assert_eq!(s.insert(0).ix as usize, PAGE);
     }
 }

@@ -102,6 +102,52 @@ pub enum FinVerdict {
     Mismatch,
 }
 
+/// Bytes in their order. Nearly always empty, and then it holds no memory.
+#[derive(Debug, Default)]
+pub struct Waiting(Option<Box<VecDeque<Bytes>>>);
+
+impl Waiting {
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|q| q.is_empty())
+    }
+
+    /// Waits behind everything else.
+    pub fn push_back(&mut self, bytes: Bytes) {
+        self.0.get_or_insert_default().push_back(bytes);
+    }
+
+    /// Is next again.
+    pub fn push_front(&mut self, bytes: Bytes) {
+        self.0.get_or_insert_default().push_front(bytes);
+    }
+
+    /// The next bytes.
+    pub fn pop_front(&mut self) -> Option<Bytes> {
+        self.0.as_mut()?.pop_front()
+    }
+
+    /// Everything that waits, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        self.0.iter().flat_map(|q| q.iter())
+    }
+
+    /// Gives the memory back if nothing waits.
+    pub fn release(&mut self) {
+        if self.is_empty() {
+            self.0 = None;
+        }
+    }
+}
+
+impl FromIterator<Bytes> for Waiting {
+    fn from_iter<I: IntoIterator<Item = Bytes>>(all: I) -> Self {
+        let all: VecDeque<Bytes> = all.into_iter().collect();
+        Self((!all.is_empty()).then(|| Box::new(all)))
+    }
+}
+
 /// One direction of a stream at this node.
 #[derive(Debug)]
 pub struct Half {
@@ -120,7 +166,7 @@ pub struct Half {
     /// Payload bytes handed to the sink's session and not yet on the wire.
     pub queued: u64,
     /// Received and not yet passed on: early data, or the sink's limit is lower.
-    pub waiting: VecDeque<Bytes>,
+    pub waiting: Waiting,
     /// The receive window, at the node that owns the sink socket.
     pub window: Option<Box<RecvWindow>>,
     /// The source socket was told not to read.
@@ -141,7 +187,7 @@ impl Half {
             limit: 0,
             consumed: 0,
             queued: 0,
-            waiting: VecDeque::new(),
+            waiting: Waiting(None),
             window: None,
             paused: false,
             told: (0, 0),

@@ -39,13 +39,18 @@ fn per_thousand(mut turn: impl FnMut()) -> usize {
     (change.allocations + change.reallocations) * 1_000 / (TURNS * BATCH)
 }
 
-/// What `make` holds at the end, per stream.
-fn held_per_stream<T>(streams: u64, make: impl FnOnce(u64) -> T) -> usize {
+fn held<T>(make: impl FnOnce() -> T) -> usize {
     let region = Region::new(ALLOCATOR);
-    let made = make(streams);
+    let made = make();
     let change = region.change();
     drop(made);
-    (change.bytes_allocated - change.bytes_deallocated) / streams as usize
+    change.bytes_allocated - change.bytes_deallocated
+}
+
+/// What 10,000 streams more cost, per stream; what is there without any stream
+/// (the memory of finished ones) is not theirs.
+fn held_per_stream<T>(make: impl Fn(u64) -> T) -> usize {
+    (held(|| make(20_000)) - held(|| make(10_000))) / 10_000
 }
 
 fn payload() -> Bytes {
@@ -103,7 +108,7 @@ fn the_data_path_and_idle_streams_stay_within_their_memory() {
     let mut endpoint = Endpoint::new(1_000, payload());
     assert_eq!(per_thousand(|| endpoint.turn()), 0, "the shard of an endpoint");
 
-    for (per_message, most) in [(1, 20), (4, 400), (64, 60)] {
+    for (per_message, most) in [(1, 8), (4, 260), (64, 64)] {
         let mut relay = Relay::new(1_000, payload(), per_message);
         let mut messages = Vec::new();
         let mut count = 0;
@@ -119,14 +124,13 @@ fn the_data_path_and_idle_streams_stay_within_their_memory() {
         }
         let count = count * 1_000 / (TURNS * BATCH);
         println!("relay, {per_message} frames a message: {count} allocations per 1,000 frames");
-        let _ = most; // assert!(count <= most, "{count} allocations per 1,000 frames, {per_message} frames a message");
+        assert!(count <= most, "{count} allocations per 1,000 frames, {per_message} frames a message");
     }
 
-    let streams = 10_000;
-    let origin = held_per_stream(streams, origin);
-    let owner = held_per_stream(streams, |n| Owner::new(n, payload()).shard);
-    let agent = held_per_stream(streams, |n| Endpoint::new(n, payload()).shard);
-    let relayed = held_per_stream(streams, |n| {
+    let origin = held_per_stream(origin);
+    let owner = held_per_stream(|n| Owner::new(n, payload()).shard);
+    let agent = held_per_stream(|n| Endpoint::new(n, payload()).shard);
+    let relayed = held_per_stream(|n| {
         let (mut relay, mut messages) = (Relay::new(n, payload(), 64), Vec::new());
         for _ in 0..n as usize / BATCH {
             turn(&mut relay, &mut messages);
@@ -134,7 +138,8 @@ fn the_data_path_and_idle_streams_stay_within_their_memory() {
         relay
     });
     println!("bytes per idle stream: origin {origin}, owner {owner}, agent {agent}, relay after traffic {relayed}");
-    for held in [origin, owner, agent] {
-        let _ = held; // assert!(held <= 512, "an idle stream holds {held} bytes");
+    // The aim is 512 everywhere; an origin's record of its open is still above it.
+    for (held, most) in [(origin, 640), (owner, 512), (agent, 512), (relayed, 512)] {
+        assert!(held <= most, "an idle stream holds {held} bytes, at most {most}");
     }
 }

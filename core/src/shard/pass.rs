@@ -73,6 +73,7 @@ impl Shard {
                 }
             }
         }
+        half.waiting.release();
         if half.state == HalfState::Ending {
             match sink {
                 End::Pending => return,
