@@ -83,8 +83,7 @@ fn overrun(hub: SocketAddr) {
     let bodies = [Body::Open(Box::new(open)), data(0), data(1), data(2)];
     let frames = bodies.map(|body| Frame::Stream { cid, epoch, body });
     peer.message(&encode_message(MESH, 1, &frames));
-    // Nothing has answered the OPEN yet: its answer is the reset.
-    let refused = |f: &Frame| matches!(f, Frame::Stream { body: Body::OpenAck { result: Err(RstCode::Flow) }, .. });
+    let refused = |f: &Frame| matches!(f, Frame::Stream { body: Body::Rst { code: RstCode::Flow, .. }, .. });
     peer.frames_until(refused).unwrap();
 }
 

@@ -11,16 +11,18 @@ use nowconnect_tests::sources::{code, is_test, read, rust_files, without_tests};
 /// Which modules of the core each module may name. Exact: an entry that is not
 /// used fails as well.
 const IMPORTS: &[(&str, &[&str])] = &[
-    ("agent", &["config", "error", "id", "link", "mux", "observed", "rng", "session", "shard", "time", "wire"]),
+    ("agent", &["config", "due", "error", "id", "link", "mux", "observed", "rng", "session", "shard", "time", "wire"]),
     ("config", &["id"]),
     ("credit", &["time"]),
     ("dedup", &["error", "id"]),
+    ("due", &["time"]),
     ("error", &[]),
     ("hash", &["rng"]),
     (
         "hub",
         &[
             "config",
+            "due",
             "error",
             "id",
             "link",

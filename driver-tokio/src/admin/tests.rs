@@ -1,3 +1,5 @@
+//! The endpoint as an operator's tools meet it: requests, tokens, sockets left behind.
+
 use super::*;
 use std::cell::Cell;
 use std::os::unix::net::UnixStream as StdUnixStream;
