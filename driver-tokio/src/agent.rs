@@ -199,12 +199,11 @@ impl Effects<Agent> for AgentEffects {
     fn registry(&self, _node: &Node<Agent>, _token: Token, _op: RegistryOp) {}
 
     fn observe(&self, _node: &Node<Agent>, event: Observed) {
-        match &event {
-            Observed::Rtt { plane: Plane::Tunnel, sample } => self.0.metrics.observe_tunnel_rtt(*sample),
-            Observed::ProtocolViolation { kind, .. } => {
-                *self.0.protocol_errors.borrow_mut().entry(kind.name()).or_default() += 1;
-            }
-            _ => {}
+        if let Observed::Rtt { plane: Plane::Tunnel, sample } = &event {
+            self.0.metrics.observe_tunnel_rtt(*sample);
+        }
+        if let Observed::ProtocolViolation { kind, .. } = &event {
+            *self.0.protocol_errors.borrow_mut().entry(kind.name()).or_default() += 1;
         }
         if let Observed::GaveUp { .. } = event {
             let n = self.0.given_up.get() + 1;

@@ -145,7 +145,7 @@ fn show(value: &Value) -> String {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
         Value::Number(n) if n.is_f64() => format!("{:.1}", n.as_f64().unwrap_or_default()),
-        other => other.to_string(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     }
 }
 
