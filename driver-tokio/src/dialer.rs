@@ -7,13 +7,13 @@ use std::sync::Arc;
 use nowconnect_core::id::TargetIx;
 use nowconnect_core::mux::Input;
 use nowconnect_core::principal::HubGrant;
-use nowconnect_core::wire::{Dialect, MESSAGE_MAX_BYTES, Plane};
+use nowconnect_core::wire::{Dialect, MESSAGE_MAX_BYTES};
 
 use crate::conn;
 use crate::dial::{Dial, DialTimeouts, WsUrl, dial};
 use crate::limiter::Limiter;
 use crate::node::{Machine, Node};
-use crate::ws::{READ_BUFFER_LINK_BYTES, READ_BUFFER_TUNNEL_BYTES};
+use crate::ws::READ_BUFFER_LINK_BYTES;
 
 /// Where one target of a node is, and how it is spoken to.
 #[derive(Clone, Debug)]
@@ -36,7 +36,6 @@ pub fn start<M: Machine>(
 ) {
     let (node, target, lines) = (node.clone(), target.clone(), lines.clone());
     tokio::task::spawn_local(async move {
-        let plane = target.dialects.first().map_or(Plane::Tunnel, |d| d.plane);
         let failed = |why: String| {
             if let Some(suppressed) = lines.allow("dial_failed", &target.url.to_string()) {
                 tracing::warn!(event = "dial_failed", url = %target.url, suppressed, "{why}");
@@ -53,7 +52,9 @@ pub fn start<M: Machine>(
             bearer: bearer.as_deref(),
             dialects: &target.dialects,
             timeouts: DialTimeouts::default(),
-            read_buffer_bytes: if plane == Plane::Mesh { READ_BUFFER_LINK_BYTES } else { READ_BUFFER_TUNNEL_BYTES },
+            // A node that dials has few sessions: the large buffer holds a whole
+            // DATA frame, so that one read takes it.
+            read_buffer_bytes: READ_BUFFER_LINK_BYTES,
             message_max_bytes: MESSAGE_MAX_BYTES,
         })
         .await;

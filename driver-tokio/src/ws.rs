@@ -32,8 +32,8 @@ pub use meter::FRAGMENTS_MAX;
 use meter::{Fault, Meter};
 use outgoing::Outgoing;
 
-/// Read buffer of a link, bytes.
-pub const READ_BUFFER_LINK_BYTES: usize = 64 * 1024;
+/// Read buffer of a link, bytes: a whole DATA frame with its head.
+pub const READ_BUFFER_LINK_BYTES: usize = 72 * 1024;
 /// Read buffer of a tunnel, bytes: smaller, a hub has many.
 pub const READ_BUFFER_TUNNEL_BYTES: usize = 32 * 1024;
 /// Pings (and unasked pongs) a peer may send at once (attack 11).

@@ -6,8 +6,8 @@
 //! `cargo build --release -p nowconnect && cargo run --release -p nowconnect-tests --bin bench`
 //! prints a Markdown table. Arguments: `quick` for a smoke run, `v1` for the
 //! JSON encoding, `tls` for TLS on tunnels and mutual TLS on the mesh (HAProxy
-//! stays plain then), `baseline` for HAProxy alone. Target and clients run in this process and are not part
-//! of the CPU figures.
+//! stays plain then), `baseline` for HAProxy alone. Clients run in this process, the target in a second one
+//! of the same program; neither is part of the CPU figures.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a tool whose output is its result")]
 
@@ -40,6 +40,8 @@ struct Way {
     name: String,
     addr: SocketAddr,
     pids: Vec<u32>,
+    /// Open files a stream takes in the busiest process on the way.
+    descriptors: u64,
 }
 
 impl Way {
@@ -62,6 +64,9 @@ struct Effort {
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args == ["serve-target"] {
+        return serve_target();
+    }
     let has = |word: &str| args.iter().any(|a| a == word);
     if let Some(odd) = args.iter().find(|a| !["quick", "v1", "tls", "baseline"].contains(&a.as_str())) {
         eprintln!("unknown argument {odd:?}: expected quick, v1, tls or baseline");
@@ -78,7 +83,45 @@ fn main() {
     runtime.block_on(measure(effort, wire, has("tls"), has("baseline")));
 }
 
-/// Every idle stream takes two descriptors here and two in each relay.
+/// The target, in a process of its own: with the clients' sockets here, both
+/// would not fit under one limit of open files.
+fn serve_target() {
+    raise_descriptors();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let target = Target::start().await;
+        println!("{}", target.addr);
+        // Until the bench ends and the pipe with it.
+        let _ = tokio::task::spawn_blocking(|| std::io::read_to_string(std::io::stdin())).await;
+    });
+}
+
+struct TargetProcess {
+    addr: SocketAddr,
+    child: std::process::Child,
+}
+
+impl TargetProcess {
+    fn start() -> Self {
+        use std::io::BufRead as _;
+        let program = std::env::current_exe().unwrap();
+        let piped = std::process::Stdio::piped;
+        let mut child = Command::new(program).arg("serve-target").stdin(piped()).stdout(piped()).spawn().unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self { addr: line.trim().parse().unwrap(), child }
+    }
+}
+
+impl Drop for TargetProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Every idle stream takes one descriptor here, one in each of our relays and
+/// two in each HAProxy.
 fn raise_descriptors() {
     let old = getrlimit(Resource::Nofile);
     for wanted in [65_536, old.maximum.unwrap_or(65_536)] {
@@ -90,7 +133,7 @@ fn raise_descriptors() {
 }
 
 async fn measure(effort: Effort, wire: Wire, tls: bool, baseline: bool) {
-    let target = Target::start().await;
+    let target = TargetProcess::start();
     let haproxies = Haproxies::start(target.addr, 3).await;
     let mut ways = vec![haproxies.way(2), haproxies.way(3)];
     // Kept until the end: dropping it ends the processes.
@@ -101,10 +144,20 @@ async fn measure(effort: Effort, wire: Wire, tls: bool, baseline: bool) {
         let kind = format!("nowconnect {}{}", wire.name(), if tls { " TLS" } else { "" });
         let agent = cluster.agent.as_ref().unwrap().pid();
         let hubs: Vec<u32> = cluster.hubs.iter().map(|h| h.running().pid()).collect();
-        let one = Way { name: format!("{kind}, one hub"), addr: cluster.listener(0, "t"), pids: vec![hubs[0], agent] };
+        let one = Way {
+            name: format!("{kind}, one hub"),
+            addr: cluster.listener(0, "t"),
+            pids: vec![hubs[0], agent],
+            descriptors: 1,
+        };
         let both = vec![hubs[0], hubs[1], agent];
         ways.insert(1, one);
-        ways.push(Way { name: format!("{kind}, two hubs"), addr: cluster.listener(1, "t"), pids: both });
+        ways.push(Way {
+            name: format!("{kind}, two hubs"),
+            addr: cluster.listener(1, "t"),
+            pids: both,
+            descriptors: 1,
+        });
     }
     let mut table: Vec<(String, Vec<String>)> = Vec::new();
     // First, while no process has memory to reuse from other work.
@@ -251,7 +304,7 @@ async fn idle_memory(way: &Way, counts: [usize; 2]) -> Vec<String> {
     let mut open = Vec::new();
     let mut cells = Vec::new();
     for count in counts {
-        let needed = count as u64 * 2 + 500;
+        let needed = count as u64 * way.descriptors + 500;
         if allowed < needed {
             cells.push(format!("not measured: needs `ulimit -n {needed}`, has {allowed}"));
             continue;
@@ -310,6 +363,7 @@ impl Haproxies {
             name: format!("HAProxy ×{hops}"),
             addr: self.row[hops - 1].1.addr,
             pids: self.row[..hops].iter().map(|(process, _)| process.pid()).collect(),
+            descriptors: 2,
         }
     }
 }
