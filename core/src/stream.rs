@@ -104,6 +104,7 @@ pub enum FinVerdict {
 
 /// Bytes in their order. Nearly always empty, and then it holds no memory.
 #[derive(Debug, Default)]
+#[expect(clippy::box_collection, reason = "8 bytes in every idle half instead of 32")]
 pub struct Waiting(Option<Box<VecDeque<Bytes>>>);
 
 impl Waiting {

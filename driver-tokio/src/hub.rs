@@ -306,7 +306,20 @@ impl Effects<Hub> for HubEffects {
             Observed::Rtt { plane: Plane::Mesh, sample } => s.metrics.observe_mesh_rtt(*sample),
             Observed::Rtt { plane: Plane::Tunnel, sample } => s.metrics.observe_tunnel_rtt(*sample),
             Observed::ProtocolViolation { plane, kind, .. } => s.counts.protocol_error(*plane, *kind),
-            _ => {}
+            // Lines only, written below.
+            Observed::SessionUp { .. }
+            | Observed::SessionSuspended { .. }
+            | Observed::SessionResumed { .. }
+            | Observed::SessionLost { .. }
+            | Observed::HandshakeFailed { .. }
+            | Observed::Attached { .. }
+            | Observed::TokenExpired { .. }
+            | Observed::Detached { .. }
+            | Observed::RegistryHealth { .. }
+            | Observed::LeaseHeldByOther
+            | Observed::PeerIsSelf { .. }
+            | Observed::FewerHubs { .. }
+            | Observed::GaveUp { .. } => {}
         }
         observe::event(&event, &s.lines);
     }

@@ -209,7 +209,7 @@ impl<M: Machine> Pump<M> {
         ok
     }
 
-    fn abort(&mut self) {
+    fn abort(&self) {
         // The socket is dropped right after; without linger the kernel sends RST.
         net::reset_on_drop(&self.tcp);
     }

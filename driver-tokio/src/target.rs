@@ -45,6 +45,7 @@ pub fn start(
     });
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "std's set of kinds is open")]
 fn code_of(e: &std::io::Error) -> RstCode {
     match e.kind() {
         ErrorKind::ConnectionRefused => RstCode::Refused,
