@@ -26,7 +26,12 @@ enum Where {
 
 async fn cut_twenty_times(wire: Wire, place: Where) {
     let target = Target::start().await;
-    let plan = Plan { tunnel_proxy: true, mesh_proxy: true, ..Plan::default() };
+    // The cuts begin while OPENs are still under way. They wait behind what each
+    // new connection replays, and one that carries a megabyte before the next
+    // cut can keep them longer than the default open.timeout; this test is about
+    // loss, not about that deadline.
+    let hub_extra = "open: { timeout: 60s }\n".to_owned();
+    let plan = Plan { tunnel_proxy: true, mesh_proxy: true, hub_extra, ..Plan::default() };
     let mut cluster = plan.wire(wire).connector("t", target.addr).start().await;
     // The tunnel is cut under clients of hub A, the link under those of hub B.
     let (hub, proxies): (usize, Vec<&Proxy>) = match place {
