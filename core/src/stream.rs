@@ -290,11 +290,11 @@ pub struct Origin {
     /// Which listener accepted the client.
     pub listener: ListenerIx,
     /// Attachments tried, so that none is asked twice.
-    pub tried: Vec<Fence>,
+    pub tried: Box<[Fence]>,
     /// The last definite no, told to the client when no candidate is left.
     pub last_no: Option<RstCode>,
     /// First bytes, kept until OPEN_ACK for the next candidate.
-    pub retained: Vec<Bytes>,
+    pub retained: Waiting,
     /// The routes were asked for afresh once already.
     pub asked_afresh: bool,
     /// The end of `open.timeout`.

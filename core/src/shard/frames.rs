@@ -9,7 +9,7 @@ use crate::dedup::{Refusal, Terminal};
 use crate::error::{CloseCode, RstCode};
 use crate::id::{Cid, Epoch, Fence, SessionKey, StreamKey};
 use crate::observed::{Observed, Side};
-use crate::stream::{DataVerdict, End, FinVerdict, Half, HalfEvent, OriginWait, Part, Stream};
+use crate::stream::{DataVerdict, End, FinVerdict, Half, HalfEvent, OriginWait, Part, Stream, Waiting};
 use crate::time::Instant;
 use crate::wire::{Body, Frame, Open, Plane};
 use bytes::Buf as _;
@@ -294,8 +294,8 @@ impl Shard {
                 if let Part::Origin(o) = &mut s.part {
                     o.waits = OriginWait::Nothing;
                     o.times.opened = Some(now);
-                    o.retained = Vec::new();
-                    o.tried = Vec::new();
+                    o.retained = Waiting::default();
+                    o.tried = Box::default();
                     let local = o.carrier.as_ref().is_some_and(|c| c.local);
                     let (listener, after) = (o.listener, now.since(o.times.accepted));
                     let by_listener =

@@ -10,7 +10,7 @@ use crate::error::RstCode;
 use crate::id::{Cid, Fence, ListenerIx, Name, Secret, SockKey, StreamKey};
 use crate::observed::Side;
 use crate::route::Candidate;
-use crate::stream::{Carrier, End, Half, OpenTimes, Origin, OriginWait, Part, Stream};
+use crate::stream::{Carrier, End, Half, OpenTimes, Origin, OriginWait, Part, Stream, Waiting};
 use crate::time::Instant;
 use crate::wire::{Body, Frame, Open};
 
@@ -57,9 +57,9 @@ impl Shard {
             open: false,
             part: Part::Origin(Box::new(Origin {
                 listener,
-                tried: Vec::new(),
+                tried: Box::default(),
                 last_no: None,
-                retained: Vec::new(),
+                retained: Waiting::default(),
                 asked_afresh: false,
                 give_up_at,
                 waits: OriginWait::FirstByte,
@@ -143,7 +143,7 @@ impl Shard {
         let early = self.sessions.get(&c.session).map_or(0, |s| s.initial_window);
         let Some(s) = self.streams.get_mut(key) else { return };
         let Part::Origin(o) = &mut s.part else { return };
-        o.tried.push(c.fence);
+        o.tried = o.tried.iter().copied().chain([c.fence]).collect();
         o.waits = OriginWait::Answer;
         o.times.routed = Some(now);
         o.carrier = Some(Carrier { agent_id: c.agent_id.clone(), owner: c.owner, local: c.local });

@@ -76,7 +76,7 @@ impl Shard {
             && !stream.open
         {
             // Kept for the next candidate: only OPEN_ACK says this one took it.
-            o.retained.push(bytes.clone());
+            o.retained.push_back(bytes.clone());
             first = o.waits == OriginWait::FirstByte;
         }
         self.take(key, side, bytes, out);
