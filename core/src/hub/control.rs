@@ -513,12 +513,11 @@ impl Control {
         }
     }
 
-    pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, out: &mut NodeOut) {
+    pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         self.draining = true;
-        let mut notes = Vec::new();
         let keys: BTreeSet<SessionKey> = mux.iter().map(|(k, _)| k).collect();
         for key in keys {
-            self.lose(now, key, CloseCode::Shutdown, mux, &mut notes, out);
+            self.lose(now, key, CloseCode::Shutdown, mux, notes, out);
         }
         for p in &mut self.peers {
             p.link.on_event(now, crate::link::Event::Shutdown);

@@ -116,7 +116,7 @@ impl Hub {
             Input::Shutdown => {
                 self.notes.push(ControlNote::Shutdown);
                 self.settle(now, out);
-                self.control.shutdown(now, &mut self.mux, out);
+                self.control.shutdown(now, &mut self.mux, &mut self.notes, out);
             }
         }
         self.settle(now, out);

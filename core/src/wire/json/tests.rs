@@ -204,7 +204,9 @@ fn a_handshake_means_the_same_wherever_its_type_is_written() {
             assert_eq!((number, frames.len()), (Ok(0), 1), "{text}");
         }
     }
-    for twice in [r#"{"type":"NEW","n":1,"type":"NEW","optional":true}"#, r#"{"n":1,"type":"NEW","n":1,"optional":true}"#] {
+    for twice in
+        [r#"{"type":"NEW","n":1,"type":"NEW","optional":true}"#, r#"{"n":1,"type":"NEW","n":1,"optional":true}"#]
+    {
         assert!(decode(Plane::Mesh, &Bytes::from(twice), &limits, &mut Vec::new()).is_err(), "{twice}");
     }
 }
