@@ -21,8 +21,11 @@ use super::{
 use crate::id::{AgentId, ClaimId, Epoch, Fence, Incarnation, Instance, Name};
 use crate::wire::ConnectorAd;
 
+mod faults;
 #[cfg(test)]
 mod tests;
+
+pub use faults::StoredKey;
 
 /// The registry of one process. `Clone` and `PartialEq` make a snapshot to
 /// restore (fault R4) and to compare.
