@@ -3,3 +3,5 @@
 //!
 //! The simulator itself comes with its own issue; this crate exists so that the
 //! workspace, its lints and the purity tests cover it from the first day.
+
+pub mod registry;
