@@ -33,12 +33,12 @@ use nowconnect_core::registry::{MemoryRegistry, RegistryError, RegistryOp, Regis
 use nowconnect_core::time::Instant;
 
 use client::Conns;
-use fault::{Active, reads, writes};
+use fault::{Active, reads};
 pub use fault::{CLASSES, Class, Damage, Fault, ServerError, Whom};
 pub use ghost::{Acted, ExecutedClaim, Violation};
 use ghost::{Ghost, Place};
+use server::Server;
 pub use server::ServerId;
-use server::{Change, Server};
 
 /// `SWEEP_DEADLINES` of the production driver: how many time-outs a sweep has.
 const SWEEP_DEADLINES: u32 = 20;

@@ -199,10 +199,11 @@ fn inject_any(w: &mut World, plan: &mut Rng, now: Instant) {
         11 => Fault::Misalign { per_mille },
         12 => return w.model.failover(now, by * 5, vec![1], until),
         13 => return w.model.step_wall(now, i64::try_from(plan.below(4000)).unwrap() - 2000),
-        14 => return drop(w.damage(now, Damage::EvictAny)),
-        15 => return drop(w.damage(now, Damage::SpoilAny)),
-        16 => return drop(w.damage(now, Damage::Restore { age: by * 3 })),
-        17 => return drop(w.damage(now, Damage::Flush)),
+        n @ 14..18 => {
+            let all = [Damage::EvictAny, Damage::SpoilAny, Damage::Restore { age: by * 3 }, Damage::Flush];
+            w.damage(now, all[usize::try_from(n - 14).unwrap()].clone());
+            return;
+        }
         _ => {
             let ix = usize::try_from(plan.below(9)).unwrap();
             Fault::Errors { error: ServerError::ALL[ix], per_mille }
