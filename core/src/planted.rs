@@ -75,8 +75,8 @@ pub const BUGS: &[Bug] = &[
         2,
         "a claim, firm or provisional, leaves out the `seen` of HELLO",
         &["O2", "L2", "L11"],
-        "a registry outage during which an agent attaches to a hub that did not know it; or a failover that loses \
-         the claim together with the registry's clock stepping back",
+        "a registry outage during which an agent attaches to a hub that never heard of it (EPOCH notices of linked \
+         hubs count as hearing); or a failover that loses the claim together with the registry's clock stepping back",
     ),
     core(
         3,
@@ -217,7 +217,8 @@ pub const BUGS: &[Bug] = &[
         39,
         "of two simultaneous dials each hub refuses the other's",
         &["L4"],
-        "two hubs that dial each other within the time of a handshake, again and again",
+        "two hubs that dial each other within the time of a handshake, again and again: a latency of 50 ms or more, \
+         or a back-off without jitter",
     ),
     core(
         40,
@@ -316,7 +317,8 @@ pub const BUGS: &[Bug] = &[
     further(
         2003,
         "the end of a half is passed on while bytes of it still wait for credit",
-        "a sender that ends while its reader is slow, at an owner or with data sent before the stream was open",
+        "an agent whose initial window is smaller than the hub's, and a client that writes more than that and ends \
+         before the stream is open (`open: first-byte`)",
     ),
     further(
         2004,
