@@ -15,6 +15,7 @@ use crate::credit::Budget;
 use crate::error::{CloseCode, ProtocolError, RstCode};
 use crate::id::{AgentId, ConnKey, Incarnation, Instance, Name, SessionId, SessionKey, SockKey, StreamKey, TargetIx};
 use crate::observed::Observed;
+use crate::planted;
 use crate::principal::{HubGrant, Principal};
 use crate::registry::{RegistryOp, RegistryResult, Token};
 use crate::session::{Released, Session, SessionEvent, TxBatch, TxMessage, TxState};
@@ -347,7 +348,9 @@ impl Mux {
         let before = self.next_deadline(key);
         let entry = self.sessions.get_mut(key)?;
         let old = entry.conn.replace(conn);
-        if let Some(old) = old {
+        if let Some(old) = old
+            && !planted::on(2005)
+        {
             self.carried.remove(&old);
         }
         self.carried.insert(conn, key);
@@ -391,6 +394,9 @@ impl Mux {
         self.touched.push(key);
         self.totals[plane_ix(entry.plane)].suspended += 1;
         news.push(SessionNews::Suspended { key, cause });
+        if planted::on(2004) && cause == CloseCode::Dead {
+            return;
+        }
         self.rearm(key, before);
     }
 
@@ -401,7 +407,9 @@ impl Mux {
         }
         let entry = self.sessions.remove(key)?;
         self.by_id.remove(&entry.session.id());
-        self.session_held -= entry.held;
+        if !planted::on(32) || entry.conn.is_some() {
+            self.session_held -= entry.held;
+        }
         if let Some(conn) = entry.conn {
             self.carried.remove(&conn);
             self.close(conn, entry.session.dialect(), cause, 0, out);

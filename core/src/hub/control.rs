@@ -14,6 +14,7 @@ use crate::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Name, Ses
 use crate::link::Link;
 use crate::mux::{Mux, NodeOut, Peer, SessionNews};
 use crate::observed::Observed;
+use crate::planted;
 use crate::principal::AgentGrant;
 use crate::registry::{HubRun, Located, RegistryOp, Token};
 use crate::rng::{Rng, Seed};
@@ -176,7 +177,7 @@ impl Control {
         }
         self.renew(now, out);
         self.sweep_at = Some(now.after(self.config.registry.lease));
-        if self.config.mode == Mode::Active {
+        if self.routes_across() {
             for listener in self.config.listeners.clone() {
                 self.look_up(now, &listener.connector, out);
             }
@@ -203,7 +204,8 @@ impl Control {
     /// Whether the registry answered lately (always in `off`).
     #[must_use]
     pub fn registry_healthy(&self) -> bool {
-        self.config.mode == Mode::Off || self.registry_healthy
+        let cached = planted::on(47) && self.lease_held;
+        self.config.mode == Mode::Off || self.registry_healthy || cached
     }
 
     /// The links to peers, for gauges and readiness: configured peers first.
@@ -447,7 +449,7 @@ impl Control {
                 });
             }
         }
-        if self.config.mode == Mode::Active {
+        if self.routes_across() {
             for (connector, remote) in &self.remote {
                 for l in remote.located.iter().filter(|l| l.hub.replica_id != self.run.replica_id) {
                     let Some(key) = self.links.get(&l.hub.replica_id) else { continue };
@@ -495,7 +497,10 @@ impl Control {
             return;
         }
         self.last_status = Some(status);
-        let keys: Vec<SessionKey> = mux.iter().map(|(k, _)| k).collect();
+        let mut keys: Vec<SessionKey> = mux.iter().map(|(k, _)| k).collect();
+        if planted::on(56) {
+            planted::hash_order(&mut keys);
+        }
         for key in keys {
             mux.send(now, key, Frame::Status(status), out);
         }

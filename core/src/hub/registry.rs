@@ -10,6 +10,7 @@ use crate::error::RstCode;
 use crate::id::{AgentId, Name};
 use crate::mux::{Mux, NodeOut};
 use crate::observed::Observed;
+use crate::planted;
 use crate::registry::{RegistryError, RegistryOp, RegistryReply, RegistryResult, Token};
 use crate::shard::ControlNote;
 use crate::time::Instant;
@@ -103,7 +104,8 @@ impl Control {
         match result {
             Ok(RegistryReply::Renewed) => {
                 self.registry_failures = 0;
-                self.lease_until = Some(sent.after(self.config.registry.lease));
+                let from = if planted::on(7) { now } else { sent };
+                self.lease_until = Some(from.after(self.config.registry.lease));
                 self.lease_held = true;
                 if self.config.mode == Mode::Active {
                     notes.push(ControlNote::Lease(self.lease_until));
@@ -168,7 +170,7 @@ impl Control {
     }
 
     pub(super) fn look_up_all(&mut self, now: Instant, out: &mut NodeOut) {
-        if self.config.mode != Mode::Active {
+        if !self.routes_across() {
             return;
         }
         let connectors: Vec<Name> = self.remote.keys().cloned().collect();
@@ -182,7 +184,7 @@ impl Control {
 
     /// What is known of an agent's attachments changed: ask anew.
     pub(super) fn forget_lookups(&mut self, now: Instant, _agent_id: &AgentId, out: &mut NodeOut) {
-        if self.config.mode != Mode::Active {
+        if !self.routes_across() {
             return;
         }
         let connectors: Vec<Name> = self.remote.keys().cloned().collect();
@@ -243,12 +245,13 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        if self.config.mode != Mode::Active {
+        if !self.routes_across() {
             let result = Err(self.refusal());
             notes.push(ControlNote::RouteAnswer { connector, result });
             return;
         }
-        if !self.registry_healthy && self.registry_failures >= FAILURES_TO_UNHEALTHY {
+        let unhealthy = !self.registry_healthy && self.registry_failures >= FAILURES_TO_UNHEALTHY;
+        if unhealthy && !planted::on(49) {
             // Refused at once, not after a time-out (M4, planted bug 49).
             notes.push(ControlNote::RouteAnswer { connector, result: Err(RstCode::RegistryDown) });
             return;
@@ -266,8 +269,17 @@ impl Control {
         }
     }
 
+    /// Whether clients of this hub may be carried by way of others.
+    pub(super) fn routes_across(&self) -> bool {
+        match self.config.mode {
+            Mode::Active => true,
+            Mode::Shadow => planted::on(50),
+            Mode::Off => false,
+        }
+    }
+
     pub(super) fn next_lookup(&self) -> Option<Instant> {
-        if self.config.mode != Mode::Active {
+        if !self.routes_across() {
             return None;
         }
         self.remote.values().filter(|r| !r.asking).filter_map(|r| r.next).min()
@@ -286,6 +298,11 @@ impl Control {
         {
             let token = *entry.key();
             let op = entry.remove();
+            if planted::on(3) && self.claim_again(now, &op.what, out) {
+                let deadline = now.after(self.config.registry.op_timeout);
+                self.pending.insert(token, PendingOp { deadline, ..op });
+                continue;
+            }
             if let Asked::Claim { agent_id, .. } = &op.what {
                 if self.late_claims.len() >= PENDING_OPS_MAX {
                     self.late_claims.pop_first();

@@ -9,6 +9,7 @@ use super::{BULK_STREAMS, Shard, ShardOut};
 use crate::credit::Pressure;
 use crate::error::RstCode;
 use crate::observed::Side;
+use crate::planted;
 use crate::stream::Stream;
 use crate::time::Instant;
 
@@ -43,6 +44,10 @@ impl Shard {
                 Some(_) => Side::Agent,
                 None => continue,
             };
+            if planted::on(33) && self.streams.get(key).is_some_and(|s| !s.open) {
+                self.disarm(key);
+                continue;
+            }
             self.reset(now, key, RstCode::Lost, by, Some(session), out);
         }
     }

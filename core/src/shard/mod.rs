@@ -35,10 +35,11 @@ use crate::error::RstCode;
 use crate::hash::KeyedState;
 use crate::id::{AgentId, Cid, Fence, Incarnation, Name, SessionKey, SockKey, StreamKey};
 use crate::observed::{Cause, Observed, ShardCounters, Side, StreamRecord};
+use crate::planted;
 use crate::rng::{Rng, Seed};
 use crate::route::Routes;
 use crate::slots::Slots;
-use crate::stream::{End, Part, Stream};
+use crate::stream::{End, Half, Part, Stream};
 use crate::time::{Deadline, Instant};
 use crate::wire::{Body, Frame, Plane};
 
@@ -283,6 +284,13 @@ impl Shard {
             ControlNote::InitialWindow { session, bytes } => {
                 if let Some(s) = self.sessions.get_mut(&session) {
                     s.initial_window = bytes;
+                    if planted::on(21) {
+                        for key in &s.streams {
+                            let Some(open) = self.streams.get_mut(*key).filter(|s| s.open) else { continue };
+                            let Some(side) = open.side_of(session) else { continue };
+                            open.halves[1 - side].limit += bytes;
+                        }
+                    }
                 }
             }
             ControlNote::SessionLost { session } => {
@@ -297,6 +305,11 @@ impl Shard {
                 }
             }
             ControlNote::Attach(attach) => {
+                if planted::on(58)
+                    && let Ok(name) = Name::new(attach.agent_id.as_str())
+                {
+                    self.violations.entry(name).or_default();
+                }
                 self.attachments.entry(attach.agent_id.clone()).or_default().insert(attach.session, attach);
             }
             ControlNote::Detach { agent_id, fence } => {
@@ -397,7 +410,9 @@ impl Shard {
     fn remove(&mut self, now: Instant, key: StreamKey, how: Terminal, by: Side, out: &mut ShardOut) -> Option<Stream> {
         self.disarm(key);
         let stream = self.streams.remove(key)?;
-        self.socket_held -= stream.held();
+        if !planted::on(22) || how == Terminal::Finished {
+            self.socket_held -= stream.held();
+        }
         self.by_cid.remove(&stream.cid);
         self.throttled.remove(&key);
         for end in stream.ends {
@@ -504,9 +519,14 @@ impl Shard {
         out: &mut ShardOut,
     ) {
         let Some(stream) = self.remove(now, key, Terminal::Reset(code), by, out) else { return };
+        let refused = matches!(&stream.part, Part::Origin(o) if o.last_no.is_some());
         for (side, end) in stream.ends.iter().enumerate() {
             match *end {
                 End::Pending => {}
+                End::Socket(_) if planted::on(35) && refused => {}
+                End::Socket(sock) if planted::on(16) && code == RstCode::Lost => {
+                    out.socks.extend([(sock, SockOp::ShutDown), (sock, SockOp::Close)]);
+                }
                 End::Socket(sock) => out.socks.push((sock, SockOp::Abort(code))),
                 End::Session(s) if silent.contains(&s) => {}
                 End::Session(s) => {
@@ -526,7 +546,10 @@ impl Shard {
 
     /// Ends a stream whose halves are both done.
     fn finish_if_done(&mut self, now: Instant, key: StreamKey, by: Side, out: &mut ShardOut) {
-        if !self.streams.get(key).is_some_and(|s| s.halves.iter().all(crate::stream::Half::is_done)) {
+        let Some(s) = self.streams.get(key) else { return };
+        let mut halves = s.halves.iter();
+        let over = if planted::on(14) { halves.any(Half::is_done) } else { halves.all(Half::is_done) };
+        if !over {
             return;
         }
         if let Some(stream) = self.remove(now, key, Terminal::Finished, by, out)

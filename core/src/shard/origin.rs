@@ -9,6 +9,7 @@ use crate::dedup::Terminal;
 use crate::error::RstCode;
 use crate::id::{Cid, Fence, ListenerIx, Name, Secret, SockKey, StreamKey};
 use crate::observed::Side;
+use crate::planted;
 use crate::route::Candidate;
 use crate::stream::{Carrier, End, Half, OpenTimes, Origin, OriginWait, Part, Stream, Waiting};
 use crate::time::Instant;
@@ -137,7 +138,8 @@ impl Shard {
     }
 
     fn send_open(&mut self, now: Instant, key: StreamKey, connector: Name, c: Candidate, out: &mut ShardOut) {
-        let cid = self.mint();
+        let again = planted::on(2009) && self.origin(key).is_some_and(|o| !o.tried.is_empty());
+        let cid = if again { Cid::new(self.incarnation, self.lane, self.minted) } else { self.mint() };
         let granted = initial_window(self.limits.stream_window_initial_bytes, self.pressure);
         let max = self.limits.stream_window_max_bytes;
         let early = self.sessions.get(&c.session).map_or(0, |s| s.initial_window);
