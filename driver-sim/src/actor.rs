@@ -485,7 +485,7 @@ impl World {
         let now = self.now;
         let a = &self.actors[ix as usize];
         let (client, is_client, sock_ix) = (a.client, a.is_client, a.sock);
-        if now < a.read_at || (flow.read_gap == u64::MAX && !healed) {
+        if !healed && (now < a.read_at || flow.read_gap == u64::MAX) {
             return true;
         }
         let half = Half { client, up: !is_client };
@@ -582,11 +582,11 @@ impl World {
         let sock = &self.socks[a.sock as usize];
         let mut next = u64::MAX;
         if !sock.buffered.is_empty() && (healed || other.read_gap != u64::MAX) {
-            next = next.min(a.read_at);
+            next = next.min(if healed { now } else { a.read_at });
         }
         let room = sock.sent - sock.taken < u64::from(plan.buffer);
         if a.wrote < u64::from(mine.total) && room && (a.read >= u64::from(mine.after) || a.eof_seen || healed) {
-            next = next.min(a.write_at);
+            next = next.min(if healed { now } else { a.write_at });
         }
         if let (Some(at), false) = (a.fin_at, a.fin_sent) {
             next = next.min(at);

@@ -276,17 +276,19 @@ impl World {
 
     pub(crate) fn add_hub(&mut self, ix: usize) {
         let drift = self.plan.hubs[ix].drift_ppm;
-        let node = self.add_node(At::Hub(ix as u8), format!("hub-{ix}"), drift, false);
-        self.boot(node);
+        self.add_node(At::Hub(ix as u8), format!("hub-{ix}"), drift, false);
     }
 
     pub(crate) fn add_agent(&mut self, ix: usize) {
-        let (drift, start) = (self.plan.agents[ix].drift_ppm, self.plan.agents[ix].start_ns);
-        let node = self.add_node(At::Agent(ix as u8), format!("agent-{ix}"), drift, false);
-        if start == 0 {
-            self.boot(node);
-        } else {
-            self.at(start, Event::Undo(crate::event::Undo::Restart { node }));
+        let drift = self.plan.agents[ix].drift_ppm;
+        self.add_node(At::Agent(ix as u8), format!("agent-{ix}"), drift, false);
+    }
+
+    /// When a node of the plan starts.
+    pub(crate) fn start_of(&self, ix: u16) -> u64 {
+        match self.nodes[usize::from(ix)].at {
+            At::Hub(_) => 0,
+            At::Agent(n) => self.plan.agents[usize::from(n)].start_ns,
         }
     }
 

@@ -13,7 +13,7 @@ use nowconnect_core::session::TxBatch;
 
 use crate::actor::{Actor, Sock};
 use crate::check::Check;
-use crate::event::{Agenda, Event};
+use crate::event::{Agenda, Event, Undo};
 use crate::faults::{Point, Triggered};
 use crate::marks::Marks;
 use crate::net::{Conn, Net};
@@ -86,7 +86,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(plan: Plan, tape: Tape, trace: Trace) -> Self {
-        let mut world = Self {
+        Self {
             now: 0,
             agenda: Agenda::default(),
             phase: Phase::Safety,
@@ -113,17 +113,24 @@ impl World {
             batch: TxBatch::default(),
             tape,
             plan,
-        };
-        world.start();
-        world
+        }
     }
 
     fn start(&mut self) {
+        self.arm_registry();
         for ix in 0..self.plan.hubs.len() {
             self.add_hub(ix);
         }
         for ix in 0..self.plan.agents.len() {
             self.add_agent(ix);
+        }
+        for ix in 0..self.nodes.len() as u16 {
+            let start = self.start_of(ix);
+            if start == 0 {
+                self.boot(ix);
+            } else {
+                self.at(start, Event::Undo(Undo::Restart { node: ix }));
+            }
         }
         for (ix, c) in self.plan.clients.iter().enumerate() {
             let tie = self.tie.next_u64() as u32;
@@ -149,6 +156,7 @@ impl World {
 
     /// Runs to the end or to the first violation.
     pub(crate) fn run(&mut self) {
+        self.start();
         let limit = self.check.deadline();
         while self.violation.is_none() {
             let Some(at) = self.agenda.next_at() else { break };
