@@ -2,6 +2,8 @@
 //! that take their time, and clients must not see the difference. Then the
 //! races that only delays open, one note at a time.
 
+mod races;
+
 use crate::world::notes::{Form, Pace, in_form};
 
 /// Every number of shards with every pace.
@@ -29,6 +31,7 @@ fn in_every_form(scenario: fn()) {
 
 macro_rules! scenarios {
     ($($name:ident),* $(,)?) => {
+        const SCENARIOS: &[&str] = &[$(stringify!($name)),*];
         $(
             #[test]
             fn $name() {
@@ -68,3 +71,10 @@ scenarios!(
     windows_of_hub_and_agent_may_differ_widely,
     an_expired_token_takes_no_new_streams_until_the_agent_brings_another,
 );
+
+#[test]
+fn no_scenario_is_left_out() {
+    let nodes = include_str!("../nodes.rs");
+    let all = nodes.split("#[test]\nfn ").skip(1).filter_map(|s| s.split('(').next());
+    assert!(all.eq(SCENARIOS.iter().copied()), "every test of nodes.rs runs split, too");
+}

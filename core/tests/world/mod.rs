@@ -157,8 +157,8 @@ pub(crate) struct World {
     batch: TxBatch,
     /// Messages are delivered; false holds them in the network.
     pub(crate) deliver: bool,
-    /// Notes of split hubs stay where they are, but for [`World::carry`].
-    pub(crate) notes_held: bool,
+    /// Hubs whose notes stay where they are, but for [`World::carry`].
+    pub(crate) notes_held: Vec<usize>,
 }
 
 impl Drop for World {
@@ -196,7 +196,7 @@ impl World {
             unreachable: Vec::new(),
             batch: TxBatch::default(),
             deliver: true,
-            notes_held: false,
+            notes_held: Vec::new(),
             token_expires: None,
         }
     }
@@ -385,7 +385,7 @@ impl World {
 
     /// The pace that carries notes at once does so after every call.
     fn carry_at_once(&mut self, n: usize) {
-        if self.notes_held || !matches!(notes::form(), Form::Split(_, Pace::AtOnce)) {
+        if self.notes_held.contains(&n) || !matches!(notes::form(), Form::Split(_, Pace::AtOnce)) {
             return;
         }
         loop {
@@ -409,7 +409,7 @@ impl World {
     fn carry_notes(&mut self, only_one: bool) -> bool {
         let mut worked = false;
         for n in 0..self.nodes.len() {
-            if self.nodes[n].down {
+            if self.nodes[n].down || self.notes_held.contains(&n) {
                 continue;
             }
             if let Some(note) = self.nodes[n].mail.due(self.now) {
@@ -426,7 +426,7 @@ impl World {
     pub(crate) fn step(&mut self) -> bool {
         let worked = self.step_outside();
         let late = matches!(notes::form(), Form::Split(_, Pace::Late));
-        worked | (!self.notes_held && !(late && worked) && self.carry_notes(late))
+        worked | (!(late && worked) && self.carry_notes(late))
     }
 
     /// All but notes.
@@ -668,13 +668,14 @@ impl World {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.nodes
             .iter()
-            .filter(|n| !n.down)
-            .filter_map(|n| {
+            .enumerate()
+            .filter(|(_, n)| !n.down)
+            .filter_map(|(ix, n)| {
                 let due = match &n.machine {
                     Machine::Hub(h) => h.poll_timeout(),
                     Machine::Agent(a) => a.poll_timeout(),
                 };
-                let note = n.mail.next_at().filter(|_| !self.notes_held);
+                let note = n.mail.next_at().filter(|_| !self.notes_held.contains(&ix));
                 [due.map(|d| d.at), note].into_iter().flatten().min()
             })
             .min()
