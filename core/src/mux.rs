@@ -537,10 +537,7 @@ impl Mux {
         let mut unsent = Vec::new();
         while !so.frames.is_empty() {
             for (key, frame) in so.frames.drain(..) {
-                let opens = match &frame {
-                    Frame::Stream { cid, body: Body::Open(_), .. } => Some(*cid),
-                    _ => None,
-                };
+                let opens = if let Frame::Stream { cid, body: Body::Open(_), .. } = &frame { Some(*cid) } else { None };
                 if !self.queue(now, key, frame, out)
                     && let Some(cid) = opens
                 {

@@ -74,8 +74,8 @@ impl Shard {
     ///
     /// # Panics
     /// When an invariant is broken.
-    pub fn check_agrees<'a>(
-        &'a self,
+    pub fn check_agrees(
+        &self,
         sessions: impl Iterator<Item = (SessionKey, bool)>,
         attachments: impl Iterator<Item = Attach>,
     ) {
