@@ -433,11 +433,7 @@ impl Control {
     /// reach by itself now, look at the routes again.
     fn answer_waiting(&mut self, connectors: &[Name], notes: &mut Vec<ControlNote>) {
         for connector in connectors {
-            if let Some(remote) = self.remote.get_mut(connector)
-                && std::mem::take(&mut remote.wanted)
-            {
-                notes.push(ControlNote::RouteAnswer { connector: connector.clone(), result: Ok(()) });
-            }
+            self.answer_wanted(connector, Ok(()), notes);
         }
     }
 

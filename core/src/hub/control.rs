@@ -19,7 +19,7 @@ use crate::principal::AgentGrant;
 use crate::registry::{HubRun, Located, RegistryOp, Token};
 use crate::rng::{Rng, Seed};
 use crate::route::{Candidate, Routes};
-use crate::shard::{ControlNote, Shard, ShardNote};
+use crate::shard::{ControlNote, ShardNote};
 use crate::time::{Deadline, Instant};
 use crate::wire::{ConnectorAd, Frame, Plane, Status};
 
@@ -81,8 +81,8 @@ pub(super) struct Remote {
     /// When it is asked again by itself; `None`: with the next renewal that succeeds.
     pub(super) next: Option<Instant>,
     pub(super) asking: bool,
-    /// Shards wait for this lookup's answer.
-    pub(super) wanted: bool,
+    /// Shards that wait for this lookup's answer, with their latest question.
+    pub(super) wanted: BTreeMap<u8, u64>,
     /// What waits must not be answered by a lookup sent before.
     pub(super) again: bool,
 }
@@ -327,14 +327,15 @@ impl Control {
         self.lose(now, key, CloseCode::Protocol, mux, notes, out);
     }
 
-    /// What became of a session's connection.
+    /// What became of a session's connection. `streams_wait`: a shard has
+    /// streams on it, as a hint.
     pub(super) fn on_session_news(
         &mut self,
         now: Instant,
         news: SessionNews,
         mux: &mut Mux,
         notes: &mut Vec<ControlNote>,
-        shard: &Shard,
+        streams_wait: bool,
         out: &mut NodeOut,
     ) {
         match news {
@@ -349,7 +350,7 @@ impl Control {
                 if let Some(target) = entry.dialled
                     && let Some(p) = self.peers.get_mut(usize::from(target.0))
                 {
-                    p.link.set_streams_wait(now, shard.has_streams(key));
+                    p.link.set_streams_wait(now, streams_wait);
                     p.link.on_event(now, crate::link::Event::Lost);
                 }
                 if entry.resume_window.is_zero() {
@@ -415,7 +416,9 @@ impl Control {
         out: &mut NodeOut,
     ) {
         match note {
-            ShardNote::NeedRoute { connector, afresh } => self.on_need_route(now, connector, afresh, notes, out),
+            ShardNote::NeedRoute { connector, afresh, question } => {
+                self.on_need_route(now, connector, afresh, question, notes, out);
+            }
             ShardNote::Misbehaved { session, code } => {
                 if let Some(entry) = mux.get(session) {
                     out.observed.push(Observed::ProtocolViolation {
@@ -518,12 +521,11 @@ impl Control {
         }
     }
 
-    pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, out: &mut NodeOut) {
+    pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         self.draining = true;
-        let mut notes = Vec::new();
         let keys: BTreeSet<SessionKey> = mux.iter().map(|(k, _)| k).collect();
         for key in keys {
-            self.lose(now, key, CloseCode::Shutdown, mux, &mut notes, out);
+            self.lose(now, key, CloseCode::Shutdown, mux, notes, out);
         }
         for p in &mut self.peers {
             p.link.on_event(now, crate::link::Event::Shutdown);

@@ -12,7 +12,7 @@ use crate::mux::{Mux, NodeOut};
 use crate::observed::Observed;
 use crate::planted;
 use crate::registry::{RegistryError, RegistryOp, RegistryReply, RegistryResult, Token};
-use crate::shard::ControlNote;
+use crate::shard::{ControlNote, Question};
 use crate::time::Instant;
 
 /// Failures in a row after which the registry counts as unhealthy.
@@ -224,11 +224,23 @@ impl Control {
         if ok && again && self.look_up(now, connector, out) {
             return;
         }
+        let Some(remote) = self.remote.get(connector) else { return };
+        let known = remote.located.iter().any(|l| l.hub.replica_id != self.run.replica_id);
+        let result = if ok && known || self.exposes(connector) { Ok(()) } else { Err(refusal) };
+        self.answer_wanted(connector, result, notes);
+    }
+
+    /// Answers every shard that waits for this connector.
+    pub(super) fn answer_wanted(
+        &mut self,
+        connector: &Name,
+        result: Result<(), RstCode>,
+        notes: &mut Vec<ControlNote>,
+    ) {
         let Some(remote) = self.remote.get_mut(connector) else { return };
-        if std::mem::take(&mut remote.wanted) {
-            let known = remote.located.iter().any(|l| l.hub.replica_id != self.run.replica_id);
-            let result = if ok && known || self.exposes(connector) { Ok(()) } else { Err(refusal) };
-            notes.push(ControlNote::RouteAnswer { connector: connector.clone(), result });
+        for (shard, number) in std::mem::take(&mut remote.wanted) {
+            let question = Question { shard, number };
+            notes.push(ControlNote::RouteAnswer { connector: connector.clone(), question, result });
         }
     }
 
@@ -242,30 +254,27 @@ impl Control {
         now: Instant,
         connector: Name,
         afresh: bool,
+        question: Question,
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        if !self.routes_across() {
-            let result = Err(self.refusal());
-            notes.push(ControlNote::RouteAnswer { connector, result });
-            return;
-        }
         let unhealthy = !self.registry_healthy && self.registry_failures >= FAILURES_TO_UNHEALTHY;
-        if unhealthy && !planted::on(49) {
-            // Refused at once, not after a time-out (M4, planted bug 49).
-            notes.push(ControlNote::RouteAnswer { connector, result: Err(RstCode::RegistryDown) });
+        if !self.routes_across() || (unhealthy && !planted::on(49)) {
+            // Nobody is asked: what this hub has itself, perhaps since the stream
+            // asked, or nothing. Refused at once, not after a time-out (M4,
+            // planted bug 49).
+            let result = if self.exposes(&connector) { Ok(()) } else { Err(self.refusal()) };
+            notes.push(ControlNote::RouteAnswer { connector, question, result });
             return;
         }
         let remote = self.remote.entry(connector.clone()).or_default();
-        remote.wanted = true;
+        // A shard's questions come in order.
+        remote.wanted.insert(question.shard, question.number);
         // What the streams tried came from an earlier lookup: one that is
         // already under way may be as old.
         remote.again |= afresh && remote.asking;
         if !self.look_up(now, &connector, out) {
-            if let Some(remote) = self.remote.get_mut(&connector) {
-                remote.wanted = false;
-            }
-            notes.push(ControlNote::RouteAnswer { connector, result: Err(RstCode::RegistryDown) });
+            self.answer_wanted(&connector, Err(RstCode::RegistryDown), notes);
         }
     }
 

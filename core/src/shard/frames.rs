@@ -257,7 +257,7 @@ impl Shard {
         if self.draining {
             return Err(RstCode::Draining);
         }
-        if self.streams.len() >= self.limits.max_streams as usize || pending >= self.limits.max_pending_opens {
+        if self.streams_everywhere() >= self.limits.max_streams as usize || pending >= self.limits.max_pending_opens {
             return Err(RstCode::Busy);
         }
         if self.pressure == Pressure::Full {
@@ -289,7 +289,7 @@ impl Shard {
         out.frames.push((session, Frame::stream(cid, epoch, Body::OpenAck { result: Err(code) })));
     }
 
-    fn on_open_ack(
+    pub(super) fn on_open_ack(
         &mut self,
         now: Instant,
         key: StreamKey,

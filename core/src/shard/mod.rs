@@ -16,6 +16,7 @@ mod frames;
 mod note;
 mod origin;
 mod pass;
+mod share;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use note::{Attach, ControlNote, SessionUp, ShardNote};
+pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShardNote};
+pub use share::{Elsewhere, shard_of_lane};
 
 use crate::config::{Limits, ListenerConfig, OpenTimers};
 use crate::credit::Pressure;
@@ -145,7 +147,10 @@ pub struct Shard {
     attachments: BTreeMap<AgentId, BTreeMap<SessionKey, Attach>>,
     routes: Arc<Routes>,
     load: BTreeMap<Fence, u64>,
-    waiting_route: BTreeMap<Name, BTreeSet<StreamKey>>,
+    /// With the number of the question each stream asked.
+    waiting_route: BTreeMap<Name, BTreeMap<StreamKey, u64>>,
+    questions: u64,
+    elsewhere: Elsewhere,
     timers: BTreeSet<(Instant, StreamKey)>,
     dedup: Dedup,
     pressure: Pressure,
@@ -189,6 +194,8 @@ impl Shard {
             routes: Arc::default(),
             load: BTreeMap::new(),
             waiting_route: BTreeMap::new(),
+            questions: 0,
+            elsewhere: Elsewhere::default(),
             timers: BTreeSet::new(),
             pressure: Pressure::Low,
             throttled: BTreeSet::new(),
@@ -254,7 +261,9 @@ impl Shard {
     pub fn on_note(&mut self, now: Instant, note: ControlNote, out: &mut ShardOut) {
         match note {
             ControlNote::Routes(routes) => self.routes = routes,
-            ControlNote::RouteAnswer { connector, result } => self.on_route_answer(now, &connector, result, out),
+            ControlNote::RouteAnswer { connector, question, result } => {
+                self.on_route_answer(now, &connector, question.number, result, out);
+            }
             ControlNote::SessionUp(up) => {
                 self.sessions.insert(
                     up.session,
