@@ -153,7 +153,7 @@ impl World {
         opening.retain(|client| {
             let Some(actor) = self.pairs.get(client).and_then(|p| p[0]) else { return false };
             let Some(key) = self.socks[self.actors[actor as usize].sock as usize].stream else { return false };
-            let Some(stream) = self.nodes[usize::from(ix)].hub().and_then(|h| h.shard().stream(key)) else {
+            let Some(stream) = self.nodes[usize::from(ix)].machine.as_ref().and_then(|m| m.stream(key)) else {
                 return false;
             };
             let (cid, open) = (stream.cid, stream.open);
@@ -369,7 +369,7 @@ impl World {
         self.check_calm();
         for ix in 0..self.nodes.len() {
             let Some(m) = &self.nodes[ix].machine else { continue };
-            let (streams, held) = (m.shard().streams(), m.mux().budget().held());
+            let (streams, held) = (m.streams(), m.mux().budget().held());
             if streams > 0 {
                 return self.fail("B5", format!("node {ix} still has {streams} streams"));
             }
@@ -405,10 +405,12 @@ impl World {
     pub(crate) fn collect_marks(&mut self) {
         for ix in 0..self.nodes.len() {
             let Some(m) = &self.nodes[ix].machine else { continue };
-            let c = m.shard().counters();
-            self.marks.add(Mark::EpochMismatch, c.epoch_mismatch);
-            self.marks.add(Mark::DuplicateDropped, c.duplicates);
-            self.marks.add(Mark::BudgetPressure, c.paused_budget);
+            for shard in m.shards() {
+                let c = shard.counters();
+                self.marks.add(Mark::EpochMismatch, c.epoch_mismatch);
+                self.marks.add(Mark::DuplicateDropped, c.duplicates);
+                self.marks.add(Mark::BudgetPressure, c.paused_budget);
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BinaryHeap;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{StreamKey, TargetIx};
 use nowconnect_core::registry::{RegistryResult, Token};
+use nowconnect_core::shard::Addressee;
 
 use crate::registry::Step;
 
@@ -44,7 +45,7 @@ pub(crate) enum Event {
     /// The registry's reply reached the hub.
     Reply { node: u16, run: u32, token: Token, result: Box<RegistryResult> },
     /// A note inside a split hub is due.
-    Note { node: u16, run: u32 },
+    Note { node: u16, run: u32, to: Addressee },
     /// Fault number n of the plan.
     Fault { ix: u32 },
     /// The end of something lasting.

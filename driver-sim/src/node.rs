@@ -2,7 +2,7 @@
 //! deadline, and lets it crash and come back. The same four jobs as the tokio
 //! driver's `node.rs`, on virtual time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +16,14 @@ use nowconnect_core::id::{AgentId, ConnKey, Name, StreamKey};
 use nowconnect_core::mux::{Input, Mux, NodeOut};
 use nowconnect_core::rng::Seed;
 use nowconnect_core::session::{TxBatch, TxState};
-use nowconnect_core::shard::Shard;
+use nowconnect_core::shard::{Addressee, Note, Shard};
+use nowconnect_core::stream::Stream;
 use nowconnect_core::time::{Deadline, Instant};
 
 use crate::event::Event;
 use crate::faults::At;
 use crate::plan::{AgentPlan, HubPlan, ModePlan, Plan};
-use crate::world::World;
+use crate::world::{Phase, World};
 
 /// Calls of `handle_timeout` in a row at one instant that are no busy loop:
 /// chunked work (256 streams a call) comes back at once.
@@ -71,8 +72,18 @@ impl Machine {
     pub(crate) fn mux(&self) -> &Mux {
         both!(self, m => m.mux())
     }
-    pub(crate) fn shard(&self) -> &Shard {
-        both!(self, m => m.shard())
+    /// The shards: several of a split hub.
+    pub(crate) fn shards(&self) -> &[Shard] {
+        match self {
+            Self::Hub(h) => h.shards(),
+            Self::Agent(a) => std::slice::from_ref(a.shard()),
+        }
+    }
+    pub(crate) fn stream(&self, key: StreamKey) -> Option<&Stream> {
+        self.shards().iter().find_map(|s| s.stream(key))
+    }
+    pub(crate) fn streams(&self) -> usize {
+        self.shards().iter().map(Shard::streams).sum()
     }
     pub(crate) fn check_invariants(&self) {
         both!(self, m => m.check_invariants());
@@ -110,6 +121,8 @@ pub(crate) struct Node {
     /// It will not come back before the healing.
     pub(crate) targets_down: Option<bool>,
     pub(crate) drained: bool,
+    /// Notes inside a split hub, and when the last of each queue is due.
+    notes: BTreeMap<Addressee, (u64, VecDeque<Note>)>,
     /// Clients whose OPEN is not answered yet.
     pub(crate) opening: Vec<u32>,
 }
@@ -269,6 +282,7 @@ impl World {
             is_clone,
             targets_down: None,
             drained: false,
+            notes: BTreeMap::new(),
             opening: Vec::new(),
         });
         (self.nodes.len() - 1) as u16
@@ -319,6 +333,8 @@ impl World {
         node.drained = false;
         node.armed = None;
         node.out = NodeOut::default();
+        node.notes.clear();
+        node.opening.clear();
         let (at, run) = (node.at, node.run);
         let lane = self.tape.lane("machine", (u64::from(ix) << 32) | u64::from(run)).next_u64();
         let (now, seed) = (node.clock(self.now), Seed::from_u64(lane));
@@ -327,7 +343,11 @@ impl World {
             At::Hub(n) => {
                 let h = &self.plan.hubs[usize::from(n)];
                 let config = Arc::new(hub_config(&self.plan, usize::from(n), h));
-                Machine::Hub(Hub::new(config, seed, now, &mut out))
+                Machine::Hub(if h.shards == 0 {
+                    Hub::new(config, seed, now, &mut out)
+                } else {
+                    Hub::split(config, seed, now, h.shards, &mut out)
+                })
             }
             At::Agent(n) => {
                 let a = &self.plan.agents[usize::from(n)];
@@ -363,8 +383,39 @@ impl World {
         }
     }
 
+    /// A note inside a split hub is on its way: first in, first out for each
+    /// addressee, after a drawn delay. Inside `settle`.
+    fn post_note(&mut self, ix: u16, note: Note) {
+        let to = note.addressee();
+        let longest = match self.nodes[usize::from(ix)].at {
+            At::Hub(n) => self.plan.hubs[usize::from(n)].note_delay_ns,
+            At::Agent(_) => 0,
+        };
+        let delay = if self.phase == Phase::Safety { self.draws.below(longest + 1) } else { 0 };
+        let now = self.now;
+        let node = &mut self.nodes[usize::from(ix)];
+        let run = node.run;
+        let (last, queue) = node.notes.entry(to).or_default();
+        *last = (*last + 1).max(now + delay);
+        queue.push_back(note);
+        let at = *last;
+        self.at(at, Event::Note { node: ix, run, to });
+    }
+
     /// A note inside a split hub is due.
-    pub(crate) fn on_note(&mut self, _ix: u16, _run: u32) {}
+    pub(crate) fn on_note(&mut self, ix: u16, run: u32, to: Addressee) {
+        let now = self.now;
+        let node = &mut self.nodes[usize::from(ix)];
+        if node.run != run {
+            return;
+        }
+        let at = node.clock(now);
+        let Some(note) = node.notes.get_mut(&to).and_then(|(_, q)| q.pop_front()) else { return };
+        let Some(Machine::Hub(hub)) = &mut node.machine else { return };
+        hub.on_note(at, note, &mut node.out);
+        self.marks.hit(crate::marks::Mark::Split);
+        self.settle(ix);
+    }
 
     pub(crate) fn on_timer(&mut self, ix: u16, run: u32) {
         let now = self.now;
@@ -439,6 +490,9 @@ impl World {
         for (token, op) in out.registry.drain(..) {
             self.ask_registry(ix, token, op);
         }
+        for note in out.notes.drain(..) {
+            self.post_note(ix, note);
+        }
         if std::mem::take(&mut out.drained) {
             self.nodes[usize::from(ix)].drained = true;
         }
@@ -488,5 +542,6 @@ const fn is_quiet(out: &NodeOut) -> bool {
         && out.targets.is_empty()
         && out.registry.is_empty()
         && out.observed.is_empty()
+        && out.notes.is_empty()
         && !out.drained
 }

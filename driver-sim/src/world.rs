@@ -270,7 +270,7 @@ impl World {
             Event::Target { node, run, stream, client, result } => self.on_target(node, run, stream, client, result),
             Event::Registry(step) => self.on_registry_step(step),
             Event::Reply { node, run, token, result } => self.on_registry_reply(node, run, token, *result),
-            Event::Note { node, run } => self.on_note(node, run),
+            Event::Note { node, run, to } => self.on_note(node, run, to),
             Event::Fault { ix } => self.on_fault(ix),
             Event::Undo(undo) => self.on_undo(undo),
             Event::Unhold { node } => self.unhold(node),
