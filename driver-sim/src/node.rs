@@ -80,7 +80,10 @@ impl Machine {
         }
     }
     pub(crate) fn stream(&self, key: StreamKey) -> Option<&Stream> {
-        self.shards().iter().find_map(|s| s.stream(key))
+        match self {
+            Self::Hub(h) => h.stream(key),
+            Self::Agent(a) => a.shard().stream(key),
+        }
     }
     pub(crate) fn streams(&self) -> usize {
         self.shards().iter().map(Shard::streams).sum()

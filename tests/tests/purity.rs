@@ -41,6 +41,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "route",
             "session",
             "shard",
+            "stream",
             "time",
             "wire",
         ],

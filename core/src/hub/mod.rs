@@ -31,6 +31,7 @@ use crate::registry::HubRun;
 use crate::rng::Seed;
 use crate::session::{TxBatch, TxState};
 use crate::shard::{ControlNote, Role, Shard, ShardNote, shard_of_lane};
+use crate::stream::Stream;
 use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
@@ -224,6 +225,13 @@ impl Hub {
     pub fn read_budget(&mut self, stream: StreamKey) -> usize {
         let (ix, key) = stream.parts();
         self.shards.get_mut(usize::from(ix)).map_or(0, |s| s.read_budget(key))
+    }
+
+    /// A stream, for tests and `status`.
+    #[must_use]
+    pub fn stream(&self, key: StreamKey) -> Option<&Stream> {
+        let (ix, key) = key.parts();
+        self.shards.get(usize::from(ix))?.stream(key)
     }
 
     /// Lets notes, news and frames run between the parts until all is quiet.
