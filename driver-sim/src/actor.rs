@@ -269,6 +269,8 @@ impl World {
             }
             SockOp::Close => {
                 sock.closed = true;
+                // Closing ends the node's direction too, if nothing did before.
+                sock.shut = true;
                 let unread = sock.sent > sock.taken || !sock.queue.is_empty();
                 self.line(Some(client), || format!("its {} socket is closed", side(is_client)));
                 if unread {

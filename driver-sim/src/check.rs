@@ -191,6 +191,11 @@ impl World {
         }
         let peer = self.pairs.get(&client).and_then(|p| p[usize::from(is_client)]);
         let Some(peer) = peer.map(|p| &self.actors[p as usize]) else {
+            // A probe of a first-byte listener comes and goes unseen (semantics 3).
+            let plan = self.client_plan(client);
+            if is_client && plan.up.total == 0 && read == 0 && self.plan.hubs[usize::from(plan.hub)].first_byte {
+                return;
+            }
             return self.fail("S2", format!("client {client} was shown an end without a target"));
         };
         if !peer.fin_sent || peer.wrote != read {
