@@ -118,10 +118,11 @@ pub(crate) struct Node {
     timeouts_at: u64,
     timeouts: u32,
     pub(crate) drift_ppm: i32,
-    /// Conns of this process that have something to write.
     /// A second process of an agent, on borrowed time.
     pub(crate) is_clone: bool,
-    /// It will not come back before the healing.
+    /// A mode other than the plan's, until the healing.
+    pub(crate) mode: Option<ModePlan>,
+    /// What its targets do instead of the plan: refuse, or hang.
     pub(crate) targets_down: Option<bool>,
     pub(crate) drained: bool,
     /// Notes inside a split hub, and when the last of each queue is due.
@@ -135,6 +136,9 @@ impl Node {
     /// instant for "never".
     pub(crate) fn clock(&self, now: u64) -> Instant {
         let real = now.saturating_sub(self.started);
+        if self.drift_ppm == 0 {
+            return Instant::from_nanos(1 + real);
+        }
         let drift = (i128::from(real) * i128::from(self.drift_ppm) / 1_000_000) as i64;
         Instant::from_nanos(1 + real.saturating_add_signed(drift))
     }
@@ -142,6 +146,9 @@ impl Node {
     /// The first moment of the world at which the clock shows `at` or later.
     fn when(&self, at: Instant) -> u64 {
         let shown = at.as_nanos().saturating_sub(1);
+        if self.drift_ppm == 0 {
+            return self.started.saturating_add(shown);
+        }
         let scale = 1_000_000 + i128::from(self.drift_ppm);
         let real = (i128::from(shown) * 1_000_000 / scale) as u64;
         let mut t = self.started.saturating_add(real.saturating_sub(2));
@@ -283,6 +290,7 @@ impl World {
             timeouts: 0,
             drift_ppm,
             is_clone,
+            mode: None,
             targets_down: None,
             drained: false,
             notes: BTreeMap::new(),
@@ -345,7 +353,11 @@ impl World {
         let machine = match at {
             At::Hub(n) => {
                 let h = &self.plan.hubs[usize::from(n)];
-                let config = Arc::new(hub_config(&self.plan, usize::from(n), h));
+                let mut config = hub_config(&self.plan, usize::from(n), h);
+                if let Some(m) = node.mode {
+                    config.mode = mode(m);
+                }
+                let config = Arc::new(config);
                 Machine::Hub(if h.shards == 0 {
                     Hub::new(config, seed, now, &mut out)
                 } else {
