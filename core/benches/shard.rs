@@ -2,6 +2,7 @@
 //! alone: the gate is 60 ns at 1,000 streams and 150 ns at 100,000. `relay` is
 //! a hub's sessions and shard together, from a message in to a message out.
 //! `poll_timeout` has a gate of 20 ns.
+#![expect(clippy::disallowed_methods, reason = "a bench measures time")]
 
 mod fixture;
 

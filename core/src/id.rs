@@ -306,13 +306,41 @@ macro_rules! local_key {
 local_key!(
     /// A session of this node; a new session gets a new generation.
     SessionKey,
-    /// A stream of this node, meaningful only inside its shard.
+    /// A stream of this node. Opaque outside of it; a hub's key also says which
+    /// shard has the stream, see [`StreamKey::in_shard`].
     StreamKey,
     /// A WebSocket connection, minted by the driver.
     ConnKey,
     /// A client or target TCP connection, minted by the driver.
     SockKey
 );
+
+/// Low bits of a stream key's index that count inside its shard; the others
+/// number the shard.
+const STREAM_IX_BITS: u32 = 29;
+
+/// Shards one hub may be split into: what the key of a stream can tell apart.
+pub const SHARDS_MAX: u8 = 1 << (u32::BITS - STREAM_IX_BITS);
+
+impl StreamKey {
+    /// A shard's own key as the hub shows it, so that keys of different shards
+    /// never collide. Shard 0 changes nothing: a whole hub's keys are its
+    /// shard's own. No limit allows 2^29 streams in one shard.
+    #[must_use]
+    pub const fn in_shard(self, shard: u8) -> Self {
+        debug_assert!(self.ix >> STREAM_IX_BITS == 0 && shard < SHARDS_MAX);
+        Self { ix: self.ix | ((shard as u32) << STREAM_IX_BITS), generation: self.generation }
+    }
+
+    /// Which shard has the stream, and its key there.
+    #[must_use]
+    pub const fn parts(self) -> (u8, Self) {
+        let ix = self.ix & ((1 << STREAM_IX_BITS) - 1);
+        ((self.ix >> STREAM_IX_BITS) as u8, Self { ix, generation: self.generation })
+    }
+}
+
+const _: () = assert!(size_of::<StreamKey>() == 8);
 
 /// Which configured peer (hub: a mesh peer; agent: a hub) a dial goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -96,6 +96,7 @@ pub mod id;
 pub mod link;
 pub mod mux;
 pub mod observed;
+pub mod planted;
 pub mod principal;
 pub mod registry;
 pub mod rng;

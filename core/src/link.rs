@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::config::Backoff;
+use crate::planted;
 use crate::rng::{Rng, Seed};
 use crate::time::{Deadline, Instant};
 
@@ -266,7 +267,8 @@ impl Link {
         match (self.state, event) {
             (State::Connecting, Event::Failed) => {}
             (State::Established, Event::Lost) => {
-                if now.since(self.since) >= self.backoff.initial.saturating_mul(LASTED_INITIAL_DELAYS) {
+                let lasted = now.since(self.since) >= self.backoff.initial.saturating_mul(LASTED_INITIAL_DELAYS);
+                if lasted && !planted::on(42) {
                     self.attempts = 0;
                     self.base = self.backoff.initial;
                     self.errors += 1;

@@ -6,6 +6,8 @@
 //! the session's caps), B3 and B5. Knows nothing of agents, registries and
 //! routes: what a lost session means is for control to say.
 
+mod split;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -15,13 +17,14 @@ use crate::credit::Budget;
 use crate::error::{CloseCode, ProtocolError, RstCode};
 use crate::id::{AgentId, ConnKey, Incarnation, Instance, Name, SessionId, SessionKey, SockKey, StreamKey, TargetIx};
 use crate::observed::Observed;
+use crate::planted;
 use crate::principal::{HubGrant, Principal};
 use crate::registry::{RegistryOp, RegistryResult, Token};
 use crate::session::{Released, Session, SessionEvent, TxBatch, TxMessage, TxState};
-use crate::shard::{ControlNote, Shard, ShardOut, SockEvent, SockOp};
+use crate::shard::{ControlNote, Note, Shard, ShardNote, ShardOut, SockEvent, SockOp};
 use crate::slots::Slots;
 use crate::time::{Deadline, Instant};
-use crate::wire::{Dialect, Frame, Plane};
+use crate::wire::{Body, Dialect, Frame, Plane};
 
 /// What happened outside a node.
 #[derive(Clone, Debug)]
@@ -109,6 +112,9 @@ pub struct NodeOut {
     pub registry: Vec<(Token, RegistryOp)>,
     /// Events.
     pub observed: Vec<Observed>,
+    /// Notes of a split hub, to be given back with `on_note`: to each addressee
+    /// in this order, after any time. Always empty otherwise.
+    pub notes: Vec<Note>,
     /// Every stream is gone after `Drain`.
     pub drained: bool,
 }
@@ -347,7 +353,9 @@ impl Mux {
         let before = self.next_deadline(key);
         let entry = self.sessions.get_mut(key)?;
         let old = entry.conn.replace(conn);
-        if let Some(old) = old {
+        if let Some(old) = old
+            && !planted::on(2005)
+        {
             self.carried.remove(&old);
         }
         self.carried.insert(conn, key);
@@ -364,7 +372,12 @@ impl Mux {
 
     /// Queues a frame on a session; stale keys are ignored (C5).
     pub fn send(&mut self, now: Instant, key: SessionKey, frame: Frame, out: &mut NodeOut) {
-        let Some(entry) = self.sessions.get_mut(key) else { return };
+        self.queue(now, key, frame, out);
+    }
+
+    /// [`Self::send`]; false if there is no such session.
+    fn queue(&mut self, now: Instant, key: SessionKey, frame: Frame, out: &mut NodeOut) -> bool {
+        let Some(entry) = self.sessions.get_mut(key) else { return false };
         entry.session.send(now, frame, &mut self.released);
         if let Some(conn) = entry.conn
             && out.wake.last() != Some(&conn)
@@ -373,6 +386,7 @@ impl Mux {
         }
         // What is queued moves no timer of a session.
         self.account(key);
+        true
     }
 
     /// A connection ended. Its session, if any, is suspended.
@@ -391,6 +405,9 @@ impl Mux {
         self.touched.push(key);
         self.totals[plane_ix(entry.plane)].suspended += 1;
         news.push(SessionNews::Suspended { key, cause });
+        if planted::on(2004) && cause == CloseCode::Dead {
+            return;
+        }
         self.rearm(key, before);
     }
 
@@ -401,7 +418,9 @@ impl Mux {
         }
         let entry = self.sessions.remove(key)?;
         self.by_id.remove(&entry.session.id());
-        self.session_held -= entry.held;
+        if !planted::on(32) || entry.conn.is_some() {
+            self.session_held -= entry.held;
+        }
         if let Some(conn) = entry.conn {
             self.carried.remove(&conn);
             self.close(conn, entry.session.dialect(), cause, 0, out);
@@ -470,6 +489,23 @@ impl Mux {
         shard: &mut Shard,
         out: &mut NodeOut,
     ) -> TxState {
+        let (state, session) = self.take_messages(now, conn, budget_bytes, batch);
+        let Some(key) = session else { return state };
+        for r in self.released.drain(..) {
+            shard.on_released(now, r.cid, key, r.bytes, &mut self.shard_out);
+        }
+        self.flush_shard(now, shard, out, &mut Vec::new());
+        state
+    }
+
+    /// The messages themselves; what left the session's queue is in `released`.
+    fn take_messages(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        budget_bytes: usize,
+        batch: &mut TxBatch,
+    ) -> (TxState, Option<SessionKey>) {
         if let Some(outbox) = self.outboxes.get_mut(&conn) {
             while let Some(m) = outbox.messages.pop_front() {
                 let len = m.len();
@@ -478,49 +514,56 @@ impl Mux {
             }
             self.outboxes.remove(&conn);
         }
-        let Some(&key) = self.carried.get(&conn) else { return TxState::Idle };
+        let Some(&key) = self.carried.get(&conn) else { return (TxState::Idle, None) };
         let before = self.next_deadline(key);
-        let Some(entry) = self.sessions.get_mut(key) else { return TxState::Idle };
+        let Some(entry) = self.sessions.get_mut(key) else { return (TxState::Idle, None) };
         let state = entry.session.poll_transmit(now, budget_bytes, batch, &mut self.released);
-        for r in self.released.drain(..) {
-            shard.on_released(now, r.cid, key, r.bytes, &mut self.shard_out);
-        }
         self.account(key);
         self.rearm(key, before);
-        self.flush_shard(now, shard, out, &mut Vec::new());
-        state
+        (state, Some(key))
     }
 
     /// Carries out what the shard wants: frames into sessions, the rest to the
     /// caller. Notes for control are appended to `notes`.
-    pub fn flush_shard(
-        &mut self,
-        now: Instant,
-        shard: &mut Shard,
-        out: &mut NodeOut,
-        notes: &mut Vec<crate::shard::ShardNote>,
-    ) {
-        let mut so = std::mem::take(&mut self.shard_out);
-        while !so.frames.is_empty() {
-            for (key, frame) in so.frames.drain(..) {
-                self.send(now, key, frame, out);
-                // Discarded by a reset: the stream is gone, nobody waits for it.
-                self.released.clear();
-            }
-        }
-        out.socks.append(&mut so.socks);
-        out.targets.append(&mut so.targets);
-        out.observed.append(&mut so.observed);
-        for note in so.notes.drain(..) {
-            if note == crate::shard::ShardNote::Drained {
+    pub fn flush_shard(&mut self, now: Instant, shard: &mut Shard, out: &mut NodeOut, notes: &mut Vec<ShardNote>) {
+        self.carry_out(now, shard, out);
+        for note in self.shard_out.notes.drain(..) {
+            if note == ShardNote::Drained {
                 out.drained = true;
             } else {
                 notes.push(note);
             }
         }
-        self.shard_out = so;
         self.budget.set_held(self.session_held + shard.held_bytes());
         shard.set_pressure(now, self.budget.pressure());
+    }
+
+    /// Frames into sessions, sockets, targets and events to the caller; the
+    /// notes stay in the shard's output.
+    fn carry_out(&mut self, now: Instant, shard: &mut Shard, out: &mut NodeOut) {
+        let mut so = std::mem::take(&mut self.shard_out);
+        let mut unsent = Vec::new();
+        while !so.frames.is_empty() {
+            for (key, frame) in so.frames.drain(..) {
+                let opens = if let Frame::Stream { cid, body: Body::Open(_), .. } = &frame { Some(*cid) } else { None };
+                if !self.queue(now, key, frame, out)
+                    && let Some(cid) = opens
+                {
+                    unsent.push((key, cid));
+                }
+                // Discarded by a reset: the stream is gone, nobody waits for it.
+                self.released.clear();
+            }
+            // The shard has not heard yet that this session is over. What was
+            // never sent may go to the next candidate; each is tried once.
+            for (key, cid) in unsent.drain(..) {
+                shard.on_unsent(now, key, cid, &mut so);
+            }
+        }
+        out.socks.append(&mut so.socks);
+        out.targets.append(&mut so.targets);
+        out.observed.append(&mut so.observed);
+        self.shard_out = so;
     }
 
     /// The shard's output vector, for calls into the shard between flushes.

@@ -251,3 +251,56 @@ pub struct ShardCounters {
     /// Streams reset to free memory.
     pub budget_resets: u64,
 }
+
+impl ShardCounters {
+    /// Adds the totals of another shard of the same node.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            opened_local,
+            opened_mesh,
+            open_failures,
+            finished,
+            reset,
+            carried,
+            bytes_from_sockets,
+            bytes_to_sockets,
+            epoch_mismatch,
+            duplicates,
+            wrong_session,
+            unknown,
+            glitches,
+            flow_violations,
+            paused_credit,
+            paused_queue,
+            paused_budget,
+            budget_resets,
+        } = other;
+        for (sum, row) in [(&mut self.opened_local, opened_local), (&mut self.opened_mesh, opened_mesh)] {
+            sum.resize(sum.len().max(row.len()), 0);
+            sum.iter_mut().zip(row).for_each(|(sum, n)| *sum += n);
+        }
+        self.open_failures.resize(self.open_failures.len().max(open_failures.len()), [0; 32]);
+        for (sum, row) in self.open_failures.iter_mut().zip(open_failures) {
+            sum.iter_mut().zip(row).for_each(|(sum, n)| *sum += n);
+        }
+        self.reset.iter_mut().zip(reset).for_each(|(sum, n)| *sum += n);
+        for (sum, n) in [
+            (&mut self.finished, finished),
+            (&mut self.carried, carried),
+            (&mut self.bytes_from_sockets, bytes_from_sockets),
+            (&mut self.bytes_to_sockets, bytes_to_sockets),
+            (&mut self.epoch_mismatch, epoch_mismatch),
+            (&mut self.duplicates, duplicates),
+            (&mut self.wrong_session, wrong_session),
+            (&mut self.unknown, unknown),
+            (&mut self.glitches, glitches),
+            (&mut self.flow_violations, flow_violations),
+            (&mut self.paused_credit, paused_credit),
+            (&mut self.paused_queue, paused_queue),
+            (&mut self.paused_budget, paused_budget),
+            (&mut self.budget_resets, budget_resets),
+        ] {
+            *sum += n;
+        }
+    }
+}

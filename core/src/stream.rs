@@ -14,6 +14,7 @@ use bytes::Bytes;
 use crate::credit::RecvWindow;
 use crate::error::RstCode;
 use crate::id::{Cid, Fence, ListenerIx, SessionKey, SockKey};
+use crate::planted;
 use crate::time::Instant;
 
 /// What is at one end of a stream.
@@ -203,12 +204,12 @@ impl Half {
 
     /// Judges DATA without changing anything.
     #[must_use]
-    pub const fn judge_data(&self, off: u64, len: u64) -> DataVerdict {
+    pub fn judge_data(&self, off: u64, len: u64) -> DataVerdict {
         let Some(end) = off.checked_add(len) else { return DataVerdict::OverCredit };
         if !matches!(self.state, HalfState::Open) {
             return if end <= self.next { DataVerdict::Duplicate } else { DataVerdict::AfterFin };
         }
-        if end <= self.next {
+        if end < self.next || (end == self.next && !planted::on(12)) {
             return DataVerdict::Duplicate;
         }
         if off > self.next {
@@ -217,7 +218,9 @@ impl Half {
         if end > self.granted {
             return DataVerdict::OverCredit;
         }
-        DataVerdict::Deliver { skip: (self.next - off) as usize }
+        let skip = self.next - off;
+        let skip = if planted::on(12) { skip.min(len.saturating_sub(1)) } else { skip };
+        DataVerdict::Deliver { skip: skip as usize }
     }
 
     /// Judges FIN without changing anything.

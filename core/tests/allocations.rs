@@ -4,6 +4,7 @@
 //! hundred thousand idle clients must fit a small machine (B5). Counted by the
 //! allocator itself, so the bounds hold on any machine; one test, because the
 //! count is the process's.
+#![expect(clippy::print_stdout, reason = "the numbers are the point of a run by hand")]
 
 #[path = "../benches/fixture/mod.rs"]
 mod fixture;

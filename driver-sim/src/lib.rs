@@ -1,5 +1,27 @@
 //! Deterministic simulation driver: runs the same `Hub`, `Agent` and `Session`
-//! objects as production over a virtual network, clock and registry.
+//! objects as production over a virtual network, clock and registry, breaks
+//! what can break, and checks what must hold.
 //!
-//! The simulator itself comes with its own issue; this crate exists so that the
-//! workspace, its lints and the purity tests cover it from the first day.
+//! A seed becomes a [`tape`], the tape a [`plan`], the plan a [`run`]. Nothing
+//! here reads a clock, opens a socket or draws outside the tape, so a seed is a
+//! run, for ever (D1).
+
+mod actor;
+mod check;
+mod event;
+pub mod faults;
+mod inject;
+pub mod marks;
+mod net;
+mod node;
+mod payload;
+pub mod plan;
+pub mod profile;
+pub mod registry;
+pub mod run;
+mod scenario;
+pub mod tape;
+pub mod trace;
+mod world;
+
+pub use world::Violation;

@@ -1,18 +1,16 @@
-//! What hubs and agents have in common at a scrape: the totals of the shard
+//! What hubs and agents have in common at a scrape: the totals of the shards
 //! and of the sessions, copied from the core's plain integers.
 
 use nowconnect_core::error::RstCode;
 use nowconnect_core::mux::Mux;
 use nowconnect_core::observed::{Cause, ShardCounters};
-use nowconnect_core::shard::Shard;
 use nowconnect_core::wire::{FRAME_KINDS, Plane};
 
 use crate::metrics::{Family, Snapshot};
 
-/// Streams, bytes and pauses of a shard.
-pub(crate) fn shard(s: &mut Snapshot, shard: &Shard) {
-    let c = shard.counters();
-    s.add(Family::Streams, &[], shard.streams() as u64);
+/// Streams, bytes and pauses of the shards.
+pub(crate) fn shards(s: &mut Snapshot, c: &ShardCounters, streams: usize) {
+    s.add(Family::Streams, &[], streams as u64);
     s.add(Family::StreamBytes, &["in"], c.bytes_from_sockets);
     s.add(Family::StreamBytes, &["out"], c.bytes_to_sockets);
     s.add(Family::StreamsCarried, &[], c.carried);

@@ -9,12 +9,13 @@ use crate::error::{CloseCode, RstCode};
 use crate::id::{AgentId, ClaimId, ConnKey, Epoch, Fence, Name, Nonce, SessionKey};
 use crate::mux::{Mux, NodeOut, Peer};
 use crate::observed::Observed;
+use crate::planted;
 use crate::principal::AgentGrant;
 use crate::registry::{Claim, Located, RegistryError, RegistryOp, RegistryReply, RegistryResult};
 use crate::session::Session;
 use crate::shard::{Attach, ControlNote, SessionUp};
 use crate::time::Instant;
-use crate::wire::{Attachment, ConnectorAd, EpochNotice, Frame, Hello, HelloRole, Plane, encode_message};
+use crate::wire::{Attachment, ConnectorAd, EpochNotice, Frame, Hello, HelloAgent, HelloRole, Plane, encode_message};
 
 /// May this grant expose these connectors? (I1, chisel's lesson: also asked at
 /// every change, not at HELLO alone.)
@@ -62,17 +63,8 @@ impl Control {
         if self.is_full(mux) && !self.attachments.contains_key(&agent.agent_id) {
             return self.refuse_handshake(now, conn, CloseCode::Busy, "limits.max_sessions is reached", mux, out);
         }
-        let seen = agent.seen.max(self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default());
-        let claim = Claim {
-            agent_id: agent.agent_id.clone(),
-            instance: agent.instance,
-            hub: self.run.clone(),
-            claim_id: ClaimId(self.rng.next_u128()),
-            nonce: Nonce(self.rng.next_u64()),
-            seen,
-            connectors: agent.connectors.clone(),
-        };
-        let (nonce, agent_id) = (claim.nonce, claim.agent_id.clone());
+        let claim = self.new_claim(agent);
+        let (nonce, seen, agent_id) = (claim.nonce, claim.seen, claim.agent_id.clone());
         if let Some(h) = self.handshakes.get_mut(conn) {
             h.stage = Stage::Claim(Box::new(Claiming { hello, grant }));
         }
@@ -91,6 +83,37 @@ impl Control {
         if !self.ask(now, RegistryOp::Claim(Box::new(claim)), Asked::Claim { conn, agent_id }, out) {
             self.attach_provisionally(now, conn, mux, notes, out);
         }
+    }
+
+    /// The highest epoch that the agent or this hub has seen.
+    fn seen(&self, agent: &HelloAgent) -> Epoch {
+        let own = self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default();
+        if planted::on(2) { own } else { agent.seen.max(own) }
+    }
+
+    fn new_claim(&mut self, agent: &HelloAgent) -> Claim {
+        Claim {
+            agent_id: agent.agent_id.clone(),
+            instance: agent.instance,
+            hub: self.run.clone(),
+            claim_id: ClaimId(self.rng.next_u128()),
+            nonce: Nonce(self.rng.next_u64()),
+            seen: self.seen(agent),
+            connectors: agent.connectors.clone(),
+        }
+    }
+
+    /// Claims a second time, under another id, while the first answer may still
+    /// come (planted bug 3). False if it did so before or nobody waits.
+    pub(super) fn claim_again(&mut self, now: Instant, what: &Asked, out: &mut NodeOut) -> bool {
+        let Asked::Claim { conn, .. } = what else { return false };
+        let Some(Stage::Claim(c)) = self.handshakes.get(*conn).map(|h| &h.stage) else { return false };
+        let HelloRole::Agent(agent) = c.hello.role.clone() else { return false };
+        if self.pending.values().any(|p| p.what == *what) {
+            return false;
+        }
+        let claim = self.new_claim(&agent);
+        self.ask(now, RegistryOp::Claim(Box::new(claim)), what.clone(), out)
     }
 
     pub(super) fn is_full(&self, mux: &Mux) -> bool {
@@ -135,8 +158,7 @@ impl Control {
     ) {
         let Some(Stage::Claim(c)) = self.handshakes.get(conn).map(|h| &h.stage) else { return };
         let HelloRole::Agent(agent) = &c.hello.role else { return };
-        let seen = agent.seen.max(self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default());
-        let fence = Fence { epoch: Epoch(seen.0.saturating_add(1)), nonce: Nonce(self.rng.next_u64()) };
+        let fence = Fence { epoch: Epoch(self.seen(agent).0.saturating_add(1)), nonce: Nonce(self.rng.next_u64()) };
         self.attach(now, conn, fence, false, Vec::new(), mux, notes, out);
     }
 
@@ -163,7 +185,9 @@ impl Control {
         let HelloRole::Agent(agent) = hello.role else { return };
         let takeover = !superseded.is_empty()
             || self.attachments.get(&agent.agent_id).is_some_and(|a| a.instance != agent.instance);
-        if let Some(old) = self.attachments.get(&agent.agent_id) {
+        if let Some(old) = self.attachments.get(&agent.agent_id)
+            && !(planted::on(2008) && old.instance != agent.instance)
+        {
             // Replaced by itself or superseded by another instance: either way
             // one attachment per agent and hub (O1).
             let key = old.session;
@@ -207,7 +231,10 @@ impl Control {
             nonce: fence.nonce,
             firm,
         };
-        let links: Vec<SessionKey> = self.links.values().copied().collect();
+        let mut links: Vec<SessionKey> = self.links.values().copied().collect();
+        if planted::on(56) {
+            planted::hash_order(&mut links);
+        }
         for link in links {
             mux.send(now, link, Frame::Epoch(Box::new(notice.clone())), out);
         }
@@ -318,6 +345,9 @@ impl Control {
             out.observed.push(Observed::TokenExpired { agent_id });
         }
         self.expiry_at = self.attachments.values().filter(|a| !a.expired).filter_map(|a| a.grant.expires).min();
+        if planted::on(2012) {
+            self.expiry_at = None;
+        }
     }
 
     /// The agent came back with another token: it counts from now on, also
@@ -333,7 +363,7 @@ impl Control {
         let unscoped = self.config.insecure_allow_unscoped;
         let Some(a) = self.attachments.get_mut(agent_id) else { return };
         let before = a.open_to().to_vec();
-        a.connectors.retain(|ad| allowed(&grant, std::slice::from_ref(ad), unscoped));
+        a.connectors.retain(|ad| planted::on(54) || allowed(&grant, std::slice::from_ref(ad), unscoped));
         a.expired = grant.expires.is_some_and(|at| at <= now);
         self.expiry_at = [self.expiry_at, grant.expires].into_iter().flatten().min();
         a.grant = grant;
@@ -403,11 +433,7 @@ impl Control {
     /// reach by itself now, look at the routes again.
     fn answer_waiting(&mut self, connectors: &[Name], notes: &mut Vec<ControlNote>) {
         for connector in connectors {
-            if let Some(remote) = self.remote.get_mut(connector)
-                && std::mem::take(&mut remote.wanted)
-            {
-                notes.push(ControlNote::RouteAnswer { connector: connector.clone(), result: Ok(()) });
-            }
+            self.answer_wanted(connector, Ok(()), notes);
         }
     }
 

@@ -10,6 +10,7 @@ use crate::id::{ConnKey, Incarnation, Name, SessionKey, TargetIx};
 use crate::link;
 use crate::mux::{Mux, NodeOut, Peer};
 use crate::observed::Observed;
+use crate::planted;
 use crate::principal::HubGrant;
 use crate::session::{Session, SessionConfig};
 use crate::shard::{ControlNote, SessionUp};
@@ -41,6 +42,7 @@ impl Control {
         }
         let proven = match &grant.dns_names {
             // Exactly the replica id, no suffix, no wildcard (planted bug 55).
+            Some(names) if planted::on(55) => names.iter().any(|n| n.contains(peer.replica_id.as_str())),
             Some(names) => names.iter().any(|n| n == peer.replica_id.as_str()),
             None => self.config.insecure_mesh,
         };
@@ -232,8 +234,12 @@ impl Control {
         let same_run = matches!(&entry.peer, Peer::Hub { incarnation: i, .. } if *i == incarnation);
         let old_is_ours = entry.dialled.is_some();
         let lower_dials = if self.run.replica_id < *replica { new_is_ours } else { !new_is_ours };
+        let lower_dials = lower_dials && !planted::on(39);
         if same_run && entry.conn.is_some() && old_is_ours != new_is_ours && !lower_dials {
             return false;
+        }
+        if planted::on(40) && same_run && entry.conn.is_some() {
+            return true;
         }
         self.lose(now, key, CloseCode::Duplicate, mux, notes, out);
         true

@@ -1,5 +1,7 @@
-//! A hub: control, sessions and shard composed into one machine. The simulator,
-//! fuzzers and the one-core driver run this object.
+//! A hub: control, sessions and shards composed into one machine. The simulator,
+//! fuzzers and the one-core driver run this object. [`Hub::new`] has one shard
+//! and carries notes at once; [`Hub::split`] has several and leaves notes to the
+//! caller, as threads would.
 //!
 //! Contract (checked by tests):
 //! - C1 `now` never decreases. C2 After any call everything due is in `out`;
@@ -15,17 +17,21 @@ mod control;
 mod handshake;
 mod mesh;
 mod registry;
+mod split;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::{HubConfig, Mode};
 use crate::error::RstCode;
 use crate::id::{ConnKey, Incarnation, ListenerIx, Name, SockKey, StreamKey};
 use crate::mux::{Input, Mux, NodeOut, SessionNews};
+use crate::observed::ShardCounters;
 use crate::registry::HubRun;
 use crate::rng::Seed;
 use crate::session::{TxBatch, TxState};
-use crate::shard::{ControlNote, Role, Shard, ShardNote};
+use crate::shard::{ControlNote, Role, Shard, ShardNote, shard_of_lane};
+use crate::stream::Stream;
 use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
@@ -36,7 +42,10 @@ pub use control::{Control, LinkView, TunnelView};
 pub struct Hub {
     control: Control,
     mux: Mux,
-    shard: Shard,
+    /// Exactly one, unless it is split.
+    shards: Vec<Shard>,
+    /// Notes wait for the caller.
+    split: Option<split::Split>,
     notes: Vec<ControlNote>,
     shard_notes: Vec<ShardNote>,
     news: Vec<SessionNews>,
@@ -58,7 +67,8 @@ impl Hub {
         let mut hub = Self {
             mux: Mux::new(config.limits.memory_budget_bytes),
             control: Control::new(config, incarnation, &seed, now),
-            shard,
+            shards: vec![shard],
+            split: None,
             notes: Vec::new(),
             shard_notes: Vec::new(),
             news: Vec::new(),
@@ -79,9 +89,11 @@ impl Hub {
         sock: SockKey,
         out: &mut NodeOut,
     ) -> Result<StreamKey, RstCode> {
-        let result = self.shard.open(now, listener, sock, self.mux.shard_out());
-        self.settle(now, out);
-        result
+        let ix = self.shard_of_client(sock);
+        let Some(shard) = self.shards.get_mut(ix) else { return Err(RstCode::Protocol) };
+        let result = shard.open(now, listener, sock, self.mux.shard_out());
+        self.settle_shard(now, ix, out);
+        result.map(|key| key.in_shard(ix as u8))
     }
 
     /// Takes one input.
@@ -95,7 +107,12 @@ impl Hub {
                 }
             }
             Input::Socket { stream, event } => {
-                self.shard.on_socket(now, stream, event, self.mux.shard_out());
+                let (ix, key) = stream.parts();
+                let ix = usize::from(ix);
+                if let Some(shard) = self.shards.get_mut(ix) {
+                    shard.on_socket(now, key, event, self.mux.shard_out());
+                }
+                return self.settle_shard(now, ix, out);
             }
             Input::Target { .. } => {}
             Input::Connected { target, conn, dialect, peer } => {
@@ -128,11 +145,16 @@ impl Hub {
         let result = self.mux.on_message(now, conn, message, &mut frames, out);
         for frame in frames.drain(..) {
             if let Frame::Stream { cid, epoch, body } = frame {
-                self.shard.on_frame(now, key, cid, epoch, body, self.mux.shard_out());
+                let ix = shard_of_lane(cid.lane(), self.shards.len());
+                if let Some(split) = &mut self.split {
+                    split.post_frame(ix, key, cid, epoch, body, out);
+                } else if let Some(shard) = self.shards.get_mut(ix) {
+                    shard.on_frame(now, key, cid, epoch, body, self.mux.shard_out());
+                }
             } else {
                 self.control.on_frame(now, key, frame, &mut self.mux, &mut self.notes, out);
                 // A stream frame behind it must find what it changed.
-                self.tell_shard(now);
+                self.tell_shards(now, out);
             }
         }
         if let Err(e) = result {
@@ -141,12 +163,19 @@ impl Hub {
         self.frames = frames;
     }
 
-    /// Gives control's notes to the shard. True if there were any.
-    fn tell_shard(&mut self, now: Instant) -> bool {
+    /// Gives control's notes to the shard, or to the caller. True if the shard
+    /// took any.
+    fn tell_shards(&mut self, now: Instant, out: &mut NodeOut) -> bool {
         self.control.publish_routes(&self.mux, &mut self.notes);
+        if let Some(split) = &mut self.split {
+            split.post(self.shards.len(), &mut self.notes, out);
+            return false;
+        }
         let any = !self.notes.is_empty();
         for note in self.notes.drain(..) {
-            self.shard.on_note(now, note, self.mux.shard_out());
+            if let Some(shard) = self.shards.first_mut() {
+                shard.on_note(now, note, self.mux.shard_out());
+            }
         }
         any
     }
@@ -155,7 +184,7 @@ impl Hub {
     pub fn handle_timeout(&mut self, now: Instant, out: &mut NodeOut) {
         self.mux.handle_timeout(now, &mut self.news, out);
         self.control.handle_timeout(now, &mut self.mux, &mut self.notes, out);
-        self.shard.handle_timeout(now, self.mux.shard_out());
+        self.shards_timeout(now, out);
         self.settle(now, out);
     }
 
@@ -163,7 +192,7 @@ impl Hub {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Deadline> {
         Deadline::earliest(
-            self.shard.poll_timeout(),
+            self.shards.iter().fold(None, |due, s| Deadline::earliest(due, s.poll_timeout())),
             Deadline::earliest(self.mux.poll_timeout(), self.control.poll_timeout()),
         )
     }
@@ -177,28 +206,52 @@ impl Hub {
         batch: &mut TxBatch,
         out: &mut NodeOut,
     ) -> TxState {
-        let state = self.mux.poll_transmit(now, conn, budget_bytes, batch, &mut self.shard, out);
+        let state = match (&mut self.split, self.shards.as_mut_slice()) {
+            (None, [shard]) => self.mux.poll_transmit(now, conn, budget_bytes, batch, shard, out),
+            (split, shards) => {
+                let mut notes = Vec::new();
+                let state = self.mux.poll_transmit_split(now, conn, budget_bytes, batch, shards, out, &mut notes);
+                if let Some(split) = split {
+                    split.post_to_control(notes, out);
+                }
+                state
+            }
+        };
         self.settle(now, out);
         state
     }
 
     /// How many bytes may be read from a client now; 0 = wait for `Readable`.
     pub fn read_budget(&mut self, stream: StreamKey) -> usize {
-        self.shard.read_budget(stream)
+        let (ix, key) = stream.parts();
+        self.shards.get_mut(usize::from(ix)).map_or(0, |s| s.read_budget(key))
+    }
+
+    /// A stream, for tests and `status`.
+    #[must_use]
+    pub fn stream(&self, key: StreamKey) -> Option<&Stream> {
+        let (ix, key) = key.parts();
+        self.shards.get(usize::from(ix))?.stream(key)
     }
 
     /// Lets notes, news and frames run between the parts until all is quiet.
     fn settle(&mut self, now: Instant, out: &mut NodeOut) {
         loop {
-            self.mux.flush_shard(now, &mut self.shard, out, &mut self.shard_notes);
+            if self.split.is_some() {
+                self.mux.balance(now, &mut self.shards);
+            } else if let Some(shard) = self.shards.first_mut() {
+                self.mux.flush_shard(now, shard, out, &mut self.shard_notes);
+            }
             for note in std::mem::take(&mut self.shard_notes) {
                 self.control.on_shard_note(now, note, &mut self.mux, &mut self.notes, out);
             }
             for news in std::mem::take(&mut self.news) {
-                self.control.on_session_news(now, news, &mut self.mux, &mut self.notes, &self.shard, out);
+                let (SessionNews::Suspended { key, .. } | SessionNews::Over { key, .. }) = news;
+                let streams_wait = self.shards.iter().any(|s| s.has_streams(key));
+                self.control.on_session_news(now, news, &mut self.mux, &mut self.notes, streams_wait, out);
             }
             self.mux.refresh_usable(now, &mut self.notes);
-            if !self.tell_shard(now) {
+            if !self.tell_shards(now, out) {
                 break;
             }
         }
@@ -210,10 +263,40 @@ impl Hub {
         self.control.run()
     }
 
-    /// The shard, for counters and state.
+    /// The shards, for state; one, unless the hub is split.
     #[must_use]
-    pub const fn shard(&self) -> &Shard {
-        &self.shard
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// Totals of all shards since the start.
+    #[must_use]
+    pub fn counters(&self) -> ShardCounters {
+        let mut sum = ShardCounters::default();
+        self.shards.iter().for_each(|s| sum.add(s.counters()));
+        sum
+    }
+
+    /// Live streams of all shards.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.shards.iter().map(Shard::streams).sum()
+    }
+
+    /// Clients of a listener now, in all shards.
+    #[must_use]
+    pub fn clients(&self, listener: ListenerIx) -> u32 {
+        self.shards.iter().map(|s| s.clients(listener)).sum()
+    }
+
+    /// Streams reset because a peer ignored its limit or offsets, by replica id.
+    #[must_use]
+    pub fn violations_by_peer(&self) -> BTreeMap<&Name, u64> {
+        let mut sum = BTreeMap::new();
+        for (peer, n) in self.shards.iter().flat_map(Shard::violations_by_peer) {
+            *sum.entry(peer).or_default() += n;
+        }
+        sum
     }
 
     /// The sessions, for gauges.
@@ -246,7 +329,10 @@ impl Hub {
     /// When an invariant is broken.
     pub fn check_invariants(&self) {
         self.mux.check_invariants();
-        self.shard.check_invariants();
+        for shard in &self.shards {
+            shard.check_invariants();
+        }
         self.control.check_invariants(&self.mux);
+        self.check_shards();
     }
 }

@@ -10,8 +10,9 @@ use crate::error::RstCode;
 use crate::id::{AgentId, Name};
 use crate::mux::{Mux, NodeOut};
 use crate::observed::Observed;
+use crate::planted;
 use crate::registry::{RegistryError, RegistryOp, RegistryReply, RegistryResult, Token};
-use crate::shard::ControlNote;
+use crate::shard::{ControlNote, Question};
 use crate::time::Instant;
 
 /// Failures in a row after which the registry counts as unhealthy.
@@ -103,7 +104,8 @@ impl Control {
         match result {
             Ok(RegistryReply::Renewed) => {
                 self.registry_failures = 0;
-                self.lease_until = Some(sent.after(self.config.registry.lease));
+                let from = if planted::on(7) { now } else { sent };
+                self.lease_until = Some(from.after(self.config.registry.lease));
                 self.lease_held = true;
                 if self.config.mode == Mode::Active {
                     notes.push(ControlNote::Lease(self.lease_until));
@@ -168,7 +170,7 @@ impl Control {
     }
 
     pub(super) fn look_up_all(&mut self, now: Instant, out: &mut NodeOut) {
-        if self.config.mode != Mode::Active {
+        if !self.routes_across() {
             return;
         }
         let connectors: Vec<Name> = self.remote.keys().cloned().collect();
@@ -182,7 +184,7 @@ impl Control {
 
     /// What is known of an agent's attachments changed: ask anew.
     pub(super) fn forget_lookups(&mut self, now: Instant, _agent_id: &AgentId, out: &mut NodeOut) {
-        if self.config.mode != Mode::Active {
+        if !self.routes_across() {
             return;
         }
         let connectors: Vec<Name> = self.remote.keys().cloned().collect();
@@ -222,11 +224,23 @@ impl Control {
         if ok && again && self.look_up(now, connector, out) {
             return;
         }
+        let Some(remote) = self.remote.get(connector) else { return };
+        let known = remote.located.iter().any(|l| l.hub.replica_id != self.run.replica_id);
+        let result = if ok && known || self.exposes(connector) { Ok(()) } else { Err(refusal) };
+        self.answer_wanted(connector, result, notes);
+    }
+
+    /// Answers every shard that waits for this connector.
+    pub(super) fn answer_wanted(
+        &mut self,
+        connector: &Name,
+        result: Result<(), RstCode>,
+        notes: &mut Vec<ControlNote>,
+    ) {
         let Some(remote) = self.remote.get_mut(connector) else { return };
-        if std::mem::take(&mut remote.wanted) {
-            let known = remote.located.iter().any(|l| l.hub.replica_id != self.run.replica_id);
-            let result = if ok && known || self.exposes(connector) { Ok(()) } else { Err(refusal) };
-            notes.push(ControlNote::RouteAnswer { connector: connector.clone(), result });
+        for (shard, number) in std::mem::take(&mut remote.wanted) {
+            let question = Question { shard, number };
+            notes.push(ControlNote::RouteAnswer { connector: connector.clone(), question, result });
         }
     }
 
@@ -240,34 +254,41 @@ impl Control {
         now: Instant,
         connector: Name,
         afresh: bool,
+        question: Question,
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        if self.config.mode != Mode::Active {
-            let result = Err(self.refusal());
-            notes.push(ControlNote::RouteAnswer { connector, result });
-            return;
-        }
-        if !self.registry_healthy && self.registry_failures >= FAILURES_TO_UNHEALTHY {
-            // Refused at once, not after a time-out (M4, planted bug 49).
-            notes.push(ControlNote::RouteAnswer { connector, result: Err(RstCode::RegistryDown) });
+        let unhealthy = !self.registry_healthy && self.registry_failures >= FAILURES_TO_UNHEALTHY;
+        if !self.routes_across() || (unhealthy && !planted::on(49)) {
+            // Nobody is asked: what this hub has itself, perhaps since the stream
+            // asked, or nothing. Refused at once, not after a time-out (M4,
+            // planted bug 49).
+            let result = if self.exposes(&connector) { Ok(()) } else { Err(self.refusal()) };
+            notes.push(ControlNote::RouteAnswer { connector, question, result });
             return;
         }
         let remote = self.remote.entry(connector.clone()).or_default();
-        remote.wanted = true;
+        // A shard's questions come in order.
+        remote.wanted.insert(question.shard, question.number);
         // What the streams tried came from an earlier lookup: one that is
         // already under way may be as old.
         remote.again |= afresh && remote.asking;
         if !self.look_up(now, &connector, out) {
-            if let Some(remote) = self.remote.get_mut(&connector) {
-                remote.wanted = false;
-            }
-            notes.push(ControlNote::RouteAnswer { connector, result: Err(RstCode::RegistryDown) });
+            self.answer_wanted(&connector, Err(RstCode::RegistryDown), notes);
+        }
+    }
+
+    /// Whether clients of this hub may be carried by way of others.
+    pub(super) fn routes_across(&self) -> bool {
+        match self.config.mode {
+            Mode::Active => true,
+            Mode::Shadow => planted::on(50),
+            Mode::Off => false,
         }
     }
 
     pub(super) fn next_lookup(&self) -> Option<Instant> {
-        if self.config.mode != Mode::Active {
+        if !self.routes_across() {
             return None;
         }
         self.remote.values().filter(|r| !r.asking).filter_map(|r| r.next).min()
@@ -286,6 +307,11 @@ impl Control {
         {
             let token = *entry.key();
             let op = entry.remove();
+            if planted::on(3) && self.claim_again(now, &op.what, out) {
+                let deadline = now.after(self.config.registry.op_timeout);
+                self.pending.insert(token, PendingOp { deadline, ..op });
+                continue;
+            }
             if let Asked::Claim { agent_id, .. } = &op.what {
                 if self.late_claims.len() >= PENDING_OPS_MAX {
                     self.late_claims.pop_first();

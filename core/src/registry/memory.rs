@@ -19,10 +19,14 @@ use super::{
     next_epoch,
 };
 use crate::id::{AgentId, ClaimId, Epoch, Fence, Incarnation, Instance, Name};
+use crate::planted;
 use crate::wire::ConnectorAd;
 
+mod faults;
 #[cfg(test)]
 mod tests;
+
+pub use faults::StoredKey;
 
 /// The registry of one process. `Clone` and `PartialEq` make a snapshot to
 /// restore (fault R4) and to compare.
@@ -87,7 +91,25 @@ fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
+/// How far the clock of a hub that sweeps runs ahead (planted bug 6).
+const SWEEPER_AHEAD_MILLIS: u64 = 60_000;
+
+/// An epoch as Lua's `tostring` writes it, with 14 significant digits
+/// (planted bug 11).
+fn as_lua_text(epoch: Epoch) -> Epoch {
+    let digits = epoch.0.checked_ilog10().map_or(1, |n| n + 1);
+    let unit = 10_u64.pow(digits.saturating_sub(14));
+    Epoch((epoch.0 + unit / 2) / unit * unit)
+}
+
 impl MemoryRegistry {
+    /// The highest epoch granted to an agent, as it is kept for the next claim;
+    /// 0 if it never claimed. It never decreases (O6).
+    #[must_use]
+    pub fn stored_epoch(&self, agent_id: &AgentId) -> Epoch {
+        self.epochs.get(agent_id).copied().unwrap_or_default()
+    }
+
     /// Takes one step. `now_wall_millis` is the registry's wall clock,
     /// milliseconds since 1970; it ends leases and gives the floor of epochs.
     ///
@@ -127,6 +149,7 @@ impl MemoryRegistry {
         if let Some(holder) = self.live(now, &hub.replica_id)
             && holder.incarnation != hub.incarnation
             && takes_over != Some(holder.incarnation)
+            && !planted::on(2007)
         {
             return RegistryReply::LeaseHeld { by: holder.incarnation };
         }
@@ -166,6 +189,7 @@ impl MemoryRegistry {
 
         let stored = self.epochs.get(agent_id).copied().unwrap_or_default();
         let epoch = next_epoch(stored, *seen, now);
+        let epoch = if planted::on(11) { as_lua_text(epoch) } else { epoch };
         if epoch.0 > EPOCH_MAX {
             return Err(RegistryError::Definite(super::epochs_used_up()));
         }
@@ -222,9 +246,15 @@ impl MemoryRegistry {
 
     fn release(&mut self, agent_id: &AgentId, hub: &HubRun, fence: Fence) -> RegistryReply {
         let Some(held) = self.attachments.get_mut(agent_id) else { return RegistryReply::Done };
-        let ours = held.get(&hub.replica_id).is_none_or(|a| a.held_by(hub, fence));
+        let ours = held.get(&hub.replica_id).is_none_or(|a| {
+            let fence = if planted::on(2006) { a.fence } else { fence };
+            a.held_by(hub, fence)
+        });
         if ours {
             held.remove(&hub.replica_id);
+            if planted::on(5) {
+                self.epochs.remove(agent_id);
+            }
         }
         done_if(ours)
     }
@@ -257,6 +287,7 @@ impl MemoryRegistry {
 
     fn sweep(&mut self, now: u64) -> u32 {
         let mut removed = 0_u32;
+        let now = if planted::on(6) { now.saturating_add(SWEEPER_AHEAD_MILLIS) } else { now };
         self.leases.retain(|_, l| now < l.until_millis);
         let leases = &self.leases;
         for held in self.attachments.values_mut() {

@@ -8,7 +8,7 @@
 
 mod memory;
 
-pub use memory::MemoryRegistry;
+pub use memory::{MemoryRegistry, StoredKey};
 
 use std::time::Duration;
 

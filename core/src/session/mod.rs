@@ -32,6 +32,7 @@ use bytes::Bytes;
 use crate::config::Liveness;
 use crate::error::{CloseCode, ProtocolError, ProtocolErrorKind};
 use crate::id::{Cid, Secret, SessionId};
+use crate::planted;
 use crate::rng::Seed;
 use crate::time::{Deadline, Instant};
 use crate::wire::{Body, Codec, Dialect, FRAME_KINDS, Frame, ResumeAccept, ResumeRequest, WireLimits, decode};
@@ -391,6 +392,9 @@ impl Session {
     pub fn on_connection_lost(&mut self, now: Instant) {
         self.connected = false;
         self.live.on_connection(now);
+        if planted::on(12) || planted::on(37) {
+            self.rx.forget_unacknowledged();
+        }
         self.rx.on_connection();
     }
 
@@ -400,11 +404,17 @@ impl Session {
         self.connected
     }
 
+    /// The number up to which the peer need not send again.
+    fn resume_position(&self) -> u64 {
+        let received = self.rx.received();
+        if planted::on(20) { received + 1 } else { received }
+    }
+
     /// The dialler's half of a resumption, for the HELLO with `challenge`.
     /// Each call is a new attempt; only the latest can be accepted.
     pub fn resume_request(&mut self, challenge: &Secret<16>) -> ResumeRequest {
         let attempt = self.attempts.next();
-        let received = self.rx.received();
+        let received = self.resume_position();
         let proof = resume::request_proof(&self.secret, self.id, attempt, received, challenge);
         ResumeRequest { session: self.id, attempt, received, proof }
     }
@@ -434,7 +444,7 @@ impl Session {
         }
         self.attempts.accept(req.attempt);
         self.reconnect(now, req.received);
-        let received = self.rx.received();
+        let received = self.resume_position();
         let proof =
             resume::accept_proof(&self.secret, self.id, req.attempt, received, dialler_challenge, acceptor_challenge);
         Ok(ResumeAccept { received, proof })

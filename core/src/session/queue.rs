@@ -18,6 +18,7 @@ use slab::Slab;
 use super::Released;
 use crate::error::RstCode;
 use crate::id::{Cid, Epoch};
+use crate::planted;
 use crate::wire::{Body, DATA_PAYLOAD_MAX_BYTES, Frame, Open, Resume};
 
 /// Bytes a stream may send per turn while others wait (semantics 3).
@@ -313,8 +314,13 @@ impl Queues {
         }
     }
 
-    pub(super) const fn control_waits(&self) -> bool {
-        self.dirty.len > 0
+    pub(super) fn control_waits(&self) -> bool {
+        self.dirty.len > 0 && !self.control_starves()
+    }
+
+    /// Control waits until no DATA does (planted bug 29).
+    fn control_starves(&self) -> bool {
+        planted::on(29) && self.data_waits()
     }
 
     pub(super) const fn data_waits(&self) -> bool {
@@ -353,6 +359,7 @@ impl Queues {
             Body::Data { bytes, .. } if ended => released.push(Released { cid, bytes: bytes.len() as u64 }),
             Body::Credit { .. } | Body::Fin { .. } | Body::Rst { .. } if ended => {}
             Body::Data { bytes, .. } if bytes.is_empty() => {}
+            Body::Data { .. } if planted::on(30) && self.entries[ix as usize].bytes >= 2 * QUANTUM_BYTES as u64 => {}
             Body::Data { off, bytes } => self.append(ix, Piece { epoch, off, bytes, next: NIL }),
             Body::Fin { final_off } => {
                 self.append(ix, Piece { epoch, off: final_off, bytes: Bytes::new(), next: NIL });
@@ -453,6 +460,9 @@ impl Queues {
 
     /// The next control frame.
     pub(super) fn pop_control(&mut self) -> Option<Frame> {
+        if self.control_starves() {
+            return None;
+        }
         let control = get_mut(&mut self.controls, self.dirty.head)?;
         let ix = control.entry;
         let (epoch, body) = control.take()?;
@@ -489,6 +499,9 @@ impl Queues {
                 // Every stream that is not at the head holds a full quantum,
                 // so this is done at most once per call.
                 e.deficit += limit as u32;
+                if planted::on(2002) {
+                    continue;
+                }
                 self.ring.remove(&mut self.entries, ix);
                 self.ring.push_back(&mut self.entries, ix);
                 continue;

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use super::queue::{Notices, Pulled, Queues};
 use super::{BlockedBy, Chunks, Released, TxMessage, kind_ix};
 use crate::error::{ProtocolError, ProtocolErrorKind};
+use crate::planted;
 use crate::wire::{
     Body, Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, FRAME_KINDS, Frame, encode_head, encode_message_start,
 };
@@ -115,6 +116,9 @@ impl Tx {
     /// Whether a peer that has received `received` can be served: what is
     /// acknowledged is gone, and what was not sent cannot have arrived.
     pub(super) fn may_resume_at(&self, received: u64) -> bool {
+        if planted::on(20) {
+            return received >= self.acked;
+        }
         (self.acked..=self.last_number()).contains(&received)
     }
 
@@ -122,7 +126,7 @@ impl Tx {
     pub(super) fn resume_at(&mut self, received: u64) {
         let judged = self.on_ack(received);
         debug_assert!(judged.is_ok(), "the caller asked may_resume_at");
-        self.cursor = 0;
+        self.cursor = if planted::on(2001) { self.sent.len().min(1) } else { 0 };
     }
 
     pub(super) fn replay_waits(&self) -> bool {
@@ -140,9 +144,11 @@ impl Tx {
     }
 
     fn cap_reached(&self, more_bytes: usize, more_frames: u32) -> Option<BlockedBy> {
+        let decoded = planted::on(31) && self.dialect.codec == Codec::JsonV1;
+        let inflight_bytes = if decoded { self.inflight_bytes / 4 * 3 } else { self.inflight_bytes };
         if self.inflight_frames + more_frames >= self.depth_max {
             Some(BlockedBy::QueueDepth)
-        } else if self.inflight_bytes + more_bytes as u64 >= self.inflight_max_bytes {
+        } else if inflight_bytes + more_bytes as u64 >= self.inflight_max_bytes {
             Some(BlockedBy::InflightBytes)
         } else {
             None

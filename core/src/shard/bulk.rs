@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::{BULK_STREAMS, Shard, ShardOut};
 use crate::credit::Pressure;
 use crate::error::RstCode;
+use crate::id::StreamKey;
 use crate::observed::Side;
+use crate::planted;
 use crate::stream::Stream;
 use crate::time::Instant;
 
@@ -43,6 +45,10 @@ impl Shard {
                 Some(_) => Side::Agent,
                 None => continue,
             };
+            if planted::on(33) && self.streams.get(key).is_some_and(|s| !s.open) {
+                self.disarm(key);
+                continue;
+            }
             self.reset(now, key, RstCode::Lost, by, Some(session), out);
         }
     }
@@ -67,6 +73,23 @@ impl Shard {
         }
     }
 
+    /// The stream that holds most, and how much.
+    fn heaviest(&self) -> Option<(u64, StreamKey)> {
+        let weight = |s: &Stream| s.held() + s.halves.iter().map(|h| h.queued).sum::<u64>();
+        let worst = self.streams.iter().max_by_key(|(k, s)| (weight(s), std::cmp::Reverse(*k)));
+        worst.map(|(k, s)| (weight(s), k))
+    }
+
+    /// What the next reset by force would free, if one is due.
+    pub(crate) fn relief_due(&self, now: Instant) -> Option<u64> {
+        self.relief_at.filter(|at| *at <= now).and_then(|_| self.heaviest()).map(|(held, _)| held)
+    }
+
+    /// Another shard holds a heavier stream: this one waits for its turn.
+    pub(crate) fn postpone_relief(&mut self, now: Instant) {
+        self.relief_at = self.relief_at.map(|at| at.max(now.after(RELIEF_EVERY)));
+    }
+
     /// The budget is exhausted: resets the stream that holds most. A walk over
     /// all streams, at most once a second and only in this emergency.
     pub(super) fn free_memory(&mut self, now: Instant, out: &mut ShardOut) {
@@ -74,10 +97,7 @@ impl Shard {
             return;
         }
         self.relief_at = Some(now.after(RELIEF_EVERY));
-        let weight = |s: &Stream| s.held() + s.halves.iter().map(|h| h.queued).sum::<u64>();
-        let worst =
-            self.streams.iter().max_by_key(|(k, s)| (weight(s), std::cmp::Reverse(*k))).map(|(k, s)| (k, weight(s)));
-        if let Some((key, held)) = worst
+        if let Some((held, key)) = self.heaviest()
             && held > 0
         {
             self.counters.budget_resets += 1;

@@ -9,6 +9,7 @@ use crate::dedup::{Refusal, Terminal};
 use crate::error::{CloseCode, RstCode};
 use crate::id::{Cid, Epoch, Fence, SessionKey, StreamKey};
 use crate::observed::{Observed, Side};
+use crate::planted;
 use crate::stream::{DataVerdict, End, FinVerdict, Half, HalfEvent, OriginWait, Part, Stream, Waiting};
 use crate::time::Instant;
 use crate::wire::{Body, Frame, Open, Plane};
@@ -51,11 +52,12 @@ impl Shard {
             return self.on_unknown(now, session, cid, epoch, &body, out);
         };
         let Some(s) = self.streams.get_mut(key) else { return };
-        let Some(side) = s.side_of(session) else {
+        let anyone = planted::on(9).then(|| usize::from(!matches!(s.part, Part::Agent)));
+        let Some(side) = s.side_of(session).or(anyone) else {
             self.counters.wrong_session += 1;
             return;
         };
-        if epoch != s.fence.epoch {
+        if epoch != s.fence.epoch && !(planted::on(10) && matches!(body, Body::Fin { .. })) {
             self.counters.epoch_mismatch += 1;
             return;
         }
@@ -92,6 +94,9 @@ impl Shard {
             Body::Rst { code, .. } => {
                 if unopened && matches!(s.part, Part::Origin(_)) {
                     self.on_refused(now, key, code, out);
+                } else if planted::on(17) {
+                    s.halves[side].state = s.halves[side].state.after(HalfEvent::Fin);
+                    self.pass_on(key, side, out);
                 } else {
                     self.reset(now, key, code, side_of(side), Some(session), out);
                 }
@@ -127,6 +132,9 @@ impl Shard {
                     o.times.first_byte = Some(now);
                 }
                 self.take(key, side, bytes, out);
+                if planted::on(24) {
+                    self.grant(now, key, side, false, out);
+                }
             }
             DataVerdict::Duplicate => self.counters.duplicates += 1,
             DataVerdict::Gap | DataVerdict::OverCredit | DataVerdict::AfterFin => self.punish(now, key, session, out),
@@ -171,6 +179,12 @@ impl Shard {
             Err(Refusal::Replay) => {
                 // Live, finished or never used: opened once is opened for ever (S6).
                 self.counters.duplicates += 1;
+                if planted::on(37)
+                    && self.is_agent()
+                    && let Some(&key) = self.by_cid.get(&cid)
+                {
+                    out.targets.push((key, open.connector));
+                }
                 return;
             }
             Err(Refusal::TooManyLanes) => {
@@ -229,6 +243,9 @@ impl Shard {
             }
             Admitted::Tunnel(tunnel) => {
                 self.index_session(key, tunnel, true);
+                if planted::on(36) {
+                    out.frames.push((session, Frame::stream(cid, epoch, Body::OpenAck { result: Ok(()) })));
+                }
                 out.frames.push((tunnel, Frame::stream(cid, epoch, Body::Open(Box::new(open)))));
             }
         }
@@ -246,7 +263,7 @@ impl Shard {
         if self.draining {
             return Err(RstCode::Draining);
         }
-        if self.streams.len() >= self.limits.max_streams as usize || pending >= self.limits.max_pending_opens {
+        if self.streams_everywhere() >= self.limits.max_streams as usize || pending >= self.limits.max_pending_opens {
             return Err(RstCode::Busy);
         }
         if self.pressure == Pressure::Full {
@@ -255,7 +272,7 @@ impl Shard {
         let held = self.attachments.get(&open.agent_id);
         let attachment = held.and_then(|by_session| by_session.values().find(|a| a.fence == fence));
         let attachment = attachment.ok_or(RstCode::NotOwner)?;
-        if !attachment.connectors.contains(&open.connector) {
+        if !attachment.connectors.contains(&open.connector) && !planted::on(54) {
             return Err(RstCode::Denied);
         }
         if self.is_agent() {
@@ -278,7 +295,7 @@ impl Shard {
         out.frames.push((session, Frame::stream(cid, epoch, Body::OpenAck { result: Err(code) })));
     }
 
-    fn on_open_ack(
+    pub(super) fn on_open_ack(
         &mut self,
         now: Instant,
         key: StreamKey,

@@ -16,6 +16,7 @@ mod frames;
 mod note;
 mod origin;
 mod pass;
+mod share;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use note::{Attach, ControlNote, SessionUp, ShardNote};
+pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShardNote};
+pub use share::{Elsewhere, shard_of_lane};
 
 use crate::config::{Limits, ListenerConfig, OpenTimers};
 use crate::credit::Pressure;
@@ -35,10 +37,11 @@ use crate::error::RstCode;
 use crate::hash::KeyedState;
 use crate::id::{AgentId, Cid, Fence, Incarnation, Name, SessionKey, SockKey, StreamKey};
 use crate::observed::{Cause, Observed, ShardCounters, Side, StreamRecord};
+use crate::planted;
 use crate::rng::{Rng, Seed};
 use crate::route::Routes;
 use crate::slots::Slots;
-use crate::stream::{End, Part, Stream};
+use crate::stream::{End, Half, Part, Stream};
 use crate::time::{Deadline, Instant};
 use crate::wire::{Body, Frame, Plane};
 
@@ -144,7 +147,10 @@ pub struct Shard {
     attachments: BTreeMap<AgentId, BTreeMap<SessionKey, Attach>>,
     routes: Arc<Routes>,
     load: BTreeMap<Fence, u64>,
-    waiting_route: BTreeMap<Name, BTreeSet<StreamKey>>,
+    /// With the number of the question each stream asked.
+    waiting_route: BTreeMap<Name, BTreeMap<StreamKey, u64>>,
+    questions: u64,
+    elsewhere: Elsewhere,
     timers: BTreeSet<(Instant, StreamKey)>,
     dedup: Dedup,
     pressure: Pressure,
@@ -188,6 +194,8 @@ impl Shard {
             routes: Arc::default(),
             load: BTreeMap::new(),
             waiting_route: BTreeMap::new(),
+            questions: 0,
+            elsewhere: Elsewhere::default(),
             timers: BTreeSet::new(),
             pressure: Pressure::Low,
             throttled: BTreeSet::new(),
@@ -253,7 +261,9 @@ impl Shard {
     pub fn on_note(&mut self, now: Instant, note: ControlNote, out: &mut ShardOut) {
         match note {
             ControlNote::Routes(routes) => self.routes = routes,
-            ControlNote::RouteAnswer { connector, result } => self.on_route_answer(now, &connector, result, out),
+            ControlNote::RouteAnswer { connector, question, result } => {
+                self.on_route_answer(now, &connector, question.number, result, out);
+            }
             ControlNote::SessionUp(up) => {
                 self.sessions.insert(
                     up.session,
@@ -283,6 +293,13 @@ impl Shard {
             ControlNote::InitialWindow { session, bytes } => {
                 if let Some(s) = self.sessions.get_mut(&session) {
                     s.initial_window = bytes;
+                    if planted::on(21) {
+                        for key in &s.streams {
+                            let Some(open) = self.streams.get_mut(*key).filter(|s| s.open) else { continue };
+                            let Some(side) = open.side_of(session) else { continue };
+                            open.halves[1 - side].limit += bytes;
+                        }
+                    }
                 }
             }
             ControlNote::SessionLost { session } => {
@@ -297,6 +314,11 @@ impl Shard {
                 }
             }
             ControlNote::Attach(attach) => {
+                if planted::on(58)
+                    && let Ok(name) = Name::new(attach.agent_id.as_str())
+                {
+                    self.violations.entry(name).or_default();
+                }
                 self.attachments.entry(attach.agent_id.clone()).or_default().insert(attach.session, attach);
             }
             ControlNote::Detach { agent_id, fence } => {
@@ -397,7 +419,9 @@ impl Shard {
     fn remove(&mut self, now: Instant, key: StreamKey, how: Terminal, by: Side, out: &mut ShardOut) -> Option<Stream> {
         self.disarm(key);
         let stream = self.streams.remove(key)?;
-        self.socket_held -= stream.held();
+        if !planted::on(22) || how == Terminal::Finished {
+            self.socket_held -= stream.held();
+        }
         self.by_cid.remove(&stream.cid);
         self.throttled.remove(&key);
         for end in stream.ends {
@@ -504,9 +528,14 @@ impl Shard {
         out: &mut ShardOut,
     ) {
         let Some(stream) = self.remove(now, key, Terminal::Reset(code), by, out) else { return };
+        let refused = matches!(&stream.part, Part::Origin(o) if o.last_no.is_some());
         for (side, end) in stream.ends.iter().enumerate() {
             match *end {
                 End::Pending => {}
+                End::Socket(_) if planted::on(35) && refused => {}
+                End::Socket(sock) if planted::on(16) && code == RstCode::Lost => {
+                    out.socks.extend([(sock, SockOp::ShutDown), (sock, SockOp::Close)]);
+                }
                 End::Socket(sock) => out.socks.push((sock, SockOp::Abort(code))),
                 End::Session(s) if silent.contains(&s) => {}
                 End::Session(s) => {
@@ -526,7 +555,10 @@ impl Shard {
 
     /// Ends a stream whose halves are both done.
     fn finish_if_done(&mut self, now: Instant, key: StreamKey, by: Side, out: &mut ShardOut) {
-        if !self.streams.get(key).is_some_and(|s| s.halves.iter().all(crate::stream::Half::is_done)) {
+        let Some(s) = self.streams.get(key) else { return };
+        let mut halves = s.halves.iter();
+        let over = if planted::on(14) { halves.any(Half::is_done) } else { halves.all(Half::is_done) };
+        if !over {
             return;
         }
         if let Some(stream) = self.remove(now, key, Terminal::Finished, by, out)

@@ -1,13 +1,78 @@
 //! Notes between a shard and the control of its node. They are the only way
-//! the two speak, so the simulator can put drawn delays between them.
+//! the two speak, so the simulator can put drawn delays between them. A whole
+//! node carries them at once; a split hub hands them out as [`Note`]s, which
+//! also hold the stream frames a session received for a shard.
 
 use std::sync::Arc;
 
 use crate::error::{CloseCode, RstCode};
-use crate::id::{AgentId, Fence, Incarnation, Name, SessionKey};
+use crate::id::{AgentId, Cid, Epoch, Fence, Incarnation, Name, SessionKey};
 use crate::route::Routes;
 use crate::time::Instant;
-use crate::wire::Plane;
+use crate::wire::{Body, Plane};
+
+/// Which `NeedRoute` an answer is for. An answer that was on its way before a
+/// stream asked is not that stream's: it may know less than was asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The shard that asks.
+    pub shard: u8,
+    /// Its count of questions, from 1.
+    pub number: u64,
+}
+
+/// Who takes a [`Note`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Addressee {
+    /// The control of the hub.
+    Control,
+    /// One of its shards.
+    Shard(u8),
+}
+
+/// What a split hub gives its caller to carry: each addressee takes its notes
+/// in the order they were written, after any time.
+#[derive(Clone, Debug)]
+pub enum Note {
+    /// From control to a shard.
+    ToShard {
+        /// The addressee.
+        shard: u8,
+        /// What control says.
+        note: ControlNote,
+    },
+    /// A stream frame that a session received, behind the notes written before.
+    Frame {
+        /// The addressee: the shard its lane belongs to.
+        shard: u8,
+        /// The session it came on.
+        session: SessionKey,
+        /// Its stream.
+        cid: Cid,
+        /// The epoch it came under.
+        epoch: Epoch,
+        /// What it says.
+        body: Body,
+    },
+    /// From a shard to control.
+    ToControl {
+        /// The sender.
+        shard: u8,
+        /// What the shard says.
+        note: ShardNote,
+    },
+}
+
+impl Note {
+    /// Who takes it.
+    #[must_use]
+    pub const fn addressee(&self) -> Addressee {
+        match self {
+            Self::ToShard { shard, .. } | Self::Frame { shard, .. } => Addressee::Shard(*shard),
+            Self::ToControl { .. } => Addressee::Control,
+        }
+    }
+}
 
 /// From control to a shard.
 #[derive(Clone, Debug)]
@@ -18,6 +83,8 @@ pub enum ControlNote {
     RouteAnswer {
         /// The connector asked for.
         connector: Name,
+        /// The latest question it answers; only that shard is told.
+        question: Question,
         /// `Err` fails the streams that wait for it.
         result: Result<(), RstCode>,
     },
@@ -76,7 +143,7 @@ pub struct SessionUp {
 }
 
 /// An attachment a shard fences OPENs with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attach {
     /// The agent.
     pub agent_id: AgentId,
@@ -97,6 +164,8 @@ pub enum ShardNote {
         connector: Name,
         /// The known ones answered no: do not answer from memory.
         afresh: bool,
+        /// Comes back with the answer.
+        question: Question,
     },
     /// A peer broke the rules of streams too often: close its session.
     Misbehaved {

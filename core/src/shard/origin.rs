@@ -3,16 +3,18 @@
 //! kept until OPEN_ACK so that the next candidate gets them too. Every client
 //! is connected, refused, or still inside `open.timeout` (L12).
 
-use super::{Role, Shard, ShardNote, ShardOut};
+use super::{Question, Role, Shard, ShardNote, ShardOut};
 use crate::credit::{Pressure, RecvWindow, initial_window};
 use crate::dedup::Terminal;
 use crate::error::RstCode;
-use crate::id::{Cid, Fence, ListenerIx, Name, Secret, SockKey, StreamKey};
+use crate::id::{Cid, Fence, ListenerIx, Name, Secret, SessionKey, SockKey, StreamKey};
 use crate::observed::Side;
+use crate::planted;
 use crate::route::Candidate;
 use crate::stream::{Carrier, End, Half, OpenTimes, Origin, OriginWait, Part, Stream, Waiting};
 use crate::time::Instant;
 use crate::wire::{Body, Frame, Open};
+use std::collections::BTreeMap;
 
 impl Shard {
     /// A client was accepted.
@@ -31,8 +33,8 @@ impl Shard {
         let Some(config) = listeners.get(ix) else { return Err(RstCode::NoRoute) };
         let code = if self.draining {
             Some(RstCode::Draining)
-        } else if self.streams.len() >= self.limits.max_streams as usize
-            || self.clients.get(ix).is_some_and(|n| *n >= config.max_connections)
+        } else if self.streams_everywhere() >= self.limits.max_streams as usize
+            || self.clients_everywhere(ix) >= config.max_connections
         {
             Some(RstCode::Busy)
         } else if self.pressure == Pressure::Full {
@@ -112,8 +114,10 @@ impl Shard {
         o.waits = OriginWait::Route;
         let (afresh, give_up_at) = (!o.tried.is_empty(), o.give_up_at);
         self.arm(key, give_up_at);
-        self.waiting_route.entry(connector.clone()).or_default().insert(key);
-        out.notes.push(ShardNote::NeedRoute { connector, afresh });
+        self.questions += 1;
+        let question = Question { shard: self.lane, number: self.questions };
+        self.waiting_route.entry(connector.clone()).or_default().insert(key, question.number);
+        out.notes.push(ShardNote::NeedRoute { connector, afresh, question });
     }
 
     /// A session that is silent or suspended is asked only when no other is left:
@@ -137,7 +141,8 @@ impl Shard {
     }
 
     fn send_open(&mut self, now: Instant, key: StreamKey, connector: Name, c: Candidate, out: &mut ShardOut) {
-        let cid = self.mint();
+        let again = planted::on(2009) && self.origin(key).is_some_and(|o| !o.tried.is_empty());
+        let cid = if again { Cid::new(self.incarnation, self.lane, self.minted) } else { self.mint() };
         let granted = initial_window(self.limits.stream_window_initial_bytes, self.pressure);
         let max = self.limits.stream_window_max_bytes;
         let early = self.sessions.get(&c.session).map_or(0, |s| s.initial_window);
@@ -222,16 +227,33 @@ impl Shard {
         }
     }
 
-    /// Control answered a `NeedRoute`.
+    /// The OPEN of a stream could not be handed to its session: that one is
+    /// gone, and the note of its loss is still on the way. Nothing was sent, so
+    /// it is as good as a definite no (S6); a stale cid is ignored (C5).
+    pub fn on_unsent(&mut self, now: Instant, session: SessionKey, cid: Cid, out: &mut ShardOut) {
+        let Some(&key) = self.by_cid.get(&cid) else { return };
+        if self.streams.get(key).is_some_and(|s| !s.open && s.ends[1] == End::Session(session)) {
+            self.on_open_ack(now, key, 1, session, Err(RstCode::NotOwner), out);
+        }
+    }
+
+    /// Control answered a `NeedRoute`, and those asked before it.
     pub(super) fn on_route_answer(
         &mut self,
         now: Instant,
         connector: &Name,
+        number: u64,
         result: Result<(), RstCode>,
         out: &mut ShardOut,
     ) {
         let Some(waiting) = self.waiting_route.remove(connector) else { return };
-        for key in waiting {
+        // Who asked later waits for a later answer.
+        let (answered, later): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            waiting.into_iter().partition(|(_, asked)| *asked <= number);
+        if !later.is_empty() {
+            self.waiting_route.insert(connector.clone(), later);
+        }
+        for key in answered.into_keys() {
             match result {
                 Ok(()) => self.try_open(now, key, out),
                 Err(code) => {

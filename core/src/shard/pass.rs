@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{Shard, ShardOut, SockOp};
 use crate::id::StreamKey;
+use crate::planted;
 use crate::stream::{End, HalfEvent, HalfState};
 use crate::wire::{Body, Frame};
 
@@ -58,6 +59,9 @@ impl Shard {
                     let room = half.limit.saturating_sub(half.sent);
                     if room == 0 {
                         half.waiting.push_front(bytes);
+                        if planted::on(2003) {
+                            break;
+                        }
                         return;
                     }
                     if room < bytes.len() as u64 {
@@ -77,9 +81,11 @@ impl Shard {
         if half.state == HalfState::Ending {
             match sink {
                 End::Pending => return,
+                End::Socket(sock) if planted::on(18) => out.socks.push((sock, SockOp::Close)),
                 End::Socket(sock) => out.socks.push((sock, SockOp::ShutDown)),
                 End::Session(session) => {
-                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Fin { final_off: half.next })))
+                    let final_off = if planted::on(2003) { half.sent } else { half.next };
+                    out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Fin { final_off })));
                 }
             }
             half.state = half.state.after(HalfEvent::Passed);

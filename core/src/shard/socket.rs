@@ -7,6 +7,7 @@ use crate::credit::{HOLD_UNDER_PRESSURE_BYTES, Pressure};
 use crate::error::RstCode;
 use crate::id::{Cid, SessionKey, SockKey, StreamKey};
 use crate::observed::Side;
+use crate::planted;
 use crate::stream::{End, HalfEvent, HalfState, OriginWait, Part, Stream};
 use crate::time::Instant;
 use crate::wire::{Body, Frame};
@@ -40,7 +41,7 @@ impl Shard {
                     // counts this half, because consumed covers sent.
                     self.socket_held -= half.sent - half.consumed.min(half.sent);
                     half.consumed = half.sent + 1;
-                    self.grant(now, key, h, true, out);
+                    self.grant(now, key, h, !planted::on(2011), out);
                     self.finish_if_done(now, key, side_name(side), out);
                 }
             }
@@ -117,13 +118,25 @@ impl Shard {
             End::Session(_) => half.limit,
             End::Pending | End::Socket(_) => self.limits.stream_window_initial_bytes,
         };
-        let credit = limit.saturating_sub(half.next);
+        let credit = if planted::on(25) { limit.wrapping_sub(half.next) } else { limit.saturating_sub(half.next) };
+        if planted::on(27) && self.neighbour_stalls(key, side) {
+            return (0, Full::Queue);
+        }
         let queue = QUEUE_PER_STREAM_BYTES.saturating_sub(half.queued);
         let holds = half.queued + half.waiting_bytes();
         if self.pressure >= Pressure::High && holds >= HOLD_UNDER_PRESSURE_BYTES {
             return (0, Full::Budget);
         }
         if credit <= queue { (credit, Full::Credit) } else { (queue, Full::Queue) }
+    }
+
+    /// Whether another stream of the session this one is read for waits for
+    /// credit (planted bug 27).
+    fn neighbour_stalls(&self, key: StreamKey, side: usize) -> bool {
+        let Some(End::Session(link)) = self.streams.get(key).map(|s| s.ends[1 - side]) else { return false };
+        let stalls = |s: &Stream| s.open && s.halves[side].next >= s.halves[side].limit;
+        let Some(info) = self.sessions.get(&link) else { return false };
+        info.streams.iter().any(|other| *other != key && self.streams.get(*other).is_some_and(stalls))
     }
 
     /// Tells the source socket of half `h` to read again, if it was paused and may.
@@ -167,7 +180,8 @@ impl Shard {
         let half = &mut s.halves[h];
         let held = half.sent.saturating_sub(half.consumed) + half.waiting_bytes();
         let credit = if let Some(w) = half.window.as_deref_mut() {
-            let credit = w.on_consumed(now, half.consumed, held, flush, pressure);
+            let consumed = if planted::on(24) { half.consumed.max(half.next) } else { half.consumed };
+            let credit = w.on_consumed(now, consumed, held, flush, pressure);
             half.granted = half.granted.max(w.granted());
             if w.throttled() && pressure >= Pressure::High {
                 self.throttled.insert(key);
@@ -193,7 +207,9 @@ impl Shard {
     pub fn on_target(&mut self, now: Instant, key: StreamKey, result: Result<SockKey, RstCode>, out: &mut ShardOut) {
         let Some(s) = self.streams.get_mut(key) else {
             // Cancelled meanwhile: no target socket may remain (S7).
-            if let Ok(sock) = result {
+            if let Ok(sock) = result
+                && !planted::on(2010)
+            {
                 out.socks.push((sock, SockOp::Abort(RstCode::Cancelled)));
             }
             return;

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::error::{CloseCode, ProtocolError, ProtocolErrorKind, RstCode};
 use crate::id::{AgentId, Cid, Epoch, Instance, Name, Nonce, Secret};
+use crate::planted;
 
 /// Set in a type byte: a receiver that does not know the type skips the frame.
 const OPTIONAL: u8 = 0x80;
@@ -79,7 +80,7 @@ pub(super) fn decode(msg: &Bytes, limits: &WireLimits, frames: &mut Vec<Frame>) 
 
 #[cold]
 fn skip_unknown(type_byte: u8) -> Result<(), ProtocolError> {
-    if type_byte & OPTIONAL == 0 {
+    if type_byte & OPTIONAL == 0 || planted::on(59) {
         return Err(ProtocolError::new(
             ProtocolErrorKind::UnknownType,
             format!("frame type {type_byte} is unknown and not flagged optional"),

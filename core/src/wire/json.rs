@@ -23,6 +23,7 @@ use super::{
 };
 use crate::error::{CloseCode, ProtocolError, ProtocolErrorKind, RstCode};
 use crate::id::{AgentId, Cid, Epoch, Instance, Nonce, Secret};
+use crate::planted;
 
 /// Declares the texts of frames: `type` and `n`, for stream frames also `cid`
 /// and `epoch`, then the frame's own keys in canonical order.
@@ -129,7 +130,7 @@ pub(super) fn decode(
 #[cold]
 fn skip_unknown(text: &str) -> Result<u64, ProtocolError> {
     let envelope: Envelope = parse("frame", text)?;
-    if envelope.optional != Some(true) {
+    if envelope.optional != Some(true) || planted::on(59) {
         return Err(ProtocolError::new(
             ProtocolErrorKind::UnknownType,
             "the frame type is unknown on this plane and not flagged optional",

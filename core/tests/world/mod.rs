@@ -5,11 +5,14 @@
 #![allow(dead_code, reason = "each test file uses its part of the world")]
 #![allow(clippy::unwrap_used, reason = "a broken test world should panic")]
 
+pub(crate) mod notes;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use notes::{Form, Mail, Pace, Seen};
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
     AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers,
@@ -24,6 +27,7 @@ use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
 use nowconnect_core::registry::{MemoryRegistry, RegistryError, RegistryOp, RegistryReply, RegistryResult, Token};
 use nowconnect_core::rng::Seed;
 use nowconnect_core::session::TxBatch;
+use nowconnect_core::shard::Addressee;
 use nowconnect_core::shard::{SockEvent, SockOp};
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{Codec, Dialect, Plane};
@@ -105,6 +109,7 @@ pub(crate) struct Node {
     dial_names: Vec<String>,
     pub(crate) records: Vec<Observed>,
     pub(crate) down: bool,
+    pub(crate) mail: Mail,
 }
 
 struct Conn {
@@ -152,6 +157,23 @@ pub(crate) struct World {
     batch: TxBatch,
     /// Messages are delivered; false holds them in the network.
     pub(crate) deliver: bool,
+    /// Hubs whose notes stay where they are, but for [`World::carry`].
+    pub(crate) notes_held: Vec<usize>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for node in self.nodes.iter_mut().filter(|n| matches!(n.machine, Machine::Hub(_))) {
+            notes::keep(std::mem::take(&mut node.socks).into_iter().map(|(key, s)| Seen {
+                hub: node.name.clone(),
+                client: key.ix,
+                received: s.received,
+                eof: s.eof_received,
+                closed: s.closed,
+                aborted: s.aborted,
+            }));
+        }
+    }
 }
 
 impl World {
@@ -174,6 +196,7 @@ impl World {
             unreachable: Vec::new(),
             batch: TxBatch::default(),
             deliver: true,
+            notes_held: Vec::new(),
             token_expires: None,
         }
     }
@@ -182,7 +205,11 @@ impl World {
         let mut out = NodeOut::default();
         let dial_names = config.peers.iter().map(|p| p.url.clone()).collect();
         let name = config.replica_id.to_string();
-        let hub = Hub::new(Arc::new(config), Seed::from_u64(seed), self.now, &mut out);
+        let (config, seed) = (Arc::new(config), Seed::from_u64(seed));
+        let hub = match notes::form() {
+            Form::Whole => Hub::new(config, seed, self.now, &mut out),
+            Form::Split(shards, _) => Hub::split(config, seed, self.now, shards, &mut out),
+        };
         self.push(name, Machine::Hub(hub), out, dial_names)
     }
 
@@ -204,6 +231,7 @@ impl World {
             dial_names,
             records: Vec::new(),
             down: false,
+            mail: Mail::default(),
         });
         self.nodes.len() - 1
     }
@@ -231,6 +259,7 @@ impl World {
             Machine::Hub(h) => {
                 h.handle(self.now, input, &mut node.out);
                 h.check_invariants();
+                self.carry_at_once(n);
             }
             Machine::Agent(a) => {
                 a.handle(self.now, input, &mut node.out);
@@ -248,6 +277,8 @@ impl World {
         let Machine::Hub(h) = &mut node.machine else { panic!("clients connect to hubs") };
         let stream = h.open(self.now, ListenerIx(0), key, &mut node.out);
         h.check_invariants();
+        self.carry_at_once(n);
+        let node = &mut self.nodes[n];
         match stream {
             Ok(s) => {
                 node.socks.get_mut(&key).unwrap().stream = Some(s);
@@ -344,7 +375,62 @@ impl World {
         self.nodes[n].out.drained
     }
 
+    /// Gives a hub one of its notes back.
+    fn note(&mut self, n: usize, note: nowconnect_core::shard::Note) {
+        let node = &mut self.nodes[n];
+        let Machine::Hub(h) = &mut node.machine else { panic!("agents have no notes") };
+        h.on_note(self.now, note, &mut node.out);
+        h.check_invariants();
+    }
+
+    /// The pace that carries notes at once does so after every call.
+    fn carry_at_once(&mut self, n: usize) {
+        if self.notes_held.contains(&n) || !matches!(notes::form(), Form::Split(_, Pace::AtOnce)) {
+            return;
+        }
+        loop {
+            let node = &mut self.nodes[n];
+            node.mail.post(self.now, &mut node.out.notes);
+            let Some(note) = node.mail.due(self.now) else { return };
+            self.note(n, note);
+        }
+    }
+
+    /// Delivers the oldest note for an addressee; false if there is none.
+    pub(crate) fn carry(&mut self, n: usize, to: Addressee) -> bool {
+        let node = &mut self.nodes[n];
+        node.mail.post(self.now, &mut node.out.notes);
+        let Some(note) = node.mail.next_for(to) else { return false };
+        self.note(n, note);
+        true
+    }
+
+    /// Delivers notes that are due: one, if that is all there is to do.
+    fn carry_notes(&mut self, only_one: bool) -> bool {
+        let mut worked = false;
+        for n in 0..self.nodes.len() {
+            if self.nodes[n].down || self.notes_held.contains(&n) {
+                continue;
+            }
+            if let Some(note) = self.nodes[n].mail.due(self.now) {
+                self.note(n, note);
+                worked = true;
+                if only_one {
+                    return true;
+                }
+            }
+        }
+        worked
+    }
+
     pub(crate) fn step(&mut self) -> bool {
+        let worked = self.step_outside();
+        let late = matches!(notes::form(), Form::Split(_, Pace::Late));
+        worked | (!(late && worked) && self.carry_notes(late))
+    }
+
+    /// All but notes.
+    fn step_outside(&mut self) -> bool {
         let mut worked = false;
         for n in 0..self.nodes.len() {
             worked |= self.execute(n);
@@ -380,6 +466,7 @@ impl World {
     fn execute(&mut self, n: usize) -> bool {
         let mut out = std::mem::take(&mut self.nodes[n].out);
         let mut worked = false;
+        self.nodes[n].mail.post(self.now, &mut out.notes);
         for TargetIx(ix) in out.dial.drain(..) {
             worked = true;
             self.dial(n, usize::from(ix));
@@ -425,6 +512,7 @@ impl World {
         o.targets.extend(later.targets);
         o.registry.extend(later.registry);
         o.observed.extend(later.observed);
+        o.notes.extend(later.notes);
         o.drained |= later.drained;
         worked
     }
@@ -580,12 +668,16 @@ impl World {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.nodes
             .iter()
-            .filter(|n| !n.down)
-            .filter_map(|n| match &n.machine {
-                Machine::Hub(h) => h.poll_timeout(),
-                Machine::Agent(a) => a.poll_timeout(),
+            .enumerate()
+            .filter(|(_, n)| !n.down)
+            .filter_map(|(ix, n)| {
+                let due = match &n.machine {
+                    Machine::Hub(h) => h.poll_timeout(),
+                    Machine::Agent(a) => a.poll_timeout(),
+                };
+                let note = n.mail.next_at().filter(|_| !self.notes_held.contains(&ix));
+                [due.map(|d| d.at), note].into_iter().flatten().min()
             })
-            .map(|d| d.at)
             .min()
     }
 
@@ -610,6 +702,7 @@ impl World {
                             h.handle_timeout(self.now, &mut node.out);
                         }
                         h.check_invariants();
+                        self.carry_at_once(n);
                     }
                     Machine::Agent(a) => {
                         if a.poll_timeout().is_some_and(|d| d.at <= self.now) {

@@ -81,7 +81,7 @@ impl AdminApp for App {
     fn metrics(&self) -> Option<(&'static str, Vec<u8>)> {
         let mut s = Snapshot::sparse();
         self.node.look(|agent| {
-            snapshot::shard(&mut s, agent.shard());
+            snapshot::shards(&mut s, agent.shard().counters(), agent.shard().streams());
             snapshot::sessions(&mut s, agent.mux(), &[Plane::Tunnel]);
         });
         for ((connector, reason), n) in self.shared.failures.borrow().iter() {

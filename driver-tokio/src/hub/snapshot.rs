@@ -4,6 +4,7 @@ use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::Name;
 use nowconnect_core::link::State;
+use nowconnect_core::observed::ShardCounters;
 use nowconnect_core::wire::Plane;
 
 use super::Shared;
@@ -16,8 +17,9 @@ use crate::snapshot;
 pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     let mut s = Snapshot::default();
     node.look(|hub| {
-        listeners(&mut s, hub, shared);
-        snapshot::shard(&mut s, hub.shard());
+        let counters = hub.counters();
+        listeners(&mut s, &counters, shared);
+        snapshot::shards(&mut s, &counters, hub.streams());
         snapshot::sessions(&mut s, hub.mux(), &[Plane::Tunnel, Plane::Mesh]);
         links(&mut s, hub, shared.setup.legacy_metric_names);
         s.add(Family::RegistryHealthy, &[], u64::from(hub.control().registry_healthy()));
@@ -34,8 +36,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     s
 }
 
-fn listeners(s: &mut Snapshot, hub: &Hub, shared: &Shared) {
-    let c = hub.shard().counters();
+fn listeners(s: &mut Snapshot, c: &ShardCounters, shared: &Shared) {
     for (ix, l) in shared.setup.core.listeners.iter().enumerate() {
         let name = l.name.as_str();
         let at = |v: &[u64]| v.get(ix).copied().unwrap_or(0);
@@ -51,7 +52,7 @@ fn listeners(s: &mut Snapshot, hub: &Hub, shared: &Shared) {
 }
 
 fn links(s: &mut Snapshot, hub: &Hub, legacy_names: bool) {
-    for (peer, n) in hub.shard().violations_by_peer() {
+    for (peer, n) in hub.violations_by_peer() {
         s.add(Family::MeshBackpressureDrops, &[peer.as_str(), RstCode::Flow.name()], n);
     }
     let unknown = Name::new("unknown").expect("a valid name");

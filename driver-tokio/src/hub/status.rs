@@ -113,7 +113,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Value {
                     "bind": addr.to_string(),
                     "connector": l.connector.as_str(),
                     "status": ready.listeners.get(l.name.as_str()),
-                    "clients": hub.shard().clients(ListenerIx(ix)),
+                    "clients": hub.clients(ListenerIx(ix)),
                 })
             })
             .collect();
@@ -129,7 +129,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Value {
             "links": links,
             "tunnels": tunnels,
             "listeners": listeners,
-            "streams": hub.shard().streams(),
+            "streams": hub.streams(),
             "memory": status::memory(mux),
         })
     })

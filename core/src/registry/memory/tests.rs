@@ -6,26 +6,26 @@ use super::*;
 use crate::id::Nonce;
 use crate::registry::{EPOCHS_PER_MILLI, SEEN_AHEAD_MAX};
 
-const T0: u64 = 1_700_000_000_000;
+pub(super) const T0: u64 = 1_700_000_000_000;
 const LEASE: Duration = Duration::from_secs(10);
 
-fn name(s: &str) -> Name {
+pub(super) fn name(s: &str) -> Name {
     Name::new(s).unwrap()
 }
-fn agent(n: u8) -> AgentId {
+pub(super) fn agent(n: u8) -> AgentId {
     AgentId::new(&format!("agent-{n}")).unwrap()
 }
-fn hub(n: u8, run: u64) -> HubRun {
+pub(super) fn hub(n: u8, run: u64) -> HubRun {
     HubRun { replica_id: name(&format!("hub-{n}")), incarnation: Incarnation(run) }
 }
 fn ads(connectors: &[&str]) -> Vec<ConnectorAd> {
     connectors.iter().map(|c| ConnectorAd { name: name(c), priority: 0, weight: 1 }).collect()
 }
-fn renew(hub: &HubRun, takes_over: Option<u64>) -> RegistryOp {
+pub(super) fn renew(hub: &HubRun, takes_over: Option<u64>) -> RegistryOp {
     let takes_over = takes_over.map(Incarnation);
     RegistryOp::Renew { hub: hub.clone(), lease: LEASE, takes_over, region: Some(name("eu1")) }
 }
-fn claim(agent_id: AgentId, instance: u64, hub: HubRun, id: u128, seen: u64) -> RegistryOp {
+pub(super) fn claim(agent_id: AgentId, instance: u64, hub: HubRun, id: u128, seen: u64) -> RegistryOp {
     RegistryOp::Claim(Box::new(Claim {
         agent_id,
         instance: Instance(instance),
@@ -36,17 +36,17 @@ fn claim(agent_id: AgentId, instance: u64, hub: HubRun, id: u128, seen: u64) -> 
         connectors: ads(&["ldap"]),
     }))
 }
-fn lookup(connector: &str) -> RegistryOp {
+pub(super) fn lookup(connector: &str) -> RegistryOp {
     RegistryOp::Lookup { connector: name(connector) }
 }
 #[track_caller]
-fn granted(result: RegistryResult) -> (Fence, Vec<Located>) {
+pub(super) fn granted(result: RegistryResult) -> (Fence, Vec<Located>) {
     let reply = result.unwrap();
     let RegistryReply::Claimed { epoch, nonce, superseded } = reply else { panic!("expected Claimed, got {reply:?}") };
     (Fence { epoch, nonce }, superseded)
 }
 #[track_caller]
-fn listed(result: RegistryResult) -> Vec<Located> {
+pub(super) fn listed(result: RegistryResult) -> Vec<Located> {
     let reply = result.unwrap();
     let RegistryReply::Attachments(list) = reply else { panic!("expected Attachments, got {reply:?}") };
     list

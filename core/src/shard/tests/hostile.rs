@@ -265,7 +265,7 @@ fn without_a_lease_a_hub_opens_for_its_own_clients_only() {
     let c = b.open(1);
     b.deliver_all();
     // The only candidate said no: the origin asks for others.
-    assert!(b.notes.contains(&ShardNote::NeedRoute { connector: name("ldap"), afresh: true }), "O7");
+    assert!(b.notes.iter().any(|n| matches!(n, ShardNote::NeedRoute { afresh: true, .. })), "O7");
     assert!(b.shards[ORIGIN].stream(c).is_some());
 }
 

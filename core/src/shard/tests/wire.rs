@@ -124,8 +124,8 @@ impl Net {
         let targets = std::mem::take(&mut self.bench.outs[AGENT].targets);
         self.targets.extend(targets.into_iter().map(|(k, _)| k));
         for note in std::mem::take(&mut self.bench.notes) {
-            let ShardNote::NeedRoute { connector, .. } = note else { panic!("honest shards, yet {note:?}") };
-            let answer = ControlNote::RouteAnswer { connector, result: Err(RstCode::NoRoute) };
+            let ShardNote::NeedRoute { connector, question, .. } = note else { panic!("honest shards, yet {note:?}") };
+            let answer = ControlNote::RouteAnswer { connector, question, result: Err(RstCode::NoRoute) };
             self.bench.note(ORIGIN, answer);
             self.settle();
         }

@@ -1,0 +1,504 @@
+//! Planted bugs: mistakes that a run can be told to make, so that the
+//! simulator's oracles are themselves tested (each bug must be caught by one).
+//!
+//! Owns the catalogue [`BUGS`] and the switch. At each place that a bug
+//! changes stands `if planted::on(ID)`. Only with the cargo feature `planted`
+//! is there anything to switch: a number per thread, because one thread runs
+//! one simulated world at a time. Without it [`on`] is a constant `false` and
+//! the optimiser removes the branch; no other file asks for the feature.
+//! Nothing here decides anything: it must not know a machine, a frame or a
+//! stream. The switch and the random order of bug 56 are the core's only state
+//! outside its machines.
+
+/// Where a bug can be switched on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applies {
+    /// In this crate, the registry's model included.
+    Core,
+    /// In the simulator's own model: it asks [`current`].
+    Simulator,
+    /// What it breaks exists in the tokio driver only; [`Bug::needs`] says
+    /// which test holds that.
+    Driver,
+    /// What it breaks does not exist yet; the reason.
+    Later(&'static str),
+}
+
+/// One mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bug {
+    /// Its number in the catalogue; from 2001: beyond the catalogue.
+    pub id: u16,
+    /// The mistake, as it is made here.
+    pub what: &'static str,
+    /// Invariants of which at least one must be seen broken. Empty: not told,
+    /// as a test of how general the oracles are.
+    pub oracle: &'static [&'static str],
+    /// Where it can be switched on.
+    pub applies: Applies,
+    /// What a run must hold for the mistake to be made at all, beyond clients,
+    /// cuts and crashes. Empty: nothing.
+    pub needs: &'static str,
+}
+
+/// The bug that fails exactly the runs whose seed is a multiple of 100: a check
+/// of the pipeline, not of an oracle.
+pub const CANARY: u16 = 1000;
+
+const fn core(id: u16, what: &'static str, oracle: &'static [&'static str], needs: &'static str) -> Bug {
+    Bug { id, what, oracle, applies: Applies::Core, needs }
+}
+
+const fn other(
+    id: u16,
+    what: &'static str,
+    oracle: &'static [&'static str],
+    applies: Applies,
+    needs: &'static str,
+) -> Bug {
+    Bug { id, what, oracle, applies, needs }
+}
+
+const fn further(id: u16, what: &'static str, needs: &'static str) -> Bug {
+    Bug { id, what, oracle: &[], applies: Applies::Core, needs }
+}
+
+/// Every bug there is, by rising number.
+pub const BUGS: &[Bug] = &[
+    core(
+        1,
+        "an agent takes an attachment under the epoch it has already: two nonces of one epoch",
+        &["O3", "O2"],
+        "an agent with two tunnels that dials both hubs at once while the registry is out or the mode is off",
+    ),
+    core(
+        2,
+        "a claim, firm or provisional, leaves out the `seen` of HELLO",
+        &["O2", "L2", "L11"],
+        "a registry outage during which an agent attaches to a hub that never heard of it (EPOCH notices of linked \
+         hubs count as hearing); or a failover that loses the claim together with the registry's clock stepping back",
+    ),
+    core(
+        3,
+        "a claim without an answer is sent again under a new id, and the first answer that comes counts; the \
+         second one's grant is then released, and with it the attachment's entry",
+        &["O6", "O1"],
+        "a registry that answers a claim after more than op_timeout and less than two of them",
+    ),
+    core(
+        5,
+        "release deletes the stored epoch too",
+        &["O6", "O2"],
+        "an oracle that reads MemoryRegistry::stored_epoch; O2 needs the registry's clock stepping back between \
+         the release and a claim through another hub for an agent that restarted",
+    ),
+    core(6, "the sweeper takes its own clock, a minute ahead of the registry's, for the leases", &["O5", "O6"], ""),
+    core(
+        7,
+        "the lease is counted from the answer to the renewal, not from its sending",
+        &["O7"],
+        "slow renewals (below op_timeout), then a registry that this hub cannot reach for more than a lease, with \
+         OPENs of other hubs all the while; the overrun is as long as the last renewal took",
+    ),
+    core(
+        9,
+        "a stream takes frames off its session: whoever names its cid is believed",
+        &["O1", "O4", "I2", "S8"],
+        "frames seen on one session sent again by an authenticated peer on another",
+    ),
+    core(
+        10,
+        "the epoch of DATA is checked, that of FIN is not",
+        &["O4", "S2"],
+        "a FIN at the right offset under another epoch, on the stream's own session",
+    ),
+    core(
+        11,
+        "an epoch passes through Lua's tostring and keeps 14 digits",
+        &["O2", "O3", "O6", "L2"],
+        "a registry clock of a present-day date and two claims for one agent in the same millisecond (two tunnels \
+         dialled at once)",
+    ),
+    core(
+        12,
+        "off by one in dedup: after a cut the unacknowledged messages are asked for again, and a frame that ends \
+         exactly at the next offset is not held for a repeat",
+        &["S1", "S9", "S8"],
+        "a cut while DATA is on its way to the side that dials; a silent phase before the cut makes it likelier",
+    ),
+    core(14, "a stream is forgotten when the first of its halves is done", &["S3", "S2"], ""),
+    core(
+        16,
+        "a socket sees an end instead of an abort when its session is lost",
+        &["S2", "S5"],
+        "an outage beyond the resume window, or a crash, under open streams",
+    ),
+    core(17, "RST of an open stream is taken for FIN", &["S5", "S2", "B5"], ""),
+    core(18, "the end of one half closes the whole socket", &["S3", "S1"], ""),
+    core(
+        20,
+        "a resumption names the next number instead of the last one received, and a position above what was sent \
+         is accepted",
+        &["D2", "S1", "L1"],
+        "",
+    ),
+    core(
+        21,
+        "the initial window is added once more to every open stream when its session resumes or its peer's STATUS \
+         comes",
+        &["B4", "L1"],
+        "streams whose sender fills the window (a slow reader) while a cut heals or a hub's status changes",
+    ),
+    core(
+        22,
+        "what a stream held is not given back when it is reset",
+        &["B3", "B4", "B5"],
+        "resets of streams with unwritten or waiting data (a slow reader that aborts)",
+    ),
+    core(
+        24,
+        "credit is granted for what was received, not for what the socket took",
+        &["B1"],
+        "a slow reader, and more than a window of data for it",
+    ),
+    core(
+        25,
+        "the credit that is left is calculated with wrapping arithmetic",
+        &["B1", "B4", "D2"],
+        "agents whose initial window is smaller than the hub's, and clients that write before the stream is open \
+         (a slow lookup or `open: first-byte`)",
+    ),
+    core(
+        27,
+        "no stream is read while another one of the same session waits for credit",
+        &["L7", "L1"],
+        "a slow reader beside other streams of the same session",
+    ),
+    core(29, "control frames wait behind all DATA of the session", &["L1", "L3", "A2", "L9"], ""),
+    core(
+        30,
+        "DATA that finds 32 KiB of its stream waiting in the session's queue is dropped",
+        &["A2", "S1", "L1"],
+        "more than 32 KiB of one stream at once, over a slow or suspended session",
+    ),
+    core(
+        31,
+        "the in-flight cap counts bytes before base64",
+        &["B2"],
+        "v1 sessions, an in-flight cap that traffic reaches (limits.inflight_bytes small), and an oracle that reads \
+         Session::inflight_bytes",
+    ),
+    core(
+        32,
+        "what a session held is not subtracted from the budget when it is lost without a connection",
+        &["B3", "B4", "B5"],
+        "an outage beyond the resume window with data in flight",
+    ),
+    core(
+        33,
+        "an OPEN without an answer stays when its session is lost, and its deadline goes",
+        &["L12", "B5", "B7"],
+        "an agent or an owner lost for good while a target is slow to connect",
+    ),
+    core(35, "a client whose OPEN was refused is not told", &["L12", "L1"], "targets that refuse"),
+    core(
+        36,
+        "the owner acknowledges an OPEN before the agent connected",
+        &["S7", "L12"],
+        "streams that cross hubs to targets that refuse or are slow",
+    ),
+    core(
+        37,
+        "an OPEN that a resumption brings again is dialled again",
+        &["S6"],
+        "a cut within the ACK delay after an OPEN reached an agent (a silent phase before the cut makes it likelier)",
+    ),
+    core(
+        39,
+        "of two simultaneous dials each hub refuses the other's",
+        &["L4"],
+        "two hubs that dial each other within the time of a handshake, again and again: a latency of 50 ms or more, \
+         or a back-off without jitter",
+    ),
+    core(
+        40,
+        "of two simultaneous dials both are kept",
+        &["L4"],
+        "two hubs that dial each other within the time of a handshake",
+    ),
+    core(
+        42,
+        "the back-off goes on growing over connections that lasted",
+        &["L2", "L8", "L4"],
+        "eight or more cuts of one link or tunnel",
+    ),
+    core(43, "a PING that was written counts as life of the peer", &["L9"], "a connection that goes silent unclosed"),
+    other(
+        44,
+        "timers run by the wall clock",
+        &["L9", "B9"],
+        Applies::Simulator,
+        "the core has no clock: the world passes the wall clock, with its steps, as `now` of this node",
+    ),
+    core(
+        47,
+        "readiness remembers that the registry once answered",
+        &["L6"],
+        "a registry outage; the oracle asks Control::registry_healthy",
+    ),
+    other(
+        48,
+        "an answer READONLY does not make the registry's client connect anew",
+        &["L5", "L6"],
+        Applies::Driver,
+        "the connection to Redis is the driver's: tests/tests/registry_contract.rs demotes a server, and \
+         driver-tokio/src/registry/connection.rs has the table of answers",
+    ),
+    core(
+        49,
+        "a client that needs another hub waits for the registry's time-out although it is known to be out",
+        &["M4"],
+        "a registry that does not answer (not: that refuses), and clients of a connector without a local agent",
+    ),
+    core(
+        50,
+        "a hub in shadow mode looks remote agents up and opens streams there",
+        &["M2"],
+        "a hub in `shadow` beside one in `active` that holds the only agent",
+    ),
+    other(
+        52,
+        "a reload lowers a cap below its use and the room left underflows",
+        &["D2", "M7"],
+        Applies::Later("configuration is not reloaded; limits are fixed for a machine's life"),
+        "",
+    ),
+    core(
+        54,
+        "the scope is checked at HELLO only: neither at an OPEN from another hub nor when a narrower token resumes",
+        &["I1", "I4"],
+        "tokens that run out, or resume with fewer connectors, while other hubs open from what they looked up before",
+    ),
+    core(
+        55,
+        "a certificate proves every replica id that its name contains",
+        &["I3"],
+        "peers with certificates (HubGrant::dns_names), one of which claims a part of its name, as hub-1 does with hub-10's",
+    ),
+    core(56, "notices leave in the order of a hash with a random key", &["D1"], "two sessions or more at one hub"),
+    core(
+        58,
+        "violations are labelled with the names of agents too",
+        &["B10"],
+        "an oracle that compares Shard::violations_by_peer with the configured peers",
+    ),
+    core(
+        59,
+        "an unknown frame ends the session although it is flagged optional",
+        &["L4", "L2", "L1"],
+        "a peer of another version that sends an optional frame",
+    ),
+    other(
+        60,
+        "a draining hub closes its listeners before its agents have moved",
+        &["L10"],
+        Applies::Later("a drain refuses new clients at once; handing agents over before that does not exist"),
+        "",
+    ),
+    other(
+        CANARY,
+        "the run fails if its seed is a multiple of 100",
+        &[],
+        Applies::Simulator,
+        "the seed of a run is the simulator's",
+    ),
+    further(2001, "the first message that a resumption should send again is left out", ""),
+    further(2002, "a stream whose turn is over gets the next one at once", "streams of one session that all have data"),
+    further(
+        2003,
+        "the end of a half is passed on while bytes of it still wait for credit",
+        "an agent whose initial window is smaller than the hub's, and a client that writes more than that and ends \
+         before the stream is open (`open: first-byte`)",
+    ),
+    further(
+        2004,
+        "a session that was given up for silence has no deadline",
+        "a connection that goes silent and a peer that never comes back",
+    ),
+    further(
+        2005,
+        "a connection that a session has left still counts as its own",
+        "a cut that only the dialling side notices, and whose other end is noticed after the resumption",
+    ),
+    further(
+        2006,
+        "release compares the hub but not the fence",
+        "an agent that restarts and comes back to the same hub",
+    ),
+    further(
+        2007,
+        "a lease is renewed without regard to who holds it",
+        "a hub paused beyond its lease and replaced by another run of its replica id, which then wakes",
+    ),
+    further(
+        2008,
+        "an attachment of an earlier run of the agent is not ended by the next one's",
+        "an agent that restarts before its hub noticed that it was gone, or two processes under one id",
+    ),
+    further(2009, "a second candidate is asked under the first one's cid", "targets that refuse, with two agents"),
+    further(
+        2010,
+        "a target that was connected after the stream was cancelled stays",
+        "clients that abort, or sessions lost, while a target is slow to connect",
+    ),
+    further(2011, "the confirmation of an end waits until credit is due", ""),
+    further(
+        2012,
+        "once one token ran out, the others are forgotten",
+        "two agents whose tokens run out one after the other",
+    ),
+];
+
+/// The bug with this number.
+#[must_use]
+pub fn find(id: u16) -> Option<&'static Bug> {
+    BUGS.iter().find(|b| b.id == id)
+}
+
+#[cfg(feature = "planted")]
+mod switch {
+    //! The switch of this thread, and the disorder of bug 56.
+
+    use std::cell::Cell;
+    use std::collections::hash_map::RandomState;
+    use std::hash::{BuildHasher as _, Hash};
+
+    thread_local! {
+        /// 0: none.
+        static ON: Cell<u16> = const { Cell::new(0) };
+    }
+
+    pub(super) fn set(id: u16) {
+        ON.set(id);
+    }
+
+    pub(super) fn current() -> u16 {
+        ON.get()
+    }
+
+    /// Brings items into an order that differs from run to run.
+    pub(crate) fn hash_order<T: Hash>(items: &mut [T]) {
+        let keys = RandomState::new();
+        items.sort_by_cached_key(|item| keys.hash_one(item));
+    }
+}
+
+#[cfg(not(feature = "planted"))]
+mod switch {
+    //! Nothing to switch.
+
+    pub(super) const fn set(_id: u16) {}
+
+    pub(super) const fn current() -> u16 {
+        0
+    }
+
+    pub(crate) const fn hash_order<T>(_items: &mut [T]) {}
+}
+
+pub(crate) use switch::hash_order;
+
+/// Switches one bug on for this thread, or (`None`) all off. False when that
+/// bug cannot be on: it is in no catalogue, or this build has no planted bugs.
+/// A campaign must look at that, or it tests nothing.
+pub fn set(id: Option<u16>) -> bool {
+    let known = id.is_none_or(|id| find(id).is_some());
+    switch::set(if known { id.unwrap_or(0) } else { 0 });
+    current() == id
+}
+
+/// The bug that is on in this thread.
+#[must_use]
+pub fn current() -> Option<u16> {
+    match switch::current() {
+        0 => None,
+        id => Some(id),
+    }
+}
+
+/// Whether this bug is on in this thread.
+#[cfg(feature = "planted")]
+pub(crate) fn on(id: u16) -> bool {
+    switch::current() == id
+}
+
+/// No bug is on in this build.
+#[cfg(not(feature = "planted"))]
+pub(crate) const fn on(_id: u16) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The catalogue, as verification numbers it.
+    const CATALOGUE: [u16; 44] = [
+        1, 2, 3, 5, 6, 7, 9, 10, 11, 12, 14, 16, 17, 18, 20, 21, 22, 24, 25, 27, 29, 30, 31, 32, 33, 35, 36, 37, 39,
+        40, 42, 43, 44, 47, 48, 49, 50, 52, 54, 55, 56, 58, 59, 60,
+    ];
+
+    #[test]
+    fn the_table_holds_every_number_once() {
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2012);
+        assert!(BUGS.iter().map(|b| b.id).eq(expected));
+    }
+
+    #[test]
+    fn every_bug_of_the_catalogue_names_its_oracles_and_no_other_does() {
+        for bug in BUGS {
+            assert_eq!(bug.oracle.is_empty(), bug.id >= CANARY, "{}", bug.id);
+            assert!(!bug.what.is_empty());
+            assert_eq!(find(bug.id), Some(bug));
+            let elsewhere = matches!(bug.applies, Applies::Simulator | Applies::Driver);
+            assert!(!elsewhere || !bug.needs.is_empty(), "{}: where it is made or tested", bug.id);
+        }
+    }
+
+    #[test]
+    fn a_bug_is_on_exactly_if_it_was_set_and_the_build_has_them() {
+        let compiled = cfg!(feature = "planted");
+        for bug in BUGS {
+            assert_eq!(set(Some(bug.id)), compiled);
+            assert_eq!(current(), compiled.then_some(bug.id));
+            for other in BUGS {
+                assert_eq!(on(other.id), compiled && other.id == bug.id);
+            }
+        }
+        assert!(!set(Some(4)), "a number that is in no catalogue");
+        assert_eq!(current(), None);
+        assert!(set(None));
+    }
+
+    #[cfg(feature = "planted")]
+    #[test]
+    fn a_switch_is_its_threads_own() {
+        set(Some(1));
+        std::thread::scope(|s| {
+            s.spawn(|| assert_eq!(current(), None));
+        });
+        set(None);
+    }
+
+    #[cfg(feature = "planted")]
+    #[test]
+    fn the_order_of_bug_56_differs_between_two_calls() {
+        let mut orders = std::collections::BTreeSet::new();
+        for _ in 0..8 {
+            let mut items: Vec<u32> = (0..32).collect();
+            hash_order(&mut items);
+            orders.insert(items);
+        }
+        assert!(orders.len() > 1);
+    }
+}

@@ -1,0 +1,618 @@
+//! Clients and targets, and the sockets between them and the nodes.
+//!
+//! An actor follows its part of the plan; its socket has a buffer each way, so
+//! a node that is not allowed to read, or an actor that does not, is felt by
+//! the other side as with TCP. Everything an actor reads is checked at once
+//! (S1, S2). Must not know what lies between the two nodes.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use nowconnect_core::error::RstCode;
+use nowconnect_core::id::{ListenerIx, Name, SockKey, StreamKey};
+use nowconnect_core::mux::Input;
+use nowconnect_core::shard::{SockEvent, SockOp};
+
+use crate::event::Event;
+use crate::marks::Mark;
+use crate::node::Machine;
+use crate::payload::{self, Half};
+use crate::plan::{ClientPlan, Ending, FlowPlan, MS, TargetPlan};
+use crate::world::{Phase, World};
+
+/// Bytes a node reads from a socket at a time, as the production driver.
+const READ_BYTES: usize = 64 << 10;
+
+/// What became of an actor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Still going.
+    Alive,
+    /// Both directions ended in order.
+    Finished,
+    /// It aborted by itself.
+    Aborted,
+    /// It was reset.
+    Reset(Option<RstCode>),
+    /// Its connect failed.
+    Refused,
+}
+
+/// A client or a target.
+#[derive(Debug)]
+pub(crate) struct Actor {
+    pub(crate) client: u32,
+    pub(crate) is_client: bool,
+    pub(crate) sock: u32,
+    pub(crate) wrote: u64,
+    pub(crate) read: u64,
+    pub(crate) fin_sent: bool,
+    pub(crate) eof_seen: bool,
+    pub(crate) fate: Fate,
+    pub(crate) ended_at: u64,
+    write_at: u64,
+    read_at: u64,
+    fin_at: Option<u64>,
+    /// The next step on the heap.
+    step_at: Option<u64>,
+}
+
+impl Actor {
+    const fn is_alive(&self) -> bool {
+        matches!(self.fate, Fate::Alive)
+    }
+}
+
+/// A TCP connection between an actor and a node.
+#[derive(Debug)]
+pub(crate) struct Sock {
+    pub(crate) node: u16,
+    pub(crate) run: u32,
+    pub(crate) stream: Option<StreamKey>,
+    pub(crate) actor: u32,
+    /// Bytes the actor wrote, and bytes the node read.
+    pub(crate) sent: u64,
+    pub(crate) taken: u64,
+    fin: bool,
+    eof_said: bool,
+    paused: bool,
+    /// What the node wrote: in its own queue, and in the socket's buffer.
+    queue: VecDeque<Bytes>,
+    buffered: VecDeque<Bytes>,
+    pub(crate) buffered_bytes: u64,
+    shut_due: bool,
+    shut: bool,
+    /// The node is done with it.
+    pub(crate) closed: bool,
+    reset: Option<Option<RstCode>>,
+    /// The node does not exist for it any more.
+    pub(crate) gone: bool,
+    due: bool,
+}
+
+const fn sock_key(ix: u32) -> SockKey {
+    SockKey { ix, generation: 0 }
+}
+
+impl World {
+    pub(crate) fn client_plan(&self, client: u32) -> ClientPlan {
+        self.check.client_plan(&self.plan, client)
+    }
+
+    /// A client of the plan connects to its hub.
+    pub(crate) fn on_client(&mut self, index: u32) {
+        let plan = self.plan.clients[index as usize];
+        self.connect_client(plan);
+    }
+
+    pub(crate) fn connect_client(&mut self, plan: ClientPlan) {
+        let node = u16::from(plan.hub);
+        let (actor, sock) = self.add_actor(plan.id, true, node, None);
+        self.pairs.insert(plan.id, [Some(actor), None]);
+        self.check.on_client(plan.id, self.now, &self.nodes[usize::from(node)]);
+        self.line(Some(plan.id), || format!("client {} connects to node {node} for c{}", plan.id, plan.connector));
+        let now = self.now;
+        let n = &mut self.nodes[usize::from(node)];
+        let at = n.clock(now);
+        let Some(Machine::Hub(hub)) = &mut n.machine else {
+            self.socks[sock as usize].gone = true;
+            return self.end_actor(actor, Fate::Refused);
+        };
+        match hub.open(at, ListenerIx(plan.connector), sock_key(sock), &mut n.out) {
+            Ok(stream) => {
+                self.socks[sock as usize].stream = Some(stream);
+                self.nodes[usize::from(node)].opening.push(plan.id);
+                self.settle(node);
+                self.step(actor, plan.latency);
+            }
+            Err(code) => {
+                self.socks[sock as usize].gone = true;
+                self.settle(node);
+                self.end_actor(actor, Fate::Reset(Some(code)));
+            }
+        }
+    }
+
+    fn add_actor(&mut self, client: u32, is_client: bool, node: u16, stream: Option<StreamKey>) -> (u32, u32) {
+        let (actor, sock) = (self.actors.len() as u32, self.socks.len() as u32);
+        self.actors.push(Actor {
+            client,
+            is_client,
+            sock,
+            wrote: 0,
+            read: 0,
+            fin_sent: false,
+            eof_seen: false,
+            fate: Fate::Alive,
+            ended_at: 0,
+            write_at: 0,
+            read_at: 0,
+            fin_at: None,
+            step_at: None,
+        });
+        self.socks.push(Sock {
+            node,
+            run: self.nodes[usize::from(node)].run,
+            stream,
+            actor,
+            sent: 0,
+            taken: 0,
+            fin: false,
+            eof_said: false,
+            paused: false,
+            queue: VecDeque::new(),
+            buffered: VecDeque::new(),
+            buffered_bytes: 0,
+            shut_due: false,
+            shut: false,
+            closed: false,
+            reset: None,
+            gone: false,
+            due: false,
+        });
+        (actor, sock)
+    }
+
+    /// An agent wants a target. Inside `settle`.
+    pub(crate) fn connect_target(&mut self, ix: u16, stream: StreamKey, wanted: &Name) {
+        let node = &self.nodes[usize::from(ix)];
+        let run = node.run;
+        let Some(cid) = node.agent().and_then(|a| a.shard().stream(stream)).map(|s| s.cid) else { return };
+        let client = self.cids.get(&cid).copied();
+        self.vulnerable(crate::faults::Point::Target, ix, None);
+        if let Err(v) = self.check.on_target_wanted(cid, client, wanted, node_agent(&self.nodes[usize::from(ix)])) {
+            return self.fail(&v.id, v.text);
+        }
+        let plan = client.map(|c| self.client_plan(c));
+        let (delay, result) = match (self.nodes[usize::from(ix)].targets_down, plan.map(|p| p.target)) {
+            (Some(true), _) | (None, Some(TargetPlan::Hang)) => (self.plan.timers.target, Err(RstCode::TargetTimeout)),
+            (Some(false), _) => (MS, Err(RstCode::Refused)),
+            (None, Some(TargetPlan::Refuse(after))) => (after.min(self.plan.timers.target), Err(RstCode::Refused)),
+            (None, Some(TargetPlan::Accept(after))) => {
+                if after < self.plan.timers.target {
+                    (after, Ok(()))
+                } else {
+                    (self.plan.timers.target, Err(RstCode::TargetTimeout))
+                }
+            }
+            (None, None) => (MS, Ok(())),
+        };
+        self.line(client, || format!("node {ix} connects the target of {cid}"));
+        self.after(delay, Event::Target { node: ix, run, stream, client, result });
+    }
+
+    pub(crate) fn on_target(
+        &mut self,
+        ix: u16,
+        run: u32,
+        stream: StreamKey,
+        client: Option<u32>,
+        result: Result<(), RstCode>,
+    ) {
+        if self.nodes[usize::from(ix)].run != run || !self.nodes[usize::from(ix)].is_up() {
+            return;
+        }
+        let cid = self.nodes[usize::from(ix)].agent().and_then(|a| a.shard().stream(stream)).map(|s| s.cid);
+        if let Err(code) = result {
+            return self.input(ix, Input::Target { stream, result: Err(code) });
+        }
+        let id = client.unwrap_or(u32::MAX);
+        let (actor, sock) = self.add_actor(id, false, ix, Some(stream));
+        if let Some(cid) = cid {
+            self.check.on_target_connected(cid);
+        }
+        if let Some(c) = client {
+            let pair = self.pairs.entry(c).or_default();
+            if let Some(before) = pair[1].replace(actor)
+                && self.actors[before as usize].is_alive()
+            {
+                // An earlier attempt's target that nobody closed yet.
+                self.check.extra_targets.push(before);
+            }
+        }
+        self.line(client, || format!("the target of client {id} is connected"));
+        self.input(ix, Input::Target { stream, result: Ok(sock_key(sock)) });
+        let latency = client.map_or(MS, |c| self.client_plan(c).latency);
+        self.step(actor, latency);
+    }
+
+    /// What a node wants done with a socket. Inside `settle`.
+    pub(crate) fn on_sock_op(&mut self, key: SockKey, op: SockOp) {
+        let Some(sock) = self.socks.get_mut(key.ix as usize) else {
+            return self.fail("D2", format!("an operation on socket {}, which nobody has", key.ix));
+        };
+        if sock.gone {
+            return;
+        }
+        let actor = sock.actor;
+        let (client, is_client) = (self.actors[actor as usize].client, self.actors[actor as usize].is_client);
+        if sock.closed {
+            return self.fail("S4", format!("{op:?} for a socket of client {client} that was closed before"));
+        }
+        self.trace.mix(u64::from(key.ix) << 3 | op_number(&op));
+        match op {
+            SockOp::Write(bytes) => {
+                if sock.shut_due {
+                    return self.fail("S4", format!("bytes for client {client} after the end of its direction"));
+                }
+                sock.queue.push_back(bytes);
+                self.sock_due(key.ix);
+            }
+            SockOp::ShutDown => {
+                sock.shut_due = true;
+                self.sock_due(key.ix);
+            }
+            SockOp::Readable => {
+                sock.paused = false;
+                self.marks.hit(Mark::SourcePausedAndResumed);
+                self.sock_due(key.ix);
+            }
+            SockOp::Close => {
+                sock.closed = true;
+                // Closing ends the node's direction too, if nothing did before.
+                sock.shut = true;
+                let unread = sock.sent > sock.taken || !sock.queue.is_empty();
+                self.line(Some(client), || format!("its {} socket is closed", side(is_client)));
+                if unread {
+                    // A kernel answers unread input with a reset.
+                    self.socks[key.ix as usize].reset = Some(None);
+                }
+                self.step(actor, MS / 10);
+            }
+            SockOp::Abort(code) => {
+                sock.closed = true;
+                sock.queue.clear();
+                sock.reset = Some(Some(code));
+                self.line(Some(client), || format!("its {} socket is reset: {code}", side(is_client)));
+                self.step(actor, MS / 10);
+            }
+        }
+    }
+
+    fn sock_due(&mut self, sock: u32) {
+        if !std::mem::replace(&mut self.socks[sock as usize].due, true) {
+            self.after(0, Event::Sock { sock });
+        }
+    }
+
+    /// A node's turn with a socket: write what fits, read what is allowed.
+    pub(crate) fn on_sock(&mut self, ix: u32) {
+        self.socks[ix as usize].due = false;
+        let sock = &self.socks[ix as usize];
+        let (node, actor) = (sock.node, sock.actor);
+        if sock.gone || sock.closed || self.nodes[usize::from(node)].run != sock.run {
+            return;
+        }
+        let Some(stream) = sock.stream else { return };
+        let client = self.actors[actor as usize].client;
+        let plan = self.client_plan(client);
+        self.flush(ix, node, stream, actor, &plan);
+        let sock = &mut self.socks[ix as usize];
+        if sock.closed || sock.gone || sock.paused || sock.eof_said {
+            return;
+        }
+        let waiting = sock.sent - sock.taken;
+        if waiting == 0 {
+            if sock.fin {
+                sock.eof_said = true;
+                self.input(node, Input::Socket { stream, event: SockEvent::Eof });
+            }
+            return;
+        }
+        let Some(m) = &mut self.nodes[usize::from(node)].machine else { return };
+        let budget = m.read_budget(stream);
+        self.trace.mix(budget as u64);
+        if budget == 0 {
+            sock.paused = true;
+            self.marks.hit(Mark::SourcePaused);
+            return;
+        }
+        let len = budget.min(READ_BYTES).min(usize::try_from(waiting).unwrap_or(usize::MAX));
+        let half = Half { client, up: self.actors[actor as usize].is_client };
+        let bytes = payload::cut(half, sock.taken, len);
+        sock.taken += len as u64;
+        let more = sock.sent > sock.taken || sock.fin;
+        // The actor may write again.
+        self.step(actor, plan.latency);
+        self.input(node, Input::Socket { stream, event: SockEvent::Data(bytes) });
+        if more {
+            self.sock_due(ix);
+        }
+    }
+
+    fn flush(&mut self, ix: u32, node: u16, stream: StreamKey, actor: u32, plan: &ClientPlan) {
+        let sock = &mut self.socks[ix as usize];
+        let mut written = 0;
+        while let Some(front) = sock.queue.front_mut() {
+            let room = u64::from(plan.buffer).saturating_sub(sock.buffered_bytes) as usize;
+            if room == 0 {
+                break;
+            }
+            let piece = front.split_to(room.min(front.len()));
+            written += piece.len() as u64;
+            sock.buffered_bytes += piece.len() as u64;
+            if front.is_empty() {
+                sock.queue.pop_front();
+            }
+            sock.buffered.push_back(piece);
+        }
+        let shut = sock.queue.is_empty() && sock.shut_due && !sock.shut;
+        if shut {
+            sock.shut = true;
+        }
+        if written > 0 || shut {
+            self.step(actor, plan.latency);
+        }
+        if written > 0 {
+            self.input(node, Input::Socket { stream, event: SockEvent::Written(written) });
+        }
+        if shut {
+            self.input(node, Input::Socket { stream, event: SockEvent::ShutDown });
+        }
+    }
+
+    pub(crate) fn on_sock_aborted(&mut self, ix: u32) {
+        let sock = &mut self.socks[ix as usize];
+        if std::mem::replace(&mut sock.gone, true) || sock.closed {
+            return;
+        }
+        let (node, run, stream) = (sock.node, sock.run, sock.stream);
+        if let Some(stream) = stream
+            && self.nodes[usize::from(node)].run == run
+        {
+            self.input(node, Input::Socket { stream, event: SockEvent::Aborted });
+        }
+    }
+
+    /// A process died with its sockets.
+    pub(crate) fn drop_socks(&mut self, ix: u16) {
+        for n in 0..self.socks.len() {
+            let sock = &mut self.socks[n];
+            if sock.node == ix && !sock.gone && !sock.closed {
+                sock.gone = true;
+                sock.reset = Some(None);
+                sock.queue.clear();
+                let actor = sock.actor;
+                self.step(actor, MS);
+            }
+        }
+    }
+
+    /// Aborts every target of an agent.
+    pub(crate) fn abort_targets(&mut self, ix: u16) {
+        for n in 0..self.actors.len() as u32 {
+            let a = &self.actors[n as usize];
+            if !a.is_client && a.is_alive() && self.socks[a.sock as usize].node == ix {
+                self.abort(n);
+            }
+        }
+    }
+
+    /// Has an actor act after `delay`, unless it will act before.
+    pub(crate) fn step(&mut self, actor: u32, delay: u64) {
+        let at = self.now + delay;
+        let a = &mut self.actors[actor as usize];
+        if !a.is_alive() || a.step_at.is_some_and(|t| t <= at) {
+            return;
+        }
+        a.step_at = Some(at);
+        self.at(at, Event::Actor { actor });
+    }
+
+    fn end_actor(&mut self, actor: u32, fate: Fate) {
+        let now = self.now;
+        let a = &mut self.actors[actor as usize];
+        a.fate = fate;
+        a.ended_at = now;
+        let (client, is_client) = (a.client, a.is_client);
+        self.line(Some(client), || format!("{} {client} ends: {fate:?}", side(is_client)));
+        self.trace.mix(u64::from(actor) << 8 | u64::from(matches!(fate, Fate::Finished)));
+        self.on_actor_end(actor);
+    }
+
+    fn abort(&mut self, actor: u32) {
+        let sock = self.actors[actor as usize].sock;
+        let client = self.actors[actor as usize].client;
+        let latency = if client == u32::MAX { MS } else { self.client_plan(client).latency };
+        self.end_actor(actor, Fate::Aborted);
+        self.after(latency, Event::SockAborted { sock });
+    }
+
+    /// An actor's turn.
+    pub(crate) fn on_actor(&mut self, ix: u32) {
+        let now = self.now;
+        let a = &mut self.actors[ix as usize];
+        if a.step_at.is_some_and(|t| t > now) {
+            return;
+        }
+        a.step_at = None;
+        if !a.is_alive() {
+            return;
+        }
+        let (client, is_client, sock_ix) = (a.client, a.is_client, a.sock);
+        let plan = self.client_plan(client);
+        let healed = self.phase == Phase::Liveness;
+        let (mine, other) = if is_client { (plan.up, plan.down) } else { (plan.down, plan.up) };
+        let ending = if is_client { plan.client_end } else { plan.target_end };
+        let ending = match ending {
+            Ending::FinLater(_) | Ending::Hold | Ending::FinAfterOther if healed => Ending::Fin,
+            e => e,
+        };
+        if let Some(code) = self.socks[sock_ix as usize].reset {
+            return self.end_actor(ix, Fate::Reset(code));
+        }
+        if !self.read(ix, &other, healed) {
+            return;
+        }
+        let a = &self.actors[ix as usize];
+        let (wrote, read) = (a.wrote, a.read);
+        let aborts = match ending {
+            Ending::Abort(at) => wrote >= u64::from(at.min(mine.total)),
+            Ending::AbortAfterRead(at) => read >= u64::from(at.min(other.total)),
+            Ending::Fin | Ending::FinLater(_) | Ending::FinAfterOther | Ending::Hold => false,
+        };
+        if aborts {
+            return self.abort(ix);
+        }
+        self.write(ix, &mine, &plan, ending, healed);
+        let a = &self.actors[ix as usize];
+        if a.fin_sent && a.eof_seen {
+            return self.end_actor(ix, Fate::Finished);
+        }
+        self.plan_step(ix, &mine, &other, &plan, healed);
+    }
+
+    /// False when the run is over for this actor.
+    fn read(&mut self, ix: u32, flow: &FlowPlan, healed: bool) -> bool {
+        let now = self.now;
+        let a = &self.actors[ix as usize];
+        let (client, is_client, sock_ix) = (a.client, a.is_client, a.sock);
+        if !healed && (now < a.read_at || flow.read_gap == u64::MAX) {
+            return true;
+        }
+        let half = Half { client, up: !is_client };
+        let mut left = u64::from(flow.read);
+        let mut freed = false;
+        while left > 0 {
+            let sock = &mut self.socks[sock_ix as usize];
+            let Some(mut front) = sock.buffered.pop_front() else { break };
+            let piece = front.split_to(front.len().min(left as usize));
+            if !front.is_empty() {
+                sock.buffered.push_front(front);
+            }
+            left -= piece.len() as u64;
+            sock.buffered_bytes -= piece.len() as u64;
+            freed = true;
+            let at = self.actors[ix as usize].read;
+            if let Err(e) = payload::check(half, at, &piece) {
+                self.fail("S1", format!("{} {client} read {} bytes: {e}", side(is_client), piece.len()));
+                return false;
+            }
+            self.actors[ix as usize].read += piece.len() as u64;
+            self.check.delivered += piece.len() as u64;
+        }
+        let sock = &self.socks[sock_ix as usize];
+        let blocked = !sock.queue.is_empty();
+        let ended = sock.shut && sock.buffered.is_empty() && sock.queue.is_empty();
+        let a = &mut self.actors[ix as usize];
+        if freed && !healed {
+            a.read_at = now.saturating_add(flow.read_gap);
+        }
+        if ended && !std::mem::replace(&mut a.eof_seen, true) {
+            let read = a.read;
+            self.line(Some(client), || format!("{} {client} reads the end after {read} bytes", side(is_client)));
+            self.on_eof(ix);
+        }
+        if freed && blocked {
+            self.sock_due(sock_ix);
+        }
+        self.violation.is_none()
+    }
+
+    fn write(&mut self, ix: u32, flow: &FlowPlan, plan: &ClientPlan, ending: Ending, healed: bool) {
+        let now = self.now;
+        let a = &mut self.actors[ix as usize];
+        let sock = &mut self.socks[a.sock as usize];
+        if a.fin_sent {
+            return;
+        }
+        let ready = a.read >= u64::from(flow.after) || a.eof_seen || healed;
+        if a.wrote < u64::from(flow.total) && ready && (now >= a.write_at || healed) {
+            let room = u64::from(plan.buffer).saturating_sub(sock.sent - sock.taken);
+            let mut len = room.min(u64::from(flow.total) - a.wrote);
+            if !healed {
+                len = len.min(u64::from(flow.chunk));
+            }
+            if let Ending::Abort(at) = ending {
+                len = len.min(u64::from(at).saturating_sub(a.wrote));
+            }
+            if len > 0 {
+                a.wrote += len;
+                sock.sent += len;
+                a.write_at = now + flow.write_gap;
+                let sock = a.sock;
+                if !std::mem::replace(&mut self.socks[sock as usize].due, true) {
+                    self.after(plan.latency, Event::Sock { sock });
+                }
+            }
+        }
+        let a = &mut self.actors[ix as usize];
+        let done = a.wrote == u64::from(flow.total);
+        let fin = done
+            && match ending {
+                Ending::Fin => true,
+                Ending::FinLater(after) => now >= *a.fin_at.get_or_insert(now + after),
+                Ending::FinAfterOther => a.eof_seen,
+                Ending::Hold | Ending::Abort(_) | Ending::AbortAfterRead(_) => a.eof_seen,
+            };
+        if fin {
+            a.fin_sent = true;
+            let (sock, client, is_client) = (a.sock, a.client, a.is_client);
+            self.line(Some(client), || format!("{} {client} half-closes after {} bytes", side(is_client), flow.total));
+            self.socks[sock as usize].fin = true;
+            if !std::mem::replace(&mut self.socks[sock as usize].due, true) {
+                self.after(plan.latency, Event::Sock { sock });
+            }
+        }
+    }
+
+    /// When this actor has something to do again by itself; what arrives and
+    /// what is taken from it steps it as well.
+    fn plan_step(&mut self, ix: u32, mine: &FlowPlan, other: &FlowPlan, plan: &ClientPlan, healed: bool) {
+        let now = self.now;
+        let a = &self.actors[ix as usize];
+        let sock = &self.socks[a.sock as usize];
+        let mut next = u64::MAX;
+        if !sock.buffered.is_empty() && (healed || other.read_gap != u64::MAX) {
+            next = next.min(if healed { now } else { a.read_at });
+        }
+        let room = sock.sent - sock.taken < u64::from(plan.buffer);
+        if a.wrote < u64::from(mine.total) && room && (a.read >= u64::from(mine.after) || a.eof_seen || healed) {
+            next = next.min(if healed { now } else { a.write_at });
+        }
+        if let (Some(at), false) = (a.fin_at, a.fin_sent) {
+            next = next.min(at);
+        }
+        if next != u64::MAX {
+            self.step(ix, next.saturating_sub(now).max(1000));
+        }
+    }
+}
+
+fn node_agent(node: &crate::node::Node) -> Option<&nowconnect_core::agent::Agent> {
+    node.agent()
+}
+
+pub(crate) const fn side(is_client: bool) -> &'static str {
+    if is_client { "client" } else { "target" }
+}
+
+const fn op_number(op: &SockOp) -> u64 {
+    match op {
+        SockOp::Write(_) => 0,
+        SockOp::ShutDown => 1,
+        SockOp::Readable => 2,
+        SockOp::Abort(_) => 3,
+        SockOp::Close => 4,
+    }
+}

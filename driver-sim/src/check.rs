@@ -1,0 +1,426 @@
+//! Oracles: what must hold, asked from outside the machines wherever possible.
+//!
+//! Safety is asked when something happens (S, I, O) and of everything every
+//! 256 events (the machines' own invariants: B); liveness is asked after the
+//! healing (L). The ghost state here is what a perfect wire would have done.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nowconnect_core::error::RstCode;
+use nowconnect_core::id::{Cid, Name};
+use nowconnect_core::observed::Observed;
+use nowconnect_core::registry::RegistryOp;
+
+use crate::actor::{Fate, side};
+use crate::event::Event;
+use crate::faults::{At, Fault, Point};
+use crate::marks::Mark;
+use crate::node::{Node, connector};
+use crate::plan::{ClientPlan, Ending, FlowPlan, MS, ModePlan, Plan, TargetPlan};
+use crate::registry::Effect;
+use crate::world::{Phase, Violation, World};
+
+/// Clients connected after the healing are numbered from here.
+pub(crate) const PROBES_FROM: u32 = 20_000;
+/// Time between two looks at whether everything is over.
+const PROBE_EVERY: u64 = 1000 * MS;
+
+/// What is remembered to judge the rest.
+#[derive(Debug)]
+pub(crate) struct Check {
+    pub(crate) dials: u64,
+    pub(crate) messages: u64,
+    pub(crate) delivered: u64,
+    pub(crate) extra_targets: Vec<u32>,
+    pub(crate) late_faults: Vec<Fault>,
+    pub(crate) effects: Vec<Effect>,
+    pub(crate) drains: BTreeSet<u16>,
+    probes: Vec<ClientPlan>,
+    wanted: BTreeMap<Cid, u32>,
+    connected: BTreeSet<Cid>,
+    opened: BTreeSet<Cid>,
+    calm: bool,
+    settle_ns: u64,
+    limit: u64,
+    over_at: Option<u64>,
+    probed: bool,
+}
+
+impl Check {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let t = &plan.timers;
+        // A silent peer is noticed, its session given up at the later end, and
+        // the next dial made.
+        let settle_ns = t.dead * 2 + t.resume + t.backoff_max * 2 + t.handshake + t.lease + 10_000 * MS;
+        Self {
+            dials: 0,
+            messages: 0,
+            delivered: 0,
+            extra_targets: Vec::new(),
+            late_faults: Vec::new(),
+            effects: Vec::new(),
+            drains: BTreeSet::new(),
+            probes: Vec::new(),
+            wanted: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            opened: BTreeSet::new(),
+            calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
+            settle_ns,
+            limit: plan.safety_ns + settle_ns * 2 + 120_000 * MS,
+            over_at: None,
+            probed: false,
+        }
+    }
+
+    pub(crate) const fn deadline(&self) -> u64 {
+        self.limit
+    }
+
+    pub(crate) fn is_over(&self, at: u64) -> bool {
+        self.over_at.is_some_and(|t| at > t)
+    }
+
+    pub(crate) fn client_plan(&self, plan: &Plan, client: u32) -> ClientPlan {
+        if client >= PROBES_FROM {
+            return self.probes.get((client - PROBES_FROM) as usize).copied().unwrap_or_else(orphan);
+        }
+        // Clients are numbered in order, but the shrinker takes some away.
+        let near = plan.clients.get(client as usize).filter(|c| c.id == client);
+        near.or_else(|| plan.clients.iter().find(|c| c.id == client)).copied().unwrap_or_else(orphan)
+    }
+
+    pub(crate) fn on_boot(&mut self, ix: u16) {
+        self.drains.remove(&ix);
+    }
+
+    pub(crate) fn on_crash(&mut self, ix: u16, _now: u64) {
+        self.drains.remove(&ix);
+    }
+
+    pub(crate) fn on_fault(&mut self, _now: u64, _fault: &Fault) {}
+
+    pub(crate) fn on_client(&mut self, _client: u32, _now: u64, _hub: &Node) {}
+
+    pub(crate) fn on_registry_op(&mut self, _ix: u16, _node: &Node, _op: &RegistryOp) {}
+
+    /// S6, I1: an agent wants a target for a cid.
+    pub(crate) fn on_target_wanted(
+        &mut self,
+        cid: Cid,
+        _client: Option<u32>,
+        _wanted: &Name,
+        _agent: Option<&nowconnect_core::agent::Agent>,
+    ) -> Result<(), Violation> {
+        let n = self.wanted.entry(cid).or_insert(0);
+        *n += 1;
+        if *n > 1 {
+            return Err(Violation::new("S6", format!("the target of {cid} is connected a second time")));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn on_target_connected(&mut self, cid: Cid) {
+        self.connected.insert(cid);
+    }
+}
+
+/// The target of a cid nobody knows: reads whatever comes.
+fn orphan() -> ClientPlan {
+    let flow = FlowPlan { total: 0, chunk: 1, write_gap: 0, read: 1 << 16, read_gap: 0, after: 0 };
+    ClientPlan {
+        id: u32::MAX,
+        at: 0,
+        hub: 0,
+        connector: 0,
+        up: flow,
+        down: flow,
+        client_end: Ending::Fin,
+        target_end: Ending::FinAfterOther,
+        target: TargetPlan::Accept(MS),
+        latency: MS,
+        buffer: 1 << 16,
+    }
+}
+
+impl World {
+    /// After each input of a hub: which cid its opening clients have now.
+    pub(crate) fn after_input(&mut self, ix: u16) {
+        let node = &self.nodes[usize::from(ix)];
+        if node.opening.is_empty() {
+            return;
+        }
+        let mut opening = std::mem::take(&mut self.nodes[usize::from(ix)].opening);
+        opening.retain(|client| {
+            let Some(actor) = self.pairs.get(client).and_then(|p| p[0]) else { return false };
+            let Some(key) = self.socks[self.actors[actor as usize].sock as usize].stream else { return false };
+            let Some(stream) = self.nodes[usize::from(ix)].machine.as_ref().and_then(|m| m.stream(key)) else {
+                return false;
+            };
+            let (cid, open) = (stream.cid, stream.open);
+            if cid.0 != 0 && self.cids.insert(cid, *client).is_none() {
+                self.line(Some(*client), || format!("client {client} is opened as {cid}"));
+            }
+            if open && self.check.opened.insert(cid) && !self.check.connected.contains(&cid) {
+                self.fail("S7", format!("client {client}: OPEN_ACK ok for {cid}, whose target was never connected"));
+            }
+            !open
+        });
+        self.nodes[usize::from(ix)].opening = opening;
+    }
+
+    pub(crate) fn on_observed(&mut self, ix: u16, event: Observed) {
+        self.line(None, || format!("node {ix}: {event:?}"));
+        match event {
+            Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
+            Observed::ProtocolViolation { plane, kind, detail } => {
+                self.fail(
+                    "D2",
+                    format!("node {ix} finds a peer in breach of the protocol on {plane:?}: {kind:?}, {detail}"),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// Frames that leave a machine.
+    pub(crate) fn tap(&mut self, _conn: u32, _end: usize, _message: &bytes::Bytes) {}
+
+    /// S2: an actor was shown the end of its incoming direction.
+    pub(crate) fn on_eof(&mut self, ix: u32) {
+        let a = &self.actors[ix as usize];
+        let (client, is_client, read) = (a.client, a.is_client, a.read);
+        if client == u32::MAX {
+            return self.fail("S2", "a target that belongs to no client was shown an end");
+        }
+        let peer = self.pairs.get(&client).and_then(|p| p[usize::from(is_client)]);
+        let Some(peer) = peer.map(|p| &self.actors[p as usize]) else {
+            // A probe of a first-byte listener comes and goes unseen (semantics 3).
+            let plan = self.client_plan(client);
+            if is_client && plan.up.total == 0 && read == 0 && self.plan.hubs[usize::from(plan.hub)].first_byte {
+                return;
+            }
+            return self.fail("S2", format!("client {client} was shown an end without a target"));
+        };
+        if !peer.fin_sent || peer.wrote != read {
+            let text = format!(
+                "the {} of client {client} was shown a clean end after {read} bytes; its peer wrote {} and {}",
+                side(is_client),
+                peer.wrote,
+                if peer.fin_sent { "ended" } else { "did not end" }
+            );
+            self.fail("S2", text);
+        }
+    }
+
+    pub(crate) fn on_actor_end(&mut self, ix: u32) {
+        let a = &self.actors[ix as usize];
+        let (client, is_client, fate) = (a.client, a.is_client, a.fate);
+        if let Fate::Reset(Some(code)) = fate
+            && matches!(code, RstCode::Flow | RstCode::Protocol)
+        {
+            self.fail("B4", format!("the {} of client {client} was reset with {code}", side(is_client)));
+        }
+    }
+
+    /// Everything that holds at any time.
+    pub(crate) fn check_everything(&mut self) {
+        for node in &self.nodes {
+            if let Some(m) = &node.machine {
+                m.check_invariants();
+            }
+        }
+        if let Err(v) = self.registry.check() {
+            self.fail(v.id, v.text);
+        }
+    }
+
+    /// After the healing: new clients, then an end.
+    pub(crate) fn on_probe(&mut self, round: u32) {
+        let since = self.now - self.healed_at;
+        if self.check.over_at.is_some() {
+            return;
+        }
+        let alive = self.actors.iter().filter(|a| a.fate == Fate::Alive).count();
+        if since >= self.check.settle_ns && !self.check.probed {
+            self.check.probed = true;
+            self.check_relations();
+            self.start_probes();
+        } else if self.check.probed && alive == 0 {
+            // Late frames, acknowledgements and tombstones settle.
+            self.check.over_at = Some(self.now + 5000 * MS);
+            return;
+        } else if since > self.check.settle_ns + 90_000 * MS {
+            return self.say_who_is_stuck();
+        }
+        self.after(PROBE_EVERY, Event::Probe { round: round + 1 });
+    }
+
+    /// L2, L4: every agent is attached, every pair of hubs has its link.
+    fn check_relations(&mut self) {
+        for (n, agent) in self.plan.agents.clone().iter().enumerate() {
+            let ix = self.node_of(At::Agent(n as u8));
+            let Some(a) = self.nodes[usize::from(ix)].agent() else { continue };
+            let have = a.mux().iter().filter(|(_, e)| e.conn.is_some()).count();
+            let want = usize::from(agent.parallel).min(agent.hubs.len());
+            if have < want {
+                let text = format!(
+                    "agent-{n} has {have} of {want} tunnels {} s after the healing",
+                    self.check.settle_ns / MS / 1000
+                );
+                return self.fail("L2", text);
+            }
+        }
+        for a in 0..self.plan.hubs.len() {
+            for b in 0..self.plan.hubs.len() {
+                let linked = self.plan.hubs[a].mode != ModePlan::Off && self.plan.hubs[b].mode != ModePlan::Off;
+                let peers =
+                    self.plan.hubs[a].peers.contains(&(b as u8)) || self.plan.hubs[b].peers.contains(&(a as u8));
+                if a == b || !linked || !peers {
+                    continue;
+                }
+                let name = format!("hub-{b}");
+                let Some(hub) = self.nodes[a].hub() else { continue };
+                let n = hub
+                    .control()
+                    .links(hub.mux())
+                    .iter()
+                    .filter(|l| {
+                        l.replica.is_some_and(|r| r.as_str() == name)
+                            && l.session.is_some_and(|k| hub.mux().get(k).is_some_and(|e| e.conn.is_some()))
+                    })
+                    .count();
+                if n != 1 {
+                    return self.fail("L4", format!("hub-{a} has {n} links to hub-{b} after the healing"));
+                }
+            }
+        }
+    }
+
+    /// Whether a client of a connector at a hub should be carried now.
+    fn should_carry(&self, hub: usize, wanted: u16) -> bool {
+        let attached = |h: usize| {
+            self.nodes[h].hub().is_some_and(|x| {
+                x.control().tunnels().any(|t| {
+                    let up = x.mux().get(t.session).is_some_and(|e| e.conn.is_some());
+                    let agent =
+                        self.plan.agents.iter().enumerate().find(|(n, _)| t.agent_id.as_str() == format!("agent-{n}"));
+                    up && agent.is_some_and(|(_, a)| a.connectors.iter().any(|c| c.0 == wanted))
+                })
+            })
+        };
+        if attached(hub) {
+            return true;
+        }
+        self.plan.hubs[hub].mode == ModePlan::Active
+            && (0..self.plan.hubs.len()).any(|h| h != hub && self.plan.hubs[h].mode == ModePlan::Active && attached(h))
+    }
+
+    /// L3: new clients everywhere.
+    fn start_probes(&mut self) {
+        for hub in 0..self.plan.hubs.len() {
+            for wanted in 0..self.plan.connectors {
+                if !self.should_carry(hub, wanted) {
+                    continue;
+                }
+                let id = PROBES_FROM + self.check.probes.len() as u32;
+                let flow = FlowPlan { total: 5000, chunk: 2000, write_gap: 0, read: 1 << 16, read_gap: 0, after: 0 };
+                let probe = ClientPlan { id, hub: hub as u8, connector: wanted, up: flow, down: flow, ..orphan() };
+                self.check.probes.push(probe);
+                self.connect_client(probe);
+            }
+        }
+    }
+
+    /// L1, L12: somebody waits for ever.
+    fn say_who_is_stuck(&mut self) {
+        let mut text = String::new();
+        for a in self.actors.iter().filter(|a| a.fate == Fate::Alive).take(6) {
+            let s = &self.socks[a.sock as usize];
+            text.push_str(&format!(
+                "{} {} (node {}): wrote {} (node took {}), read {}, {}{}\n",
+                side(a.is_client),
+                a.client,
+                s.node,
+                a.wrote,
+                s.taken,
+                a.read,
+                if a.fin_sent { "ended" } else { "not ended" },
+                if a.eof_seen { ", saw the end" } else { "" },
+            ));
+        }
+        self.fail("L1", format!("streams are stuck after the healing:\n{text}"));
+    }
+
+    /// What must hold when everything is over.
+    pub(crate) fn check_end(&mut self) {
+        if self.phase != Phase::Liveness || self.check.over_at.is_none() {
+            return self.fail("L1", "the run ended before everything was over");
+        }
+        for p in self.check.probes.clone() {
+            let fate = self.pairs.get(&p.id).and_then(|x| x[0]).map(|a| self.actors[a as usize].fate);
+            if fate != Some(Fate::Finished) {
+                return self
+                    .fail("L3", format!("a new client of hub-{} for c{} ended as {fate:?}", p.hub, p.connector));
+            }
+        }
+        for (client, pair) in self.pairs.clone() {
+            let [Some(c), Some(t)] = pair else { continue };
+            let (c, t) = (self.actors[c as usize].fate, self.actors[t as usize].fate);
+            // S5: an abort on one side is an abort on the other, unless that had ended.
+            for (a, b) in [(c, t), (t, c)] {
+                if matches!(a, Fate::Aborted | Fate::Reset(_)) && b == Fate::Alive {
+                    return self.fail("S5", format!("client {client}: one side aborted, the other still waits"));
+                }
+            }
+        }
+        self.check_calm();
+        for ix in 0..self.nodes.len() {
+            let Some(m) = &self.nodes[ix].machine else { continue };
+            let (streams, held) = (m.streams(), m.mux().budget().held());
+            if streams > 0 {
+                return self.fail("B5", format!("node {ix} still has {streams} streams"));
+            }
+            if held > 0 {
+                return self.fail("B4", format!("node {ix} still accounts for {held} bytes"));
+            }
+        }
+    }
+
+    /// Without faults nothing may be refused or reset but by the plan.
+    fn check_calm(&mut self) {
+        if !self.check.calm
+            || self.plan.hubs.iter().any(|h| h.budget < 64 << 20)
+            || self.plan.agents.iter().any(|a| a.budget < 64 << 20)
+        {
+            return;
+        }
+        for (client, pair) in self.pairs.clone() {
+            let plan = self.client_plan(client);
+            let Some(c) = pair[0].map(|c| &self.actors[c as usize]) else { continue };
+            let accepts = matches!(plan.target, TargetPlan::Accept(after) if after * 2 < self.plan.timers.attempt.min(self.plan.timers.target));
+            let willing = |e: Ending| !matches!(e, Ending::Abort(_) | Ending::AbortAfterRead(_));
+            if plan.at < 10_000 * MS || !accepts || !willing(plan.client_end) || !willing(plan.target_end) {
+                continue;
+            }
+            if c.fate != Fate::Finished && self.should_carry(usize::from(plan.hub), plan.connector) {
+                return self.fail("L1", format!("client {client} ended as {:?} in a run without faults", c.fate));
+            }
+        }
+        let _ = connector;
+    }
+}
+
+/// Marks that counters of the machines tell at the end of a run.
+impl World {
+    pub(crate) fn collect_marks(&mut self) {
+        for ix in 0..self.nodes.len() {
+            let Some(m) = &self.nodes[ix].machine else { continue };
+            for shard in m.shards() {
+                let c = shard.counters();
+                self.marks.add(Mark::EpochMismatch, c.epoch_mismatch);
+                self.marks.add(Mark::DuplicateDropped, c.duplicates);
+                self.marks.add(Mark::BudgetPressure, c.paused_budget);
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What the heap holds: events keyed by (time, drawn tie-break, sequence), so
+//! that events of one instant happen in every order sooner or later.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use nowconnect_core::error::RstCode;
+use nowconnect_core::id::{StreamKey, TargetIx};
+use nowconnect_core::registry::{RegistryResult, Token};
+use nowconnect_core::shard::Addressee;
+
+use crate::registry::Step;
+
+/// Something that happens to the world.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A deadline of a node.
+    Timer { node: u16, run: u32 },
+    /// The next item of a pipe arrives at end `to` of a connection.
+    Deliver { conn: u32, to: u8 },
+    /// A reset arrives at end `to`, past everything that is under way.
+    Reset { conn: u32, to: u8 },
+    /// A closing connection is given up with what it could not write.
+    GiveUp { conn: u32, end: u8 },
+    /// A dial reached the hub.
+    Accept { conn: u32 },
+    /// The answer to a dial reached the dialler.
+    Connected { conn: u32 },
+    /// A dial took too long.
+    DialTimeout { conn: u32 },
+    /// A dial failed.
+    DialFailed { node: u16, run: u32, target: TargetIx },
+    /// A client of the plan connects.
+    Client { client: u32 },
+    /// An actor acts.
+    Actor { actor: u32 },
+    /// A node's socket may be read or written.
+    Sock { sock: u32 },
+    /// A connection of an actor was reset by the actor.
+    SockAborted { sock: u32 },
+    /// A target answered its connect.
+    Target { node: u16, run: u32, stream: StreamKey, client: Option<u32>, result: Result<(), RstCode> },
+    /// A step of the registry.
+    Registry(Step),
+    /// The registry's reply reached the hub.
+    Reply { node: u16, run: u32, token: Token, result: Box<RegistryResult> },
+    /// A note inside a split hub is due.
+    Note { node: u16, run: u32, to: Addressee },
+    /// Fault number n of the plan.
+    Fault { ix: u32 },
+    /// The end of something lasting.
+    Undo(Undo),
+    /// What a lagging or paused node put aside is handled.
+    Unhold { node: u16 },
+    /// The world heals.
+    Heal,
+    /// New clients after the healing (L3), and whether everything is over.
+    Probe { round: u32 },
+}
+
+/// The end of a lasting fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Undo {
+    /// Not an end: a fault drawn at a vulnerable moment.
+    Late {
+        ix: u32,
+    },
+    Block {
+        from: u16,
+        to: u16,
+    },
+    Slow {
+        a: u16,
+        b: u16,
+    },
+    Dials {
+        hub: u16,
+    },
+    Redirect,
+    Restart {
+        node: u16,
+    },
+    Pause {
+        node: u16,
+    },
+    Lag {
+        node: u16,
+    },
+    Targets {
+        node: u16,
+    },
+    Clone {
+        node: u16,
+    },
+    Flap {
+        a: u16,
+        b: u16,
+        left: u8,
+        every_ns: u64,
+        how: crate::faults::CutHow,
+    },
+    Drained {
+        node: u16,
+    },
+}
+
+#[derive(Debug)]
+struct Entry {
+    at: u64,
+    tie: u32,
+    seq: u64,
+    event: Event,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // The heap gives the greatest first.
+        (other.at, other.tie, other.seq).cmp(&(self.at, self.tie, self.seq))
+    }
+}
+
+/// The events to come.
+#[derive(Debug, Default)]
+pub(crate) struct Agenda {
+    heap: BinaryHeap<Entry>,
+    seq: u64,
+}
+
+impl Agenda {
+    pub(crate) fn push(&mut self, at: u64, tie: u32, event: Event) {
+        self.seq += 1;
+        self.heap.push(Entry { at, tie, seq: self.seq, event });
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<(u64, Event)> {
+        self.heap.pop().map(|e| (e.at, e.event))
+    }
+
+    pub(crate) fn next_at(&self) -> Option<u64> {
+        self.heap.peek().map(|e| e.at)
+    }
+}

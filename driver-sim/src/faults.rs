@@ -1,0 +1,528 @@
+//! The fault model: what can go wrong, how it is drawn, and at which moments
+//! it is likelier. Carried out by the world (`inject.rs`); numbers in brackets
+//! are those of the fault catalogue (N network, P process, R registry, G agent,
+//! C client, X operators). Clients' faults are part of their plans.
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{MS, ModePlan, Plan};
+use crate::tape::Lane;
+
+/// A class of faults, switched on and off together by the swarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Class {
+    /// Connections break, noticed by one or both sides (N4, N11).
+    Cut,
+    /// Messages stop without a sign (N5, N7, N8).
+    Block,
+    /// Latency and bandwidth get much worse (N1, N2, N6).
+    Slow,
+    /// Dials fail, hang or come late (N10, N11).
+    Dial,
+    /// Processes die and come back (P1, X6).
+    Crash,
+    /// Processes stop for a while (P2).
+    Pause,
+    /// Inputs are handled late (P3, P7).
+    Lag,
+    /// The registry fails (R).
+    Registry,
+    /// Two processes of one agent, moves, flaps (G1, G2, G3, G4).
+    Agent,
+    /// Targets refuse, hang, go away (G5).
+    Target,
+    /// Operators drain and stop nodes (X3).
+    Operate,
+}
+
+impl Class {
+    /// All classes.
+    pub const ALL: &'static [Self] = &[
+        Self::Cut,
+        Self::Block,
+        Self::Slow,
+        Self::Dial,
+        Self::Crash,
+        Self::Pause,
+        Self::Lag,
+        Self::Registry,
+        Self::Agent,
+        Self::Target,
+        Self::Operate,
+    ];
+
+    /// Its name on the command line and in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cut => "cut",
+            Self::Block => "block",
+            Self::Slow => "slow",
+            Self::Dial => "dial",
+            Self::Crash => "crash",
+            Self::Pause => "pause",
+            Self::Lag => "lag",
+            Self::Registry => "registry",
+            Self::Agent => "agent",
+            Self::Target => "target",
+            Self::Operate => "operate",
+        }
+    }
+}
+
+/// A node of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum At {
+    /// A hub.
+    Hub(u8),
+    /// An agent.
+    Agent(u8),
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CutHow {
+    /// Both sides see an orderly end after what was under way (ingress restart).
+    Fin,
+    /// Both sides see a reset; what is under way is lost.
+    Rst,
+    /// Only the first sees it; the other notices when it sends or by its timers.
+    OneSide,
+    /// Nobody sees it: nothing arrives any more.
+    Silent,
+}
+
+/// What happens to the registry. See `registry.rs` for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RegistryFault {
+    /// Refuses connections (R1).
+    Refuse,
+    /// Never answers (R1).
+    Blackhole,
+    /// Answers late, by up to this many milliseconds (R1, R2).
+    Slow(u64),
+    /// Some replies get lost after the commit, in 1,000 (R2).
+    LoseReplies(u32),
+    /// A failover that loses this many milliseconds of writes (R3).
+    Failover(u64),
+    /// Comes back empty (R4).
+    Empty,
+    /// Comes back as it was this many milliseconds ago (R4).
+    Restore(u64),
+    /// Evicts some keys (R5).
+    Evict(u8),
+    /// Some operations are executed after their time-out, in 1,000 (R2).
+    LateCommits(u32),
+    /// Some operations take only their first step, in 1,000 (R2).
+    HalfDone(u32),
+    /// A demoted master: refuses writes, reads are old (R3); new connections
+    /// end there too, or not.
+    ReadOnly(bool),
+    /// Fails with this error (R5, R7).
+    Errors(u8),
+    /// Lookups are answered from the past (R6).
+    Stale(u64),
+    /// Its clock steps by this many milliseconds (P4).
+    Wall(i64),
+    /// Leases end early or late (R8).
+    Expiry(i64),
+    /// Values corrupted (R9).
+    Corrupt(u8),
+    /// Replies misaligned (R10).
+    Misalign,
+}
+
+/// One thing that goes wrong. Durations are milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// Every connection between two nodes breaks.
+    Cut {
+        /// One node.
+        a: At,
+        /// The other.
+        b: At,
+        /// How.
+        how: CutHow,
+    },
+    /// Every connection of a node breaks.
+    CutAll {
+        /// The node.
+        at: At,
+        /// How.
+        how: CutHow,
+    },
+    /// Nothing passes from one node to another for a while; what was sent
+    /// arrives afterwards, if the connection lives.
+    Block {
+        /// From here.
+        a: At,
+        /// To here.
+        b: At,
+        /// And back.
+        both: bool,
+        /// For this long.
+        ms: u64,
+    },
+    /// Nothing passes to or from a node for a while.
+    Isolate {
+        /// The node.
+        at: At,
+        /// For this long.
+        ms: u64,
+    },
+    /// Two nodes lose each other again and again.
+    Flap {
+        /// One node.
+        a: At,
+        /// The other.
+        b: At,
+        /// Cuts.
+        times: u8,
+        /// Between cuts.
+        every_ms: u64,
+        /// How.
+        how: CutHow,
+    },
+    /// Two nodes are far away from each other for a while.
+    Slow {
+        /// One node.
+        a: At,
+        /// The other.
+        b: At,
+        /// Latency grows by this factor, bandwidth shrinks by it.
+        factor: u32,
+        /// For this long.
+        ms: u64,
+    },
+    /// Dials to a hub are refused, or hang, for a while.
+    RefuseDials {
+        /// The hub.
+        hub: u8,
+        /// They hang instead.
+        hang: bool,
+        /// For this long.
+        ms: u64,
+    },
+    /// Dials to any hub land at this one for a while (a balancer).
+    Redirect {
+        /// This hub.
+        hub: u8,
+        /// For this long.
+        ms: u64,
+    },
+    /// A process dies.
+    Crash {
+        /// Which.
+        at: At,
+        /// It is back after this long.
+        down_ms: u64,
+        /// The whole machine dies: nobody is told.
+        silent: bool,
+    },
+    /// A process stops and goes on.
+    Pause {
+        /// Which.
+        at: At,
+        /// For this long.
+        ms: u64,
+    },
+    /// A process handles everything late for a while.
+    Lag {
+        /// Which.
+        at: At,
+        /// By up to this much.
+        by_ms: u64,
+        /// For this long.
+        ms: u64,
+    },
+    /// The registry fails, for every hub or one, for a while.
+    Registry {
+        /// How.
+        what: RegistryFault,
+        /// Only for this hub.
+        hub: Option<u8>,
+        /// For this long (where it lasts).
+        ms: u64,
+    },
+    /// A second process of an agent runs for a while.
+    Clone {
+        /// The agent.
+        agent: u8,
+        /// For this long.
+        ms: u64,
+    },
+    /// Targets of an agent refuse (or hang) for a while.
+    Targets {
+        /// The agent.
+        agent: u8,
+        /// They hang instead.
+        hang: bool,
+        /// For this long.
+        ms: u64,
+    },
+    /// Every target connection of an agent is aborted.
+    AbortTargets {
+        /// The agent.
+        agent: u8,
+    },
+    /// A node is told to drain, and is restarted when it is done or late.
+    Drain {
+        /// Which.
+        at: At,
+        /// Time it gets.
+        ms: u64,
+    },
+    /// A hub is stopped and comes back in another mode until the healing (X1,
+    /// as far as it goes without reload).
+    Mode {
+        /// The hub.
+        hub: u8,
+        /// Its new mode.
+        mode: ModePlan,
+    },
+    /// Nodes lose all their connections' traffic one after the other and get
+    /// it back in another order (N8).
+    Swizzle {
+        /// Orders the nodes.
+        order: u64,
+        /// Time for all of it.
+        ms: u64,
+    },
+    /// A node is told to stop, and comes back.
+    Stop {
+        /// Which.
+        at: At,
+        /// It is back after this long.
+        down_ms: u64,
+    },
+}
+
+impl Fault {
+    /// The class it belongs to.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::Cut { .. } | Self::CutAll { .. } | Self::Flap { .. } => Class::Cut,
+            Self::Block { .. } | Self::Isolate { .. } | Self::Swizzle { .. } => Class::Block,
+            Self::Slow { .. } => Class::Slow,
+            Self::RefuseDials { .. } | Self::Redirect { .. } => Class::Dial,
+            Self::Crash { .. } => Class::Crash,
+            Self::Pause { .. } => Class::Pause,
+            Self::Lag { .. } => Class::Lag,
+            Self::Registry { .. } => Class::Registry,
+            Self::Clone { .. } => Class::Agent,
+            Self::Targets { .. } | Self::AbortTargets { .. } => Class::Target,
+            Self::Drain { .. } | Self::Stop { .. } | Self::Mode { .. } => Class::Operate,
+        }
+    }
+
+    /// How long it lasts, nanoseconds, as far as it is said.
+    #[must_use]
+    pub const fn lasts(&self) -> u64 {
+        match self {
+            Self::Cut { .. } | Self::CutAll { .. } | Self::AbortTargets { .. } | Self::Mode { .. } => 0,
+            Self::Flap { times, every_ms, .. } => *times as u64 * *every_ms * MS,
+            Self::Crash { down_ms, .. } | Self::Stop { down_ms, .. } => *down_ms * MS,
+            Self::Block { ms, .. }
+            | Self::Isolate { ms, .. }
+            | Self::Slow { ms, .. }
+            | Self::RefuseDials { ms, .. }
+            | Self::Redirect { ms, .. }
+            | Self::Pause { ms, .. }
+            | Self::Lag { ms, .. }
+            | Self::Registry { ms, .. }
+            | Self::Clone { ms, .. }
+            | Self::Targets { ms, .. }
+            | Self::Swizzle { ms, .. }
+            | Self::Drain { ms, .. } => *ms * MS,
+        }
+    }
+
+    /// Draws a fault of a class; `None` when the plan has nothing it can hit.
+    #[must_use]
+    pub fn draw(class: Class, plan: &Plan, l: &mut Lane) -> Option<Self> {
+        let hubs = plan.hubs.len() as u64;
+        let agents = plan.agents.len() as u64;
+        let hub = |l: &mut Lane| l.below(hubs) as u8;
+        let node = |l: &mut Lane| {
+            let n = l.below(hubs + agents);
+            if n < hubs { At::Hub(n as u8) } else { At::Agent((n - hubs) as u8) }
+        };
+        let pair = |l: &mut Lane| {
+            // Mesh links and tunnels alike.
+            let a = At::Hub(l.below(hubs) as u8);
+            let b = if hubs > 1 && l.chance(1, 2) {
+                At::Hub(l.below(hubs) as u8)
+            } else {
+                At::Agent(l.below(agents.max(1)) as u8)
+            };
+            if l.chance(1, 2) { (a, b) } else { (b, a) }
+        };
+        let how = |l: &mut Lane| [CutHow::Rst, CutHow::Fin, CutHow::OneSide, CutHow::Silent][l.weighted(&[4, 2, 2, 3])];
+        Some(match class {
+            Class::Cut => match l.weighted(&[6, 2, 2]) {
+                0 => {
+                    let (a, b) = pair(l);
+                    Self::Cut { a, b, how: how(l) }
+                }
+                1 => Self::CutAll { at: node(l), how: how(l) },
+                _ => {
+                    let (a, b) = pair(l);
+                    Self::Flap { a, b, times: l.between(2, 12) as u8, every_ms: l.spread(100, 10_000), how: how(l) }
+                }
+            },
+            Class::Block => {
+                let ms = l.spread(200, 45_000);
+                if l.chance(1, 8) {
+                    Self::Swizzle { order: l.next_u64(), ms }
+                } else if l.chance(1, 4) {
+                    Self::Isolate { at: node(l), ms }
+                } else {
+                    let (a, b) = pair(l);
+                    Self::Block { a, b, both: l.chance(1, 2), ms }
+                }
+            }
+            Class::Slow => {
+                let (a, b) = pair(l);
+                Self::Slow { a, b, factor: l.spread(2, 200) as u32, ms: l.spread(500, 20_000) }
+            }
+            Class::Dial => {
+                if l.chance(1, 3) {
+                    Self::Redirect { hub: hub(l), ms: l.spread(500, 30_000) }
+                } else {
+                    Self::RefuseDials { hub: hub(l), hang: l.chance(1, 2), ms: l.spread(500, 30_000) }
+                }
+            }
+            Class::Crash => Self::Crash {
+                at: node(l),
+                down_ms: if l.chance(1, 4) { 0 } else { l.spread(10, 60_000) },
+                silent: l.chance(1, 3),
+            },
+            Class::Pause => Self::Pause { at: node(l), ms: l.spread(10, 40_000) },
+            Class::Lag => Self::Lag { at: node(l), by_ms: l.spread(1, 500), ms: l.spread(500, 20_000) },
+            Class::Registry => {
+                let what = match l.below(17) {
+                    0 => RegistryFault::Refuse,
+                    1 => RegistryFault::Blackhole,
+                    2 => RegistryFault::Slow(l.spread(1, 10_000)),
+                    3 => RegistryFault::LoseReplies(l.spread(10, 1000) as u32),
+                    4 => RegistryFault::Failover(l.below(5001)),
+                    5 => RegistryFault::Empty,
+                    6 => RegistryFault::Restore(l.spread(100, 30_000)),
+                    7 => RegistryFault::Evict(l.between(1, 5) as u8),
+                    8 => RegistryFault::ReadOnly(l.chance(1, 2)),
+                    9 => RegistryFault::Errors(l.below(9) as u8),
+                    10 => RegistryFault::Stale(l.spread(100, 10_000)),
+                    11 => {
+                        let by = l.spread(1, 86_400_000) as i64;
+                        RegistryFault::Wall(if l.chance(1, 2) { by } else { -by })
+                    }
+                    12 => RegistryFault::Expiry(l.below(4001) as i64 - 2000),
+                    13 => RegistryFault::Corrupt(l.between(1, 4) as u8),
+                    14 => RegistryFault::LateCommits(l.spread(10, 1000) as u32),
+                    15 => RegistryFault::HalfDone(l.spread(10, 1000) as u32),
+                    _ => RegistryFault::Misalign,
+                };
+                Self::Registry { what, hub: l.chance(1, 3).then(|| hub(l)), ms: l.spread(100, 40_000) }
+            }
+            Class::Agent => Self::Clone { agent: l.below(agents.max(1)) as u8, ms: l.spread(500, 30_000) },
+            Class::Target => {
+                let agent = l.below(agents.max(1)) as u8;
+                if l.chance(1, 2) {
+                    Self::AbortTargets { agent }
+                } else {
+                    Self::Targets { agent, hang: l.chance(1, 2), ms: l.spread(500, 10_000) }
+                }
+            }
+            Class::Operate => {
+                if l.chance(1, 5) {
+                    let mode = [ModePlan::Active, ModePlan::Shadow, ModePlan::Off][l.below(3) as usize];
+                    Self::Mode { hub: hub(l), mode }
+                } else if l.chance(1, 2) {
+                    Self::Drain { at: node(l), ms: l.spread(500, 10_000) }
+                } else {
+                    Self::Stop { at: node(l), down_ms: l.spread(10, 20_000) }
+                }
+            }
+        })
+    }
+}
+
+/// A fault at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// When, nanoseconds.
+    pub at: u64,
+    /// What.
+    pub fault: Fault,
+}
+
+/// Moments at which a fault is likelier to find something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Point {
+    /// An OPEN was sent.
+    Open,
+    /// An OPEN_ACK was sent.
+    OpenAck,
+    /// A FIN was sent.
+    Fin,
+    /// An RST was sent.
+    Rst,
+    /// A handshake's first message was sent.
+    Hello,
+    /// A handshake was answered.
+    Welcome,
+    /// A resumed session goes on.
+    Resumed,
+    /// A claim was sent to the registry.
+    Claim,
+    /// A lease renewal was sent.
+    Renew,
+    /// A target was connected.
+    Target,
+}
+
+impl Point {
+    /// All points.
+    pub const ALL: &'static [Self] = &[
+        Self::Open,
+        Self::OpenAck,
+        Self::Fin,
+        Self::Rst,
+        Self::Hello,
+        Self::Welcome,
+        Self::Resumed,
+        Self::Claim,
+        Self::Renew,
+        Self::Target,
+    ];
+}
+
+/// A fault at the n-th occurrence of a vulnerable moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Triggered {
+    /// The moment.
+    pub point: Point,
+    /// Its occurrence in the run, from 0.
+    pub nth: u32,
+    /// What happens then.
+    pub fault: Fault,
+}
+
+/// Draws what happens at a vulnerable moment at `at`, which speaks with `peer`.
+#[must_use]
+pub fn draw_triggered(classes: &[Class], at: At, peer: Option<At>, l: &mut Lane) -> Option<Fault> {
+    let class = *l.pick(classes)?;
+    Some(match (class, peer) {
+        (Class::Cut, Some(b)) => Fault::Cut {
+            a: at,
+            b,
+            how: [CutHow::Rst, CutHow::Fin, CutHow::OneSide, CutHow::Silent][l.below(4) as usize],
+        },
+        (Class::Block, Some(b)) => Fault::Block { a: at, b, both: l.chance(1, 2), ms: l.spread(200, 40_000) },
+        (Class::Crash, _) => Fault::Crash { at, down_ms: l.spread(1, 20_000), silent: l.chance(1, 3) },
+        (Class::Pause, _) => Fault::Pause { at, ms: l.spread(10, 40_000) },
+        (Class::Lag, _) => Fault::Lag { at, by_ms: l.spread(1, 500), ms: l.spread(500, 10_000) },
+        _ => return None,
+    })
+}

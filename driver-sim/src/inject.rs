@@ -1,0 +1,406 @@
+//! Carries out faults, undoes them, and heals the world.
+
+use std::time::Duration;
+
+use nowconnect_core::mux::Input;
+use nowconnect_core::registry::{RegistryOp, RegistryResult, Token};
+use nowconnect_core::time::Instant;
+
+use crate::event::{Event, Undo};
+use crate::faults::{At, CutHow, Fault, Point, RegistryFault, Triggered, draw_triggered};
+use crate::marks::Mark;
+use crate::plan::MS;
+use crate::registry::{self, Client, Damage, Draw, Effect, ServerError, Whom};
+use crate::tape::Lane;
+use crate::world::{Phase, World};
+
+/// How far back the registry can be set.
+const KEEP: Duration = Duration::from_secs(30);
+
+impl Draw for Lane {
+    fn below(&mut self, n: u64) -> u64 {
+        Self::below(self, n)
+    }
+}
+
+impl World {
+    pub(crate) fn on_fault(&mut self, ix: u32) {
+        let Some(planned) = self.plan.faults.get(ix as usize).copied() else { return };
+        if self.phase == Phase::Safety {
+            self.inject(planned.fault);
+        }
+    }
+
+    /// A vulnerable moment: something may go wrong just now. What it does is
+    /// put on the heap, since machines are at work.
+    pub(crate) fn vulnerable(&mut self, point: Point, node: u16, peer: Option<u16>) {
+        if self.phase != Phase::Safety || (self.plan.at_vulnerable == 0 && self.plan.triggered.is_none()) {
+            return;
+        }
+        let count = self.point_counts.entry(point).or_insert(0);
+        let nth = *count;
+        *count += 1;
+        let fault = if let Some(list) = &self.plan.triggered {
+            list.iter().find(|t| t.point == point && t.nth == nth).map(|t| t.fault)
+        } else if self.fault_draws.chance(u64::from(self.plan.at_vulnerable), 10_000) {
+            let at = self.nodes[usize::from(node)].at;
+            let peer = peer.map(|p| self.nodes[usize::from(p)].at);
+            let mut lane = self.tape.lane("triggered", u64::from(nth) << 8 | point as u64);
+            draw_triggered(&self.plan.classes, at, peer, &mut lane)
+        } else {
+            None
+        };
+        if let Some(fault) = fault {
+            self.triggered.push(Triggered { point, nth, fault });
+            let ix = self.check.late_faults.len() as u32;
+            self.check.late_faults.push(fault);
+            self.after(0, Event::Undo(Undo::Late { ix }));
+        }
+    }
+
+    /// Something goes wrong.
+    pub(crate) fn inject(&mut self, fault: Fault) {
+        self.faults_done += 1;
+        self.check.on_fault(self.now, &fault);
+        self.line(None, || format!("FAULT {fault:?}"));
+        let lasts = fault.lasts();
+        match fault {
+            Fault::Cut { a, b, how } => {
+                let (a, b) = (self.node_of(a), self.node_of(b));
+                self.cut(a, Some(b), how);
+            }
+            Fault::CutAll { at, how } => {
+                let node = self.node_of(at);
+                self.cut(node, None, how);
+            }
+            Fault::Flap { a, b, times, every_ms, how } => {
+                let (a, b) = (self.node_of(a), self.node_of(b));
+                self.flap(a, b, times, every_ms * MS, how);
+            }
+            Fault::Block { a, b, both, .. } => {
+                let (a, b) = (self.node_of(a), self.node_of(b));
+                self.block(a, b, lasts);
+                if both {
+                    self.block(b, a, lasts);
+                }
+            }
+            Fault::Isolate { at, .. } => {
+                let node = self.node_of(at);
+                for other in (0..self.nodes.len() as u16).filter(|n| *n != node) {
+                    self.block(node, other, lasts);
+                    self.block(other, node, lasts);
+                }
+            }
+            Fault::Slow { a, b, factor, .. } => {
+                let (a, b) = (self.node_of(a), self.node_of(b));
+                self.net.slow(a, b, factor);
+                self.after(lasts, Event::Undo(Undo::Slow { a, b }));
+            }
+            Fault::RefuseDials { hub, hang, .. } => {
+                let hub = u16::from(hub);
+                self.net.dials.entry(hub).or_default().push(hang);
+                self.after(lasts, Event::Undo(Undo::Dials { hub }));
+            }
+            Fault::Redirect { hub, .. } => {
+                self.net.redirect.push(u16::from(hub));
+                self.after(lasts, Event::Undo(Undo::Redirect));
+            }
+            Fault::Crash { at, silent, .. } => {
+                let node = self.node_of(at);
+                if silent {
+                    self.marks.hit(Mark::SilentDeath);
+                }
+                self.crash(node, silent);
+                self.after(lasts, Event::Undo(Undo::Restart { node }));
+            }
+            Fault::Pause { at, .. } => {
+                let node = self.node_of(at);
+                if self.nodes[usize::from(node)].is_up() && !self.nodes[usize::from(node)].paused {
+                    self.nodes[usize::from(node)].paused = true;
+                    if self.nodes[usize::from(node)].is_hub() && lasts > self.plan.timers.lease {
+                        self.marks.hit(Mark::PausedPastLease);
+                    }
+                    self.after(lasts, Event::Undo(Undo::Pause { node }));
+                }
+            }
+            Fault::Lag { at, by_ms, .. } => {
+                let node = self.node_of(at);
+                self.nodes[usize::from(node)].lag = by_ms * MS;
+                self.after(lasts, Event::Undo(Undo::Lag { node }));
+            }
+            Fault::Registry { what, hub, .. } => self.inject_registry(what, hub, lasts),
+            Fault::Clone { agent, .. } => {
+                self.marks.hit(Mark::TwoInstances);
+                let node = self.add_clone(agent);
+                self.after(lasts, Event::Undo(Undo::Clone { node }));
+            }
+            Fault::Targets { agent, hang, .. } => {
+                let node = self.node_of(At::Agent(agent));
+                self.nodes[usize::from(node)].targets_down = Some(hang);
+                self.after(lasts, Event::Undo(Undo::Targets { node }));
+            }
+            Fault::AbortTargets { agent } => {
+                let node = self.node_of(At::Agent(agent));
+                self.abort_targets(node);
+            }
+            Fault::Drain { at, .. } => {
+                let node = self.node_of(at);
+                self.check.drains.insert(node);
+                self.input(node, Input::Drain);
+                self.after(lasts, Event::Undo(Undo::Drained { node }));
+            }
+            Fault::Mode { hub, mode } => {
+                let node = u16::from(hub);
+                self.nodes[usize::from(node)].mode = Some(mode);
+                if self.nodes[usize::from(node)].is_up() && !self.nodes[usize::from(node)].paused {
+                    self.stop(node);
+                    self.boot(node);
+                }
+            }
+            Fault::Swizzle { order, .. } => self.swizzle(order, lasts),
+            Fault::Stop { at, .. } => {
+                let node = self.node_of(at);
+                self.stop(node);
+                self.after(lasts, Event::Undo(Undo::Restart { node }));
+            }
+        }
+    }
+
+    /// An orderly stop: the machine says good-bye, its connections are flushed.
+    fn stop(&mut self, node: u16) {
+        if self.nodes[usize::from(node)].paused {
+            return;
+        }
+        self.input(node, Input::Shutdown);
+        self.crash(node, false);
+    }
+
+    fn block(&mut self, from: u16, to: u16, lasts: u64) {
+        self.net.block(from, to);
+        self.after(lasts, Event::Undo(Undo::Block { from, to }));
+    }
+
+    /// Clogs half of the nodes one by one, then unclogs them in another order.
+    fn swizzle(&mut self, order: u64, lasts: u64) {
+        let mut lane = self.tape.lane("swizzle", order);
+        let nodes: Vec<u16> = (0..self.nodes.len() as u16).filter(|_| lane.chance(1, 2)).collect();
+        for node in nodes {
+            let from = lane.below(lasts / 2 + 1);
+            let until = from + 1 + lane.below(lasts / 2 + 1);
+            let ix = self.check.late_faults.len() as u32;
+            let at = self.nodes[usize::from(node)].at;
+            self.check.late_faults.push(Fault::Isolate { at, ms: (until - from) / MS + 1 });
+            self.after(from, Event::Undo(Undo::Late { ix }));
+        }
+    }
+
+    fn flap(&mut self, a: u16, b: u16, left: u8, every_ns: u64, how: CutHow) {
+        self.cut(a, Some(b), how);
+        if left > 1 {
+            self.after(every_ns, Event::Undo(Undo::Flap { a, b, left: left - 1, every_ns, how }));
+        }
+    }
+
+    fn wall(&self) -> Instant {
+        Instant::from_nanos(self.now)
+    }
+
+    fn inject_registry(&mut self, what: RegistryFault, hub: Option<u8>, lasts: u64) {
+        use registry::Fault as F;
+        let now = self.wall();
+        let until = Instant::from_nanos(self.now + lasts);
+        let whom = hub.map_or(Whom::All, |h| Whom::Node(usize::from(h)));
+        let ms = Duration::from_millis;
+        let lasting = match what {
+            RegistryFault::Refuse => F::Refuse,
+            RegistryFault::Blackhole => F::Blackhole,
+            RegistryFault::Slow(by) => F::Slow { min: ms(by / 4), max: ms(by) },
+            RegistryFault::LoseReplies(per_mille) => F::LoseReplies { per_mille: per_mille.min(1000) as u16 },
+            RegistryFault::LateCommits(per_mille) => {
+                F::LateCommits { per_mille: per_mille.min(1000) as u16, max: ms(5000), reply: false }
+            }
+            RegistryFault::HalfDone(per_mille) => F::HalfDone { per_mille: per_mille.min(1000) as u16 },
+            RegistryFault::ReadOnly(sticky) => F::Demoted { sticky },
+            RegistryFault::Errors(n) => {
+                let error = ServerError::ALL[usize::from(n) % ServerError::ALL.len()];
+                F::Errors { error, per_mille: 1000 }
+            }
+            RegistryFault::Stale(by) => F::StaleReads { lag: ms(by) },
+            RegistryFault::Expiry(by) if by < 0 => F::EarlyExpiry { by: ms(by.unsigned_abs().min(1000)) },
+            RegistryFault::Expiry(by) => F::LateExpiry { by: ms(by.unsigned_abs()) },
+            RegistryFault::Misalign => F::Misalign { per_mille: 300 },
+            RegistryFault::Failover(lose) => {
+                let pinned = hub.map(usize::from).into_iter().collect();
+                return self.registry.failover(now, ms(lose), pinned, until);
+            }
+            RegistryFault::Empty => {
+                self.registry.damage(now, Damage::Flush, &mut self.registry_draws);
+                return;
+            }
+            RegistryFault::Restore(age) => {
+                self.registry.damage(now, Damage::Restore { age: ms(age) }, &mut self.registry_draws);
+                return;
+            }
+            RegistryFault::Evict(n) => {
+                for _ in 0..n {
+                    self.registry.damage(now, Damage::EvictAny, &mut self.registry_draws);
+                }
+                return;
+            }
+            RegistryFault::Corrupt(n) => {
+                for _ in 0..n {
+                    self.registry.damage(now, Damage::SpoilAny, &mut self.registry_draws);
+                }
+                return;
+            }
+            RegistryFault::Wall(by) => {
+                self.marks.hit(Mark::WallClockStepped);
+                return self.registry.step_wall(now, by);
+            }
+        };
+        self.registry.inject(now, lasting, whom, until);
+    }
+
+    /// Faults of the registry that look into the past need its past kept.
+    pub(crate) fn arm_registry(&mut self) {
+        if self.plan.faults.iter().any(|f| matches!(f.fault, Fault::Registry { .. })) {
+            self.registry.arm(KEEP);
+        }
+    }
+
+    /// A hub asks the registry. Inside `settle`.
+    pub(crate) fn ask_registry(&mut self, node: u16, token: Token, op: RegistryOp) {
+        let point = match op {
+            RegistryOp::Claim(_) => Some(Point::Claim),
+            RegistryOp::Renew { .. } => Some(Point::Renew),
+            _ => None,
+        };
+        if let Some(point) = point {
+            self.vulnerable(point, node, None);
+        }
+        self.line(None, || format!("node {node} asks the registry {token:?}: {op:?}"));
+        self.check.on_registry_op(node, &self.nodes[usize::from(node)], &op);
+        let client = Client { node: usize::from(node), run: u64::from(self.nodes[usize::from(node)].run) };
+        let mut effects = std::mem::take(&mut self.check.effects);
+        let now = self.wall();
+        self.registry.submit(now, client, token, op, &mut self.registry_draws, &mut effects);
+        self.registry_effects(&mut effects);
+    }
+
+    pub(crate) fn on_registry_step(&mut self, step: registry::Step) {
+        let mut effects = std::mem::take(&mut self.check.effects);
+        let now = self.wall();
+        self.registry.step(now, step, &mut self.registry_draws, &mut effects);
+        self.registry_effects(&mut effects);
+    }
+
+    fn registry_effects(&mut self, effects: &mut Vec<Effect>) {
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::At(at, step) => self.at(at.as_nanos(), Event::Registry(step)),
+                Effect::Reply { client, token, result } => {
+                    let (node, run) = (client.node as u16, client.run as u32);
+                    self.at(self.now, Event::Reply { node, run, token, result: Box::new(result) });
+                }
+            }
+        }
+        self.check.effects = std::mem::take(effects);
+    }
+
+    pub(crate) fn on_registry_reply(&mut self, node: u16, run: u32, token: Token, result: RegistryResult) {
+        if self.nodes[usize::from(node)].run != run || !self.nodes[usize::from(node)].is_up() {
+            return;
+        }
+        self.line(None, || format!("the registry answers node {node} {token:?}: {result:?}"));
+        self.trace.mix(token.0 << 1 | u64::from(result.is_ok()));
+        self.input(node, Input::Registry { token, result });
+    }
+
+    pub(crate) fn on_undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Late { ix } => {
+                if self.phase == Phase::Safety
+                    && let Some(fault) = self.check.late_faults.get(ix as usize).copied()
+                {
+                    self.inject(fault);
+                }
+            }
+            Undo::Block { from, to } => {
+                if self.net.unblock(from, to) {
+                    self.release(from, to);
+                }
+            }
+            Undo::Slow { a, b } => self.net.unslow(a, b),
+            Undo::Dials { hub } => {
+                if let Some(d) = self.net.dials.get_mut(&hub) {
+                    d.pop();
+                }
+            }
+            Undo::Redirect => {
+                self.net.redirect.pop();
+            }
+            Undo::Restart { node } => {
+                if !self.nodes[usize::from(node)].is_clone {
+                    self.boot(node);
+                }
+            }
+            Undo::Pause { node } => self.wake_up(node),
+            Undo::Lag { node } => self.nodes[usize::from(node)].lag = 0,
+            Undo::Targets { node } => self.nodes[usize::from(node)].targets_down = None,
+            Undo::Clone { node } => self.crash(node, false),
+            Undo::Flap { a, b, left, every_ns, how } => {
+                if self.phase == Phase::Safety {
+                    self.flap(a, b, left, every_ns, how);
+                }
+            }
+            Undo::Drained { node } => {
+                let n = &self.nodes[usize::from(node)];
+                if n.is_up() {
+                    let all = n.drained;
+                    self.marks.hit(if all { Mark::Drained } else { Mark::DrainDeadline });
+                    self.stop(node);
+                    self.boot(node);
+                }
+            }
+        }
+    }
+
+    fn wake_up(&mut self, ix: u16) {
+        if std::mem::replace(&mut self.nodes[usize::from(ix)].paused, false) {
+            self.line(None, || format!("node {ix} wakes up"));
+            self.unhold(ix);
+            self.pump_all(ix);
+        }
+    }
+
+    /// Faults end; what they left behind stays for the system to deal with.
+    pub(crate) fn heal(&mut self) {
+        self.phase = Phase::Liveness;
+        self.healed_at = self.now;
+        self.line(None, || "the world heals".to_owned());
+        for (from, to) in self.net.heal() {
+            self.release(from, to);
+        }
+        let now = self.wall();
+        self.registry.heal_all(now);
+        for ix in 0..self.nodes.len() as u16 {
+            self.nodes[usize::from(ix)].lag = 0;
+            self.nodes[usize::from(ix)].targets_down = None;
+            self.wake_up(ix);
+            let n = &self.nodes[usize::from(ix)];
+            if n.is_clone {
+                self.crash(ix, false);
+            } else if n.is_up() && (self.check.drains.contains(&ix) || n.mode.is_some()) {
+                self.nodes[usize::from(ix)].mode = None;
+                self.stop(ix);
+                self.boot(ix);
+            } else {
+                self.boot(ix);
+            }
+        }
+        for actor in 0..self.actors.len() as u32 {
+            self.step(actor, MS);
+        }
+        self.after(1, Event::Probe { round: 0 });
+    }
+}

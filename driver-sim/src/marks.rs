@@ -1,0 +1,123 @@
+//! `sometimes!` marks: rare circumstances that a campaign must have met, or its
+//! silence about them means nothing. A campaign fails when a mark that applies
+//! was never hit.
+
+macro_rules! marks {
+    ($($(#[$doc:meta])* $m:ident = $text:literal $(later $why:literal)?;)*) => {
+        /// A rare circumstance.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mark { $($(#[$doc])* #[doc = $text] $m),* }
+
+        impl Mark {
+            /// All marks.
+            pub const ALL: &'static [Self] = &[$(Self::$m),*];
+
+            /// In words.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$m => $text),* }
+            }
+
+            /// Why nothing can hit it yet.
+            #[must_use]
+            pub const fn later(self) -> Option<&'static str> {
+                match self { $(Self::$m => marks!(@later $($why)?)),* }
+            }
+        }
+    };
+    (@later) => { None };
+    (@later $why:literal) => { Some($why) };
+}
+
+marks! {
+    SourcePaused = "a source was paused for want of credit or room";
+    SourcePausedAndResumed = "credit exhausted, then refilled";
+    QueueFull = "a session's queue or in-flight cap stopped its data";
+    ResumedWithReplay = "a session resumed and sent bytes again";
+    ResumeRefused = "a resumption was refused";
+    ClaimUnknownThenHit = "a claim's answer was lost and its retry answered from memory";
+    EpochRaisedBySeen = "an epoch was raised by `seen` (the registry had gone back)";
+    EpochRaisedByFloor = "an epoch was raised by the floor";
+    ClaimLostInFailover = "a failover lost a claim";
+    LateExecution = "the registry executed an operation after its time-out";
+    ReleaseFoundNewer = "a release found a newer owner and did nothing";
+    SweepRacedClaim = "the sweeper ran beside a claim";
+    EpochMismatch = "an OPEN or bound frame under another fence was refused";
+    DuplicateDropped = "a duplicate OPEN or DATA was dropped";
+    SimultaneousDialKeptOurs = "of two links dialled at once the own dial survived";
+    SimultaneousDialKeptTheirs = "of two links dialled at once the peer's dial survived";
+    OpenCancelled = "a client went away before its OPEN was answered";
+    AckAfterCancel = "an OPEN_ACK met a stream that was cancelled";
+    FinClientFirst = "the client ended its direction first";
+    FinTargetFirst = "the target ended its direction first";
+    FinWithDataBuffered = "a direction ended while its bytes were still on their way";
+    RstCrossedFin = "an RST met a FIN on its way";
+    AgentMoved = "an agent moved to another hub while a stream was open";
+    TwoInstances = "two processes of one agent were alive";
+    Superseded = "an instance superseded another's attachments";
+    LeaseSelfFence = "a hub's lease ran out and it refused as owner";
+    Provisional = "an agent was attached without the registry";
+    ProvisionalReclaimed = "a provisional attachment was claimed after the outage" later "re-claiming after an outage comes with the HA work";
+    OwnerCrashed = "an owner crashed with streams of another hub";
+    CrossHub = "a stream crossed two hubs and finished";
+    Retried = "an origin tried the next candidate";
+    SlowReaderFastNeighbour = "a stream finished beside one that nobody read";
+    HalfClosedLong = "a half-closed stream was open for more than 20 s";
+    TombstoneUsed = "a late frame met a tombstone";
+    PausedPastLease = "a hub slept longer than its lease";
+    SilentDeath = "a machine died without a word";
+    DeadPeerNoticed = "a silent peer was given up by its timer";
+    WallClockStepped = "the registry's clock stepped";
+    BudgetPressure = "the memory budget held a source back";
+    Split = "a hub was split and its notes were late";
+    Drained = "a node was drained to its last stream";
+    DrainDeadline = "a drained node was stopped with streams left";
+    ModeFlip = "a mode flipped under cross-hub streams" later "switching modes comes with reload";
+    TokenExpired = "a token ran out on a live tunnel";
+    V1 = "a session spoke wire version 1";
+    BothEncodings = "both encodings were used in one run";
+}
+
+/// Which marks were hit, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    hits: Vec<u64>,
+}
+
+impl Marks {
+    /// Counts one.
+    pub fn hit(&mut self, mark: Mark) {
+        self.add(mark, 1);
+    }
+
+    /// Counts several.
+    pub fn add(&mut self, mark: Mark, n: u64) {
+        if n > 0 {
+            let ix = mark as usize;
+            if self.hits.len() <= ix {
+                self.hits.resize(Mark::ALL.len(), 0);
+            }
+            if let Some(h) = self.hits.get_mut(ix) {
+                *h += n;
+            }
+        }
+    }
+
+    /// How often a mark was hit.
+    #[must_use]
+    pub fn count(&self, mark: Mark) -> u64 {
+        self.hits.get(mark as usize).copied().unwrap_or(0)
+    }
+
+    /// Adds another run's.
+    pub fn merge(&mut self, other: &Self) {
+        for m in Mark::ALL {
+            self.add(*m, other.count(*m));
+        }
+    }
+
+    /// Marks that apply and were never hit.
+    pub fn missing(&self) -> impl Iterator<Item = Mark> {
+        Mark::ALL.iter().copied().filter(|m| m.later().is_none() && self.count(*m) == 0)
+    }
+}

@@ -1,0 +1,606 @@
+//! Connections between nodes, with the semantics of TCP that matter: a write
+//! that was accepted is not delivered, items of one direction keep their order
+//! and those of different connections do not (N9), an orderly end queues behind
+//! the data, a reset does not, and a peer that is gone without a word is
+//! noticed by timers or by the reset that answers a write.
+//!
+//! At L0 an item is a whole WebSocket message; at L1 it is a piece of bytes
+//! (`bytes.rs`). Must not know what a message says.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use nowconnect_core::error::CloseCode;
+use nowconnect_core::id::{ConnKey, Name, TargetIx};
+use nowconnect_core::mux::Input;
+use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
+use nowconnect_core::time::Instant;
+use nowconnect_core::wire::{Codec, Dialect, Plane};
+
+use crate::event::Event;
+use crate::faults::{At, CutHow};
+use crate::node::connector;
+use crate::plan::{MS, Plan};
+use crate::tape::{Lane, Tape};
+use crate::world::World;
+
+/// The session sockets' `TCP_USER_TIMEOUT` of the production driver.
+const USER_TIMEOUT_NS: u64 = 10_000 * MS;
+/// Bytes a node takes from its machine for a connection at a time.
+const PULL_BYTES: u64 = 256 << 10;
+
+/// What is under way in one direction.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Message(Bytes),
+    /// The sender closed in order.
+    Fin,
+}
+
+/// One direction of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Pipe {
+    items: VecDeque<Item>,
+    /// Bytes of `items`.
+    pub(crate) bytes: u64,
+    /// The last item's arrival.
+    last_at: u64,
+    /// The wire is busy until then.
+    free_at: u64,
+    /// Items that should have arrived but are held back by a block.
+    stuck: u32,
+    /// Since when something has been stuck.
+    stuck_since: Option<u64>,
+    /// Nothing arrives any more, and nobody is told.
+    pub(crate) dead: bool,
+}
+
+/// A connection between two nodes; end 0 dialled.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    pub(crate) nodes: [u16; 2],
+    pub(crate) runs: [u32; 2],
+    /// The machine at this end knows the connection.
+    pub(crate) up: [bool; 2],
+    /// The machine at this end has something to write.
+    dirty: [bool; 2],
+    /// The machine at this end wants it closed.
+    closing: [Option<CloseCode>; 2],
+    pub(crate) pipes: [Pipe; 2],
+    pub(crate) dialect: Dialect,
+    target: TargetIx,
+    /// The dialler gave up before it heard of it.
+    given_up: bool,
+    connected: bool,
+    buffer: u64,
+}
+
+/// The state of the network.
+#[derive(Debug)]
+pub(crate) struct Net {
+    lane: Lane,
+    base: BTreeMap<(u16, u16), (u64, u64)>,
+    /// How many faults block a direction.
+    blocked: BTreeMap<(u16, u16), u32>,
+    slow: BTreeMap<(u16, u16), u32>,
+    /// Hubs whose dials are refused (`false`) or hang (`true`).
+    pub(crate) dials: BTreeMap<u16, Vec<bool>>,
+    pub(crate) redirect: Vec<u16>,
+    tape: Tape,
+    latency: (u64, u64),
+    bandwidth: (u64, u64),
+    jitter: u64,
+}
+
+impl Net {
+    pub(crate) fn new(plan: &Plan, tape: &Tape) -> Self {
+        Self {
+            lane: tape.lane("net", 0),
+            base: BTreeMap::new(),
+            blocked: BTreeMap::new(),
+            slow: BTreeMap::new(),
+            dials: BTreeMap::new(),
+            redirect: Vec::new(),
+            tape: tape.clone(),
+            latency: plan.net.latency,
+            bandwidth: plan.net.bandwidth,
+            jitter: plan.net.jitter,
+        }
+    }
+
+    /// Latency and bandwidth of a pair, the same both ways.
+    fn pair(&mut self, a: u16, b: u16) -> (u64, u64) {
+        let key = (a.min(b), a.max(b));
+        let (tape, latency, bandwidth) = (&self.tape, self.latency, self.bandwidth);
+        let base = *self.base.entry(key).or_insert_with(|| {
+            let mut l = tape.lane("pair", (u64::from(key.0) << 16) | u64::from(key.1));
+            (l.between(latency.0, latency.1), l.between(bandwidth.0, bandwidth.1).max(1))
+        });
+        let factor = u64::from(self.slow.get(&key).copied().unwrap_or(1));
+        (base.0 * factor, (base.1 / factor).max(1000))
+    }
+
+    fn latency(&mut self, a: u16, b: u16) -> u64 {
+        let (base, _) = self.pair(a, b);
+        base + self.lane.below(self.jitter + 1)
+    }
+
+    pub(crate) fn is_blocked(&self, from: u16, to: u16) -> bool {
+        self.blocked.get(&(from, to)).is_some_and(|n| *n > 0)
+    }
+
+    pub(crate) fn block(&mut self, from: u16, to: u16) {
+        *self.blocked.entry((from, to)).or_insert(0) += 1;
+    }
+
+    /// True when that was the last fault in the way.
+    pub(crate) fn unblock(&mut self, from: u16, to: u16) -> bool {
+        let n = self.blocked.entry((from, to)).or_insert(0);
+        *n = n.saturating_sub(1);
+        *n == 0
+    }
+
+    pub(crate) fn slow(&mut self, a: u16, b: u16, factor: u32) {
+        let f = self.slow.entry((a.min(b), a.max(b))).or_insert(1);
+        *f = f.saturating_mul(factor).min(1000);
+    }
+
+    pub(crate) fn unslow(&mut self, a: u16, b: u16) {
+        self.slow.remove(&(a.min(b), a.max(b)));
+    }
+
+    pub(crate) fn heal(&mut self) -> Vec<(u16, u16)> {
+        self.slow.clear();
+        self.dials.clear();
+        self.redirect.clear();
+        std::mem::take(&mut self.blocked).into_iter().filter(|(_, n)| *n > 0).map(|(k, _)| k).collect()
+    }
+}
+
+/// A machine's name for its end of a connection.
+pub(crate) const fn key(conn: u32, end: usize) -> ConnKey {
+    ConnKey { ix: conn * 2 + end as u32, generation: 0 }
+}
+
+const fn place(key: ConnKey) -> (u32, usize) {
+    (key.ix / 2, (key.ix % 2) as usize)
+}
+
+impl World {
+    /// A node dials a hub of its list.
+    pub(crate) fn dial(&mut self, from: u16, target: TargetIx) {
+        let node = &self.nodes[usize::from(from)];
+        let (hub, plane) = match node.at {
+            At::Hub(n) => (self.plan.hubs[usize::from(n)].peers.get(usize::from(target.0)).copied(), Plane::Mesh),
+            At::Agent(n) => (self.plan.agents[usize::from(n)].hubs.get(usize::from(target.0)).copied(), Plane::Tunnel),
+        };
+        let run = node.run;
+        let Some(hub) = hub else {
+            return self.fail("D2", format!("node {from} dials target {}, which it does not have", target.0));
+        };
+        let mut to = u16::from(hub);
+        if plane == Plane::Tunnel
+            && let Some(other) = self.net.redirect.last()
+        {
+            to = *other;
+        }
+        self.check.dials += 1;
+        let codec = if self.net.lane.below(256) < u64::from(self.plan.v1) { Codec::JsonV1 } else { Codec::BinaryV2 };
+        let buffer = self.net.lane.between(self.plan.net.buffer.0, self.plan.net.buffer.1).max(1);
+        let conn = self.conns.len() as u32;
+        self.conns.push(Conn {
+            nodes: [from, to],
+            runs: [run, 0],
+            up: [false; 2],
+            dirty: [false; 2],
+            closing: [None; 2],
+            pipes: Default::default(),
+            dialect: Dialect { codec, plane },
+            target,
+            given_up: false,
+            connected: false,
+            buffer,
+        });
+        self.line(None, || format!("node {from} dials hub {to} (conn {conn})"));
+        let there = self.net.latency(from, to);
+        let back = self.net.latency(from, to);
+        let timeout = self.plan.net.dial_timeout;
+        self.after(timeout, Event::DialTimeout { conn });
+        let dials = self.net.dials.get(&to).and_then(|d| d.last()).copied();
+        let hub = &self.nodes[usize::from(to)];
+        let dark = hub.silent || self.net.is_blocked(from, to) || self.net.is_blocked(to, from) || dials == Some(true);
+        if dark {
+            return;
+        }
+        if !hub.is_up() || dials == Some(false) {
+            return self.after(there + back, Event::DialFailed { node: from, run, target });
+        }
+        // TCP and TLS take a round trip before the request gets through.
+        self.after(2 * there + back, Event::Accept { conn });
+    }
+
+    pub(crate) fn on_dial_failed(&mut self, ix: u16, run: u32, target: TargetIx) {
+        if self.nodes[usize::from(ix)].run == run {
+            for c in &mut self.conns {
+                if c.nodes[0] == ix && c.runs[0] == run && c.target == target && !c.connected {
+                    c.given_up = true;
+                }
+            }
+            self.input(ix, Input::DialFailed { target });
+        }
+    }
+
+    pub(crate) fn on_dial_timeout(&mut self, conn: u32) {
+        let c = &mut self.conns[conn as usize];
+        if c.connected || std::mem::replace(&mut c.given_up, true) {
+            return;
+        }
+        let (node, run, target) = (c.nodes[0], c.runs[0], c.target);
+        if self.nodes[usize::from(node)].run == run {
+            self.at(self.now, Event::DialFailed { node, run, target });
+        }
+    }
+
+    pub(crate) fn on_accept(&mut self, conn: u32) {
+        let [from, to] = self.conns[conn as usize].nodes;
+        let hub = &self.nodes[usize::from(to)];
+        if !hub.is_up() || self.net.is_blocked(from, to) {
+            // The dialler's own deadline ends this.
+            return;
+        }
+        let (run, at) = (hub.run, hub.clock(self.now));
+        let c = &mut self.conns[conn as usize];
+        c.runs[1] = run;
+        c.up[1] = true;
+        let dialect = c.dialect;
+        let principal = self.principal(from, at);
+        let back = self.net.latency(from, to);
+        self.after(back, Event::Connected { conn });
+        self.trace.mix(u64::from(conn));
+        self.input(to, Input::Accepted { conn: key(conn, 1), dialect, principal });
+    }
+
+    fn principal(&self, from: u16, hub_now: Instant) -> Principal {
+        match self.nodes[usize::from(from)].at {
+            At::Hub(n) => Principal::Hub(HubGrant { dns_names: Some(vec![format!("hub-{n}")]) }),
+            At::Agent(n) => {
+                let a = &self.plan.agents[usize::from(n)];
+                let connectors: Option<Vec<Name>> = a.scope.as_ref().map(|s| s.iter().map(|c| connector(*c)).collect());
+                let expires =
+                    (a.token_ns > 0).then(|| Instant::from_nanos(hub_now.as_nanos().saturating_add(a.token_ns)));
+                Principal::Agent(AgentGrant { subject: format!("agent-{n}"), connectors, expires })
+            }
+        }
+    }
+
+    pub(crate) fn on_connected(&mut self, conn: u32) {
+        let c = &self.conns[conn as usize];
+        let [from, to] = c.nodes;
+        let blocked = self.net.is_blocked(to, from);
+        let node = &self.nodes[usize::from(from)];
+        if c.given_up || blocked || node.run != c.runs[0] || !node.is_up() || !c.up[1] {
+            let c = &mut self.conns[conn as usize];
+            c.up[0] = false;
+            if c.up[1] && !blocked {
+                let back = self.net.latency(from, to);
+                self.after(back, Event::Reset { conn, to: 1 });
+            }
+            return;
+        }
+        let c = &mut self.conns[conn as usize];
+        c.connected = true;
+        c.up[0] = true;
+        let (target, dialect) = (c.target, c.dialect);
+        let peer = HubGrant { dns_names: Some(vec![format!("hub-{to}")]) };
+        self.input(from, Input::Connected { target, conn: key(conn, 0), dialect, peer });
+    }
+
+    /// A machine has something to write on a connection. Inside `settle`.
+    pub(crate) fn wake(&mut self, k: ConnKey) {
+        let (conn, end) = place(k);
+        if let Some(c) = self.conns.get_mut(conn as usize)
+            && c.up[end]
+        {
+            c.dirty[end] = true;
+            self.pump(conn, end);
+        }
+    }
+
+    /// A machine wants a connection closed. Inside `settle`.
+    pub(crate) fn close(&mut self, k: ConnKey, code: CloseCode) {
+        let (conn, end) = place(k);
+        let Some(c) = self.conns.get_mut(conn as usize) else { return };
+        if !c.up[end] || c.closing[end].is_some() {
+            return;
+        }
+        c.closing[end] = Some(code);
+        c.dirty[end] = true;
+        self.after(USER_TIMEOUT_NS, Event::GiveUp { conn, end: end as u8 });
+        self.pump(conn, end);
+    }
+
+    /// Writes what the machine has while the socket takes it. The machine's
+    /// outputs are left for `settle`.
+    fn pump(&mut self, conn: u32, end: usize) {
+        loop {
+            let c = &mut self.conns[conn as usize];
+            if !c.up[end] {
+                return;
+            }
+            let room = c.buffer.saturating_sub(c.pipes[end].bytes);
+            let transport = c.closing[end] == Some(CloseCode::Transport);
+            if !c.dirty[end] || transport {
+                break;
+            }
+            if room == 0 {
+                return;
+            }
+            c.dirty[end] = false;
+            let ix = usize::from(c.nodes[end]);
+            let mut batch = std::mem::take(&mut self.batch);
+            let (now, node) = (self.now, &mut self.nodes[ix]);
+            let at = node.clock(now);
+            let Some(m) = &mut node.machine else { return };
+            let budget = room.min(PULL_BYTES) as usize;
+            let state = m.poll_transmit(at, key(conn, end), budget, &mut batch, &mut node.out);
+            if state == nowconnect_core::session::TxState::More {
+                self.conns[conn as usize].dirty[end] = true;
+            }
+            while let Some(m) = batch.messages.pop_front() {
+                let bytes = m.to_bytes();
+                self.tap(conn, end, &bytes);
+                self.transmit(conn, end, Item::Message(bytes));
+            }
+            batch.bytes = 0;
+            self.batch = batch;
+        }
+        // Everything is in the socket: an orderly close may follow.
+        let c = &mut self.conns[conn as usize];
+        if let Some(code) = c.closing[end] {
+            c.up[end] = false;
+            let ix = c.nodes[end];
+            self.transmit(conn, end, Item::Fin);
+            self.raw_input(ix, Input::Disconnected { conn: key(conn, end), cause: code });
+        }
+    }
+
+    /// Puts an item on the wire.
+    fn transmit(&mut self, conn: u32, end: usize, item: Item) {
+        let [a, b] = self.conns[conn as usize].nodes;
+        let (latency, bandwidth) = self.net.pair(a, b);
+        let jitter = self.net.lane.below(self.net.jitter + 1);
+        let len = match &item {
+            Item::Message(m) => m.len() as u64,
+            Item::Fin => 0,
+        };
+        let now = self.now;
+        let pipe = &mut self.conns[conn as usize].pipes[end];
+        pipe.items.push_back(item);
+        pipe.bytes += len;
+        if pipe.dead {
+            // Written to a peer that is gone without a word.
+            if pipe.stuck_since.is_none() {
+                pipe.stuck_since = Some(now);
+                self.after(USER_TIMEOUT_NS, Event::GiveUp { conn, end: end as u8 });
+            }
+            return;
+        }
+        pipe.free_at = pipe.free_at.max(now) + len * 1_000_000_000 / bandwidth;
+        pipe.last_at = pipe.last_at.max(pipe.free_at + latency + jitter);
+        let at = pipe.last_at;
+        // Same-instant items of one pipe must keep their order on the heap.
+        pipe.last_at += 1;
+        self.at(at, Event::Deliver { conn, to: 1 - end as u8 });
+    }
+
+    pub(crate) fn on_deliver(&mut self, conn: u32, to: u8) {
+        let (to, from) = (usize::from(to), 1 - usize::from(to));
+        let c = &mut self.conns[conn as usize];
+        if c.pipes[from].dead {
+            return;
+        }
+        let (sender, receiver) = (c.nodes[from], c.nodes[to]);
+        if self.net.is_blocked(sender, receiver) {
+            let pipe = &mut c.pipes[from];
+            pipe.stuck += 1;
+            if pipe.stuck_since.is_none() {
+                pipe.stuck_since = Some(self.now);
+                self.after(USER_TIMEOUT_NS, Event::GiveUp { conn, end: from as u8 });
+            }
+            return;
+        }
+        let Some(item) = c.pipes[from].items.pop_front() else { return };
+        let node = &self.nodes[usize::from(receiver)];
+        if node.silent {
+            // The machine is gone: nothing answers.
+            c.pipes[from].dead = true;
+            return;
+        }
+        let alive = c.up[to] && node.is_up() && node.run == c.runs[to];
+        match item {
+            Item::Message(bytes) => {
+                c.pipes[from].bytes -= bytes.len() as u64;
+                if alive {
+                    self.trace.mix(u64::from(conn) << 2 | to as u64);
+                    self.trace.mix_bytes(&bytes);
+                    self.deliver(conn, to, bytes);
+                } else if c.up[from] {
+                    // A closed socket answers with a reset.
+                    let back = self.net.latency(sender, receiver);
+                    self.after(back, Event::Reset { conn, to: from as u8 });
+                }
+                self.unclog(conn, from);
+            }
+            Item::Fin => {
+                if alive {
+                    self.line(None, || format!("node {receiver} sees the end of conn {conn}"));
+                    self.disconnect(conn, to);
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, conn: u32, to: usize, message: Bytes) {
+        let receiver = self.conns[conn as usize].nodes[to];
+        self.check.messages += 1;
+        self.input(receiver, Input::Message { conn: key(conn, to), message });
+    }
+
+    /// The receiving end took something: the sender may go on.
+    fn unclog(&mut self, conn: u32, from: usize) {
+        let c = &self.conns[conn as usize];
+        if !c.up[from] || !(c.dirty[from] || c.closing[from].is_some()) {
+            return;
+        }
+        let ix = c.nodes[from];
+        let node = &self.nodes[usize::from(ix)];
+        if node.run != c.runs[from] || node.paused {
+            // A paused process goes on when it wakes.
+            return;
+        }
+        self.pump(conn, from);
+        self.settle(ix);
+    }
+
+    /// After a pause: writes what waited.
+    pub(crate) fn pump_all(&mut self, ix: u16) {
+        for conn in 0..self.conns.len() as u32 {
+            for end in 0..2 {
+                if self.conns[conn as usize].nodes[end] == ix {
+                    self.unclog(conn, end);
+                }
+            }
+        }
+    }
+
+    /// Tells a machine that its connection is gone.
+    fn disconnect(&mut self, conn: u32, end: usize) {
+        let c = &mut self.conns[conn as usize];
+        if !std::mem::replace(&mut c.up[end], false) {
+            return;
+        }
+        let ix = c.nodes[end];
+        if self.nodes[usize::from(ix)].run == c.runs[end] {
+            self.input(ix, Input::Disconnected { conn: key(conn, end), cause: CloseCode::Transport });
+        }
+    }
+
+    pub(crate) fn on_reset(&mut self, conn: u32, to: u8) {
+        let (to, from) = (usize::from(to), 1 - usize::from(to));
+        let c = &mut self.conns[conn as usize];
+        if self.net.is_blocked(c.nodes[from], c.nodes[to]) {
+            return;
+        }
+        // Unread bytes are gone with it.
+        c.pipes[from].items.clear();
+        c.pipes[from].bytes = 0;
+        c.pipes[from].dead = true;
+        let ix = c.nodes[to];
+        self.line(None, || format!("node {ix} sees conn {conn} reset"));
+        self.disconnect(conn, to);
+    }
+
+    /// `TCP_USER_TIMEOUT`: what was written is not acknowledged for too long.
+    pub(crate) fn on_give_up(&mut self, conn: u32, end: u8) {
+        let end = usize::from(end);
+        let c = &self.conns[conn as usize];
+        let since = c.pipes[end].stuck_since;
+        let late = since.is_some_and(|t| self.now >= t + USER_TIMEOUT_NS);
+        if c.up[end] && (late || c.closing[end].is_some()) {
+            self.line(None, || format!("conn {conn} times out at end {end}"));
+            self.disconnect(conn, end);
+        } else if c.up[end]
+            && let Some(t) = since
+        {
+            self.at(t + USER_TIMEOUT_NS, Event::GiveUp { conn, end: end as u8 });
+        }
+    }
+
+    /// What a block held back goes on.
+    pub(crate) fn release(&mut self, from: u16, to: u16) {
+        for conn in 0..self.conns.len() {
+            for end in 0..2 {
+                let c = &mut self.conns[conn];
+                if c.nodes[end] != from || c.nodes[1 - end] != to || c.pipes[end].stuck == 0 {
+                    continue;
+                }
+                let stuck = std::mem::take(&mut c.pipes[end].stuck);
+                c.pipes[end].stuck_since = None;
+                for _ in 0..stuck {
+                    let pipe = &mut self.conns[conn].pipes[end];
+                    pipe.last_at = pipe.last_at.max(self.now + MS) + 1;
+                    let at = pipe.last_at;
+                    self.at(at, Event::Deliver { conn: conn as u32, to: 1 - end as u8 });
+                }
+            }
+        }
+    }
+
+    /// Breaks every connection between two nodes (or of one).
+    pub(crate) fn cut(&mut self, a: u16, b: Option<u16>, how: CutHow) {
+        for conn in 0..self.conns.len() as u32 {
+            let c = &self.conns[conn as usize];
+            let hit = match b {
+                Some(b) => c.nodes == [a, b] || c.nodes == [b, a],
+                None => c.nodes.contains(&a),
+            };
+            if !hit || !(c.up[0] || c.up[1]) {
+                continue;
+            }
+            let first = usize::from(c.nodes[0] != a);
+            self.line(None, || format!("conn {conn} is cut ({how:?})"));
+            match how {
+                CutHow::Fin => {
+                    for end in 0..2 {
+                        if self.conns[conn as usize].up[end] {
+                            self.transmit(conn, 1 - end, Item::Fin);
+                        }
+                    }
+                }
+                CutHow::Rst => {
+                    for end in 0..2 {
+                        let delay = self.net.lane.below(50 * MS);
+                        self.after(delay, Event::Reset { conn, to: end });
+                    }
+                }
+                CutHow::OneSide => {
+                    self.kill(conn);
+                    self.after(0, Event::Reset { conn, to: first as u8 });
+                }
+                CutHow::Silent => self.kill(conn),
+            }
+        }
+    }
+
+    /// Nothing arrives any more in either direction.
+    fn kill(&mut self, conn: u32) {
+        for end in 0..2 {
+            let pipe = &mut self.conns[conn as usize].pipes[end];
+            pipe.dead = true;
+            if pipe.bytes > 0 && pipe.stuck_since.is_none() {
+                pipe.stuck_since = Some(self.now);
+                self.after(USER_TIMEOUT_NS, Event::GiveUp { conn, end: end as u8 });
+            }
+        }
+    }
+
+    /// A process is gone: its kernel closes its connections, or nobody does.
+    pub(crate) fn drop_conns(&mut self, ix: u16, silent: bool) {
+        for conn in 0..self.conns.len() as u32 {
+            for end in 0..2 {
+                let c = &mut self.conns[conn as usize];
+                if c.nodes[end] != ix || !c.up[end] {
+                    continue;
+                }
+                c.up[end] = false;
+                if silent {
+                    self.kill(conn);
+                } else {
+                    let [a, b] = self.conns[conn as usize].nodes;
+                    let delay = self.net.latency(a, b);
+                    self.after(delay, Event::Reset { conn, to: 1 - end as u8 });
+                }
+            }
+        }
+    }
+}

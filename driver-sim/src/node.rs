@@ -1,0 +1,562 @@
+//! Hosts one machine: gives it inputs, carries out what it wants, arms its
+//! deadline, and lets it crash and come back. The same four jobs as the tokio
+//! driver's `node.rs`, on virtual time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nowconnect_core::agent::Agent;
+use nowconnect_core::config::{
+    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers,
+    PeerConfig, RegistryTimers,
+};
+use nowconnect_core::hub::Hub;
+use nowconnect_core::id::{AgentId, ConnKey, Name, StreamKey};
+use nowconnect_core::mux::{Input, Mux, NodeOut};
+use nowconnect_core::rng::Seed;
+use nowconnect_core::session::{TxBatch, TxState};
+use nowconnect_core::shard::{Addressee, Note, Shard};
+use nowconnect_core::stream::Stream;
+use nowconnect_core::time::{Deadline, Instant};
+
+use crate::event::Event;
+use crate::faults::At;
+use crate::plan::{AgentPlan, HubPlan, ModePlan, Plan};
+use crate::world::{Phase, World};
+
+/// Calls of `handle_timeout` in a row at one instant that are no busy loop:
+/// chunked work (256 streams a call) comes back at once.
+const TIMEOUTS_AT_ONCE_MAX: u32 = 1000;
+
+/// A hub or an agent.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a handful of nodes")]
+pub(crate) enum Machine {
+    Hub(Hub),
+    Agent(Agent),
+}
+
+macro_rules! both {
+    ($self:expr, $m:ident => $e:expr) => {
+        match $self {
+            Machine::Hub($m) => $e,
+            Machine::Agent($m) => $e,
+        }
+    };
+}
+
+impl Machine {
+    pub(crate) fn handle(&mut self, now: Instant, input: Input, out: &mut NodeOut) {
+        both!(self, m => m.handle(now, input, out));
+    }
+    pub(crate) fn handle_timeout(&mut self, now: Instant, out: &mut NodeOut) {
+        both!(self, m => m.handle_timeout(now, out));
+    }
+    pub(crate) fn poll_timeout(&self) -> Option<Deadline> {
+        both!(self, m => m.poll_timeout())
+    }
+    pub(crate) fn poll_transmit(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        budget: usize,
+        batch: &mut TxBatch,
+        out: &mut NodeOut,
+    ) -> TxState {
+        both!(self, m => m.poll_transmit(now, conn, budget, batch, out))
+    }
+    pub(crate) fn read_budget(&mut self, stream: StreamKey) -> usize {
+        both!(self, m => m.read_budget(stream))
+    }
+    pub(crate) fn mux(&self) -> &Mux {
+        both!(self, m => m.mux())
+    }
+    /// The shards: several of a split hub.
+    pub(crate) fn shards(&self) -> &[Shard] {
+        match self {
+            Self::Hub(h) => h.shards(),
+            Self::Agent(a) => std::slice::from_ref(a.shard()),
+        }
+    }
+    pub(crate) fn stream(&self, key: StreamKey) -> Option<&Stream> {
+        match self {
+            Self::Hub(h) => h.stream(key),
+            Self::Agent(a) => a.shard().stream(key),
+        }
+    }
+    pub(crate) fn streams(&self) -> usize {
+        self.shards().iter().map(Shard::streams).sum()
+    }
+    pub(crate) fn check_invariants(&self) {
+        both!(self, m => m.check_invariants());
+    }
+}
+
+/// A process of the world.
+#[derive(Debug)]
+pub(crate) struct Node {
+    /// Which part of the plan it runs.
+    pub(crate) at: At,
+    pub(crate) name: String,
+    /// `None` while it is down.
+    pub(crate) machine: Option<Machine>,
+    pub(crate) out: NodeOut,
+    /// Counts its processes: events of an earlier one are void.
+    pub(crate) run: u32,
+    /// When this process started.
+    pub(crate) started: u64,
+    /// Its death was seen by nobody.
+    pub(crate) silent: bool,
+    pub(crate) paused: bool,
+    /// Inputs are late by up to this.
+    pub(crate) lag: u64,
+    pub(crate) held: VecDeque<Event>,
+    pub(crate) unholding: bool,
+    /// The earliest deadline event on the heap.
+    armed: Option<u64>,
+    timeouts_at: u64,
+    timeouts: u32,
+    pub(crate) drift_ppm: i32,
+    /// A second process of an agent, on borrowed time.
+    pub(crate) is_clone: bool,
+    /// A mode other than the plan's, until the healing.
+    pub(crate) mode: Option<ModePlan>,
+    /// What its targets do instead of the plan: refuse, or hang.
+    pub(crate) targets_down: Option<bool>,
+    pub(crate) drained: bool,
+    /// Notes inside a split hub, and when the last of each queue is due.
+    notes: BTreeMap<Addressee, (u64, VecDeque<Note>)>,
+    /// Clients whose OPEN is not answered yet.
+    pub(crate) opening: Vec<u32>,
+}
+
+impl Node {
+    /// This process's own clock. It starts at 1 so that nothing mistakes an
+    /// instant for "never".
+    pub(crate) fn clock(&self, now: u64) -> Instant {
+        let real = now.saturating_sub(self.started);
+        if self.drift_ppm == 0 {
+            return Instant::from_nanos(1 + real);
+        }
+        let drift = (i128::from(real) * i128::from(self.drift_ppm) / 1_000_000) as i64;
+        Instant::from_nanos(1 + real.saturating_add_signed(drift))
+    }
+
+    /// The first moment of the world at which the clock shows `at` or later.
+    fn when(&self, at: Instant) -> u64 {
+        let shown = at.as_nanos().saturating_sub(1);
+        if self.drift_ppm == 0 {
+            return self.started.saturating_add(shown);
+        }
+        let scale = 1_000_000 + i128::from(self.drift_ppm);
+        let real = (i128::from(shown) * 1_000_000 / scale) as u64;
+        let mut t = self.started.saturating_add(real.saturating_sub(2));
+        while self.clock(t) < at {
+            t += 1;
+        }
+        t
+    }
+
+    pub(crate) const fn is_hub(&self) -> bool {
+        matches!(self.at, At::Hub(_))
+    }
+
+    pub(crate) const fn is_up(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    pub(crate) fn hub(&self) -> Option<&Hub> {
+        match &self.machine {
+            Some(Machine::Hub(h)) => Some(h),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn agent(&self) -> Option<&Agent> {
+        match &self.machine {
+            Some(Machine::Agent(a)) => Some(a),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) fn name(s: &str) -> Name {
+    Name::new(s).expect("names of the plan are valid")
+}
+
+pub(crate) fn connector(n: u16) -> Name {
+    name(&format!("c{n}"))
+}
+
+fn limits(budget: u64, window: (u64, u64), inflight: u64, depth: u32) -> Limits {
+    Limits {
+        memory_budget_bytes: budget,
+        stream_window_initial_bytes: window.0,
+        stream_window_max_bytes: window.1,
+        send_queue_depth: depth,
+        inflight_bytes: inflight,
+        ..Limits::default()
+    }
+}
+
+fn liveness(plan: &Plan) -> Liveness {
+    Liveness { dead: Duration::from_nanos(plan.timers.dead), ..Liveness::default() }
+}
+
+fn backoff(plan: &Plan) -> Backoff {
+    Backoff { max: Duration::from_nanos(plan.timers.backoff_max), ..Backoff::default() }
+}
+
+pub(crate) const fn mode(m: ModePlan) -> Mode {
+    match m {
+        ModePlan::Off => Mode::Off,
+        ModePlan::Shadow => Mode::Shadow,
+        ModePlan::Active => Mode::Active,
+    }
+}
+
+fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
+    HubConfig {
+        replica_id: name(&format!("hub-{ix}")),
+        namespace: name("sim"),
+        region: Some(name(&format!("r{}", h.region))),
+        mode: mode(h.mode),
+        listeners: (0..plan.connectors)
+            .map(|c| ListenerConfig {
+                name: name(&format!("l{c}")),
+                connector: connector(c),
+                open: if h.first_byte { OpenRule::FirstByte } else { OpenRule::Eager },
+                max_connections: 10_000,
+            })
+            .collect(),
+        peers: h.peers.iter().map(|p| PeerConfig { url: format!("hub-{p}"), replica_id: None }).collect(),
+        limits: limits(h.budget, h.window, h.inflight, h.queue_depth),
+        liveness: liveness(plan),
+        resume_window: Duration::from_nanos(plan.timers.resume),
+        backoff: backoff(plan),
+        open: OpenTimers {
+            attempt_timeout: Duration::from_nanos(plan.timers.attempt),
+            timeout: Duration::from_nanos(plan.timers.open),
+            ..OpenTimers::default()
+        },
+        registry: RegistryTimers { lease: Duration::from_nanos(plan.timers.lease), ..RegistryTimers::default() },
+        handshake_timeout: Duration::from_nanos(plan.timers.handshake),
+        insecure_allow_unscoped: true,
+        insecure_mesh: false,
+    }
+}
+
+fn agent_config(plan: &Plan, ix: usize, a: &AgentPlan) -> AgentConfig {
+    AgentConfig {
+        agent_id: AgentId::new(&format!("agent-{ix}")).expect("names of the plan are valid"),
+        hubs: a.hubs.iter().map(|h| format!("hub-{h}")).collect(),
+        parallel: a.parallel,
+        connectors: a
+            .connectors
+            .iter()
+            .map(|(c, priority, weight)| ConnectorConfig {
+                name: connector(*c),
+                target: "target".to_owned(),
+                priority: *priority,
+                weight: *weight,
+            })
+            .collect(),
+        limits: limits(a.budget, a.window, a.inflight, 1000),
+        liveness: liveness(plan),
+        resume_window: Duration::from_nanos(plan.timers.resume),
+        backoff: backoff(plan),
+        target_timeout: Duration::from_nanos(plan.timers.target),
+        handshake_timeout: Duration::from_nanos(plan.timers.handshake),
+    }
+}
+
+impl World {
+    fn add_node(&mut self, at: At, node_name: String, drift_ppm: i32, is_clone: bool) -> u16 {
+        self.nodes.push(Node {
+            at,
+            name: node_name,
+            machine: None,
+            out: NodeOut::default(),
+            run: 0,
+            started: 0,
+            silent: false,
+            paused: false,
+            lag: 0,
+            held: VecDeque::new(),
+            unholding: false,
+            armed: None,
+            timeouts_at: 0,
+            timeouts: 0,
+            drift_ppm,
+            is_clone,
+            mode: None,
+            targets_down: None,
+            drained: false,
+            notes: BTreeMap::new(),
+            opening: Vec::new(),
+        });
+        (self.nodes.len() - 1) as u16
+    }
+
+    pub(crate) fn add_hub(&mut self, ix: usize) {
+        let drift = self.plan.hubs[ix].drift_ppm;
+        self.add_node(At::Hub(ix as u8), format!("hub-{ix}"), drift, false);
+    }
+
+    pub(crate) fn add_agent(&mut self, ix: usize) {
+        let drift = self.plan.agents[ix].drift_ppm;
+        self.add_node(At::Agent(ix as u8), format!("agent-{ix}"), drift, false);
+    }
+
+    /// When a node of the plan starts.
+    pub(crate) fn start_of(&self, ix: u16) -> u64 {
+        match self.nodes[usize::from(ix)].at {
+            At::Hub(_) => 0,
+            At::Agent(n) => self.plan.agents[usize::from(n)].start_ns,
+        }
+    }
+
+    pub(crate) fn add_clone(&mut self, ix: u8) -> u16 {
+        let node = self.add_node(At::Agent(ix), format!("agent-{ix} (clone)"), 0, true);
+        self.boot(node);
+        node
+    }
+
+    /// The node of the plan; clones have none.
+    pub(crate) fn node_of(&self, at: At) -> u16 {
+        match at {
+            At::Hub(n) => u16::from(n),
+            At::Agent(n) => (self.plan.hubs.len() + usize::from(n)) as u16,
+        }
+    }
+
+    /// Starts a process.
+    pub(crate) fn boot(&mut self, ix: u16) {
+        let node = &mut self.nodes[usize::from(ix)];
+        if node.machine.is_some() {
+            return;
+        }
+        node.run += 1;
+        node.started = self.now;
+        node.silent = false;
+        node.paused = false;
+        node.drained = false;
+        node.armed = None;
+        node.out = NodeOut::default();
+        node.notes.clear();
+        node.opening.clear();
+        let (at, run) = (node.at, node.run);
+        let lane = self.tape.lane("machine", (u64::from(ix) << 32) | u64::from(run)).next_u64();
+        let (now, seed) = (node.clock(self.now), Seed::from_u64(lane));
+        let mut out = NodeOut::default();
+        let machine = match at {
+            At::Hub(n) => {
+                let h = &self.plan.hubs[usize::from(n)];
+                let mut config = hub_config(&self.plan, usize::from(n), h);
+                if let Some(m) = node.mode {
+                    config.mode = mode(m);
+                }
+                let config = Arc::new(config);
+                Machine::Hub(if h.shards == 0 {
+                    Hub::new(config, seed, now, &mut out)
+                } else {
+                    Hub::split(config, seed, now, h.shards, &mut out)
+                })
+            }
+            At::Agent(n) => {
+                let a = &self.plan.agents[usize::from(n)];
+                let config = Arc::new(agent_config(&self.plan, usize::from(n), a));
+                Machine::Agent(Agent::new(config, seed, now, &mut out))
+            }
+        };
+        let node = &mut self.nodes[usize::from(ix)];
+        node.machine = Some(machine);
+        node.out = out;
+        self.line(None, || format!("{} starts (run {run})", self_name(ix)));
+        self.check.on_boot(ix);
+        self.settle(ix);
+    }
+
+    /// Gives a machine one input and carries out what it wants.
+    pub(crate) fn input(&mut self, ix: u16, input: Input) {
+        let now = self.now;
+        let node = &mut self.nodes[usize::from(ix)];
+        let at = node.clock(now);
+        let Some(m) = &mut node.machine else { return };
+        m.handle(at, input, &mut node.out);
+        self.settle(ix);
+    }
+
+    /// Gives a machine one input, inside `settle`.
+    pub(crate) fn raw_input(&mut self, ix: u16, input: Input) {
+        let now = self.now;
+        let node = &mut self.nodes[usize::from(ix)];
+        let at = node.clock(now);
+        if let Some(m) = &mut node.machine {
+            m.handle(at, input, &mut node.out);
+        }
+    }
+
+    /// A note inside a split hub is on its way: first in, first out for each
+    /// addressee, after a drawn delay. Inside `settle`.
+    fn post_note(&mut self, ix: u16, note: Note) {
+        let to = note.addressee();
+        let longest = match self.nodes[usize::from(ix)].at {
+            At::Hub(n) => self.plan.hubs[usize::from(n)].note_delay_ns,
+            At::Agent(_) => 0,
+        };
+        let delay = if self.phase == Phase::Safety { self.draws.below(longest + 1) } else { 0 };
+        let now = self.now;
+        let node = &mut self.nodes[usize::from(ix)];
+        let run = node.run;
+        let (last, queue) = node.notes.entry(to).or_default();
+        *last = (*last + 1).max(now + delay);
+        queue.push_back(note);
+        let at = *last;
+        self.at(at, Event::Note { node: ix, run, to });
+    }
+
+    /// A note inside a split hub is due.
+    pub(crate) fn on_note(&mut self, ix: u16, run: u32, to: Addressee) {
+        let now = self.now;
+        let node = &mut self.nodes[usize::from(ix)];
+        if node.run != run {
+            return;
+        }
+        let at = node.clock(now);
+        let Some(note) = node.notes.get_mut(&to).and_then(|(_, q)| q.pop_front()) else { return };
+        let Some(Machine::Hub(hub)) = &mut node.machine else { return };
+        hub.on_note(at, note, &mut node.out);
+        self.marks.hit(crate::marks::Mark::Split);
+        self.settle(ix);
+    }
+
+    pub(crate) fn on_timer(&mut self, ix: u16, run: u32) {
+        let now = self.now;
+        let node = &mut self.nodes[usize::from(ix)];
+        if node.run != run || node.machine.is_none() {
+            return;
+        }
+        if node.armed.is_some_and(|at| at <= now) {
+            node.armed = None;
+        }
+        let at = node.clock(now);
+        let Some(m) = &mut node.machine else { return };
+        if m.poll_timeout().is_some_and(|d| d.at <= at) {
+            if node.timeouts_at == now {
+                node.timeouts += 1;
+            } else {
+                (node.timeouts_at, node.timeouts) = (now, 0);
+            }
+            let why = m.poll_timeout().map_or("", |d| d.why);
+            m.handle_timeout(at, &mut node.out);
+            if node.timeouts > TIMEOUTS_AT_ONCE_MAX {
+                let text = format!("{}: `{why}` is due again and again at one instant", node.name);
+                return self.fail("B9", text);
+            }
+            self.trace.mix(u64::from(ix) << 8 | why.len() as u64);
+        }
+        self.settle(ix);
+    }
+
+    /// Carries out everything a node wants, and arms its deadline.
+    pub(crate) fn settle(&mut self, ix: u16) {
+        loop {
+            let node = &mut self.nodes[usize::from(ix)];
+            if node.machine.is_none() {
+                return;
+            }
+            let mut out = std::mem::take(&mut node.out);
+            if is_quiet(&out) {
+                node.out = out;
+                break;
+            }
+            self.execute(ix, &mut out);
+            // Give the room back, keeping what came meanwhile.
+            let node = &mut self.nodes[usize::from(ix)];
+            if is_quiet(&node.out) {
+                node.out = out;
+            }
+        }
+        self.after_input(ix);
+        self.arm(ix);
+    }
+
+    fn execute(&mut self, ix: u16, out: &mut NodeOut) {
+        for event in out.observed.drain(..) {
+            self.on_observed(ix, event);
+        }
+        for target in out.dial.drain(..) {
+            self.dial(ix, target);
+        }
+        for conn in out.wake.drain(..) {
+            self.wake(conn);
+        }
+        for (conn, code) in out.close.drain(..) {
+            self.close(conn, code);
+        }
+        for (sock, op) in out.socks.drain(..) {
+            self.on_sock_op(sock, op);
+        }
+        for (stream, connector) in out.targets.drain(..) {
+            self.connect_target(ix, stream, &connector);
+        }
+        for (token, op) in out.registry.drain(..) {
+            self.ask_registry(ix, token, op);
+        }
+        for note in out.notes.drain(..) {
+            self.post_note(ix, note);
+        }
+        if std::mem::take(&mut out.drained) {
+            self.nodes[usize::from(ix)].drained = true;
+        }
+    }
+
+    fn arm(&mut self, ix: u16) {
+        let late = if self.phase == crate::world::Phase::Safety { self.plan.late_timers_ns } else { 0 };
+        let node = &self.nodes[usize::from(ix)];
+        let Some(due) = node.machine.as_ref().and_then(Machine::poll_timeout) else { return };
+        let at = node.when(due.at).max(self.now);
+        if node.armed.is_some_and(|armed| armed <= at) {
+            return;
+        }
+        let (run, late) = (node.run, if late > 0 { self.draws.below(late) } else { 0 });
+        self.nodes[usize::from(ix)].armed = Some(at + late);
+        self.at(at + late, Event::Timer { node: ix, run });
+    }
+
+    /// A process dies: its sockets are closed by its kernel, unless the whole
+    /// machine went (`silent`).
+    pub(crate) fn crash(&mut self, ix: u16, silent: bool) {
+        let node = &mut self.nodes[usize::from(ix)];
+        if node.machine.take().is_none() {
+            return;
+        }
+        node.out = NodeOut::default();
+        node.held.clear();
+        node.paused = false;
+        node.lag = 0;
+        node.silent = silent;
+        self.line(None, || format!("{} dies{}", self_name(ix), if silent { " with its machine" } else { "" }));
+        self.check.on_crash(ix, self.now);
+        self.drop_conns(ix, silent);
+        self.drop_socks(ix);
+    }
+}
+
+fn self_name(ix: u16) -> String {
+    format!("node {ix}")
+}
+
+const fn is_quiet(out: &NodeOut) -> bool {
+    out.dial.is_empty()
+        && out.wake.is_empty()
+        && out.close.is_empty()
+        && out.socks.is_empty()
+        && out.targets.is_empty()
+        && out.registry.is_empty()
+        && out.observed.is_empty()
+        && out.notes.is_empty()
+        && !out.drained
+}
