@@ -261,7 +261,8 @@ impl World {
             let ix = self.node_of(At::Agent(n as u8));
             let Some(a) = self.nodes[usize::from(ix)].agent() else { continue };
             let have = a.mux().iter().filter(|(_, e)| e.conn.is_some()).count();
-            let want = usize::from(agent.parallel).min(agent.hubs.len());
+            let there = agent.hubs.iter().filter(|h| !self.is_frozen(u16::from(**h))).count();
+            let want = usize::from(agent.parallel).min(there);
             if have < want {
                 let text = format!(
                     "agent-{n} has {have} of {want} tunnels {} s after the healing",
@@ -275,7 +276,7 @@ impl World {
                 let linked = self.plan.hubs[a].mode != ModePlan::Off && self.plan.hubs[b].mode != ModePlan::Off;
                 let peers =
                     self.plan.hubs[a].peers.contains(&(b as u8)) || self.plan.hubs[b].peers.contains(&(a as u8));
-                if a == b || !linked || !peers {
+                if a == b || !linked || !peers || self.is_frozen(b as u16) {
                     continue;
                 }
                 let name = format!("hub-{b}");
@@ -304,12 +305,17 @@ impl World {
                     let up = x.mux().get(t.session).is_some_and(|e| e.conn.is_some());
                     let agent =
                         self.plan.agents.iter().enumerate().find(|(n, _)| t.agent_id.as_str() == format!("agent-{n}"));
-                    up && agent.is_some_and(|(_, a)| a.connectors.iter().any(|c| c.0 == wanted))
+                    // What runs out is not renewed in band, nor is the tunnel replaced.
+                    let lasts = agent.is_some_and(|(_, a)| a.token_ns == 0);
+                    up && lasts && agent.is_some_and(|(_, a)| a.connectors.iter().any(|c| c.0 == wanted))
                 })
             })
         };
         if attached(hub) {
             return true;
+        }
+        if !self.nodes[hub].is_up() {
+            return false;
         }
         self.plan.hubs[hub].mode == ModePlan::Active
             && (0..self.plan.hubs.len()).any(|h| h != hub && self.plan.hubs[h].mode == ModePlan::Active && attached(h))

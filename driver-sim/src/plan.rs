@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::faults::{Class, Fault, Planned};
+use crate::faults::{At, Class, Fault, Planned};
 use crate::profile::Profile;
 use crate::tape::{Lane, Tape};
 
@@ -57,6 +57,9 @@ pub struct Plan {
     /// Vulnerable moments that did something, by (point, occurrence); `Some`
     /// replaces the drawing by this list.
     pub triggered: Option<Vec<crate::faults::Triggered>>,
+    /// The one node that the healing leaves out: it is dead from then on.
+    #[serde(default)]
+    pub frozen: Option<Frozen>,
     /// Length of the safety phase, nanoseconds.
     pub safety_ns: u64,
     /// The network.
@@ -71,6 +74,15 @@ pub struct Plan {
     pub late_timers_ns: u64,
     /// Same-instant events in drawn order (else first in, first out).
     pub shuffle: bool,
+}
+
+/// A node that never comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Which.
+    pub at: At,
+    /// Its whole machine is gone: nobody is told.
+    pub silent: bool,
 }
 
 /// A hub.
@@ -281,6 +293,7 @@ impl Plan {
             at_vulnerable: 0,
             classes: Vec::new(),
             triggered: None,
+            frozen: None,
             safety_ns,
             net,
             timers,
@@ -291,6 +304,7 @@ impl Plan {
         };
         plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
+        plan.draw_frozen(&mut tape.lane("frozen", 0));
         if let Some(script) = profile.script {
             script(&mut plan, &mut tape.lane("script", 0));
         }
@@ -316,6 +330,16 @@ impl Plan {
             c.down.after = 0;
             self.clients.push(c);
         }
+    }
+
+    /// In a quarter of the runs with faults only a core of the nodes is healed.
+    fn draw_frozen(&mut self, l: &mut Lane) {
+        let (hubs, agents) = (self.hubs.len() as u64, self.agents.len() as u64);
+        if self.faults.is_empty() || hubs < 2 || !l.chance(1, 4) {
+            return;
+        }
+        let at = if l.chance(2, 3) { At::Hub(l.below(hubs) as u8) } else { At::Agent(l.below(agents) as u8) };
+        self.frozen = Some(Frozen { at, silent: l.chance(1, 2) });
     }
 
     /// Swarm selection: each class is off in about half the runs, the others
@@ -423,7 +447,7 @@ impl AgentPlan {
             hubs: order,
             scope: l.chance(1, 2).then(|| exposed.iter().map(|c| c.0).collect()),
             connectors: exposed,
-            token_ns: 0,
+            token_ns: if l.chance(1, 10) { l.spread(2000, 60_000) * MS } else { 0 },
             budget: if l.chance(1, 16) { l.spread(256 << 10, 4 << 20) } else { 512 << 20 },
             window: window(l),
             inflight: inflight(l),
