@@ -118,7 +118,9 @@ pub(crate) struct Node {
     timeouts_at: u64,
     timeouts: u32,
     pub(crate) drift_ppm: i32,
-    /// Conns of this process that have something to write.
+    /// How far the wall clock was stepped, nanoseconds: no machine sees it,
+    /// unless planted bug 44 gives it the wall clock for its own.
+    pub(crate) wall_ns: i64,
     /// A second process of an agent, on borrowed time.
     pub(crate) is_clone: bool,
     /// It will not come back before the healing.
@@ -136,12 +138,12 @@ impl Node {
     pub(crate) fn clock(&self, now: u64) -> Instant {
         let real = now.saturating_sub(self.started);
         let drift = (i128::from(real) * i128::from(self.drift_ppm) / 1_000_000) as i64;
-        Instant::from_nanos(1 + real.saturating_add_signed(drift))
+        Instant::from_nanos(1 + real.saturating_add_signed(drift).saturating_add_signed(self.wall_ns))
     }
 
     /// The first moment of the world at which the clock shows `at` or later.
     fn when(&self, at: Instant) -> u64 {
-        let shown = at.as_nanos().saturating_sub(1);
+        let shown = at.as_nanos().saturating_sub(1).saturating_add_signed(self.wall_ns.saturating_neg());
         let scale = 1_000_000 + i128::from(self.drift_ppm);
         let real = (i128::from(shown) * 1_000_000 / scale) as u64;
         let mut t = self.started.saturating_add(real.saturating_sub(2));
@@ -282,6 +284,7 @@ impl World {
             timeouts_at: 0,
             timeouts: 0,
             drift_ppm,
+            wall_ns: 0,
             is_clone,
             targets_down: None,
             drained: false,

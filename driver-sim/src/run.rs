@@ -73,6 +73,25 @@ pub fn run(plan: Plan, keep: Keep) -> Report {
     run_on(plan, tape, keep)
 }
 
+/// Carries out a plan with one planted bug on (`nowconnect_core::planted`), and
+/// switches it off again whatever happens. `None` when that bug cannot be on:
+/// it is in no catalogue, or this build lacks the feature `planted`. A caller
+/// that counts catches must look at that.
+#[must_use]
+pub fn run_planted(plan: Plan, bug: u16, keep: Keep) -> Option<Report> {
+    let _off = Off;
+    nowconnect_core::planted::set(Some(bug)).then(|| run(plan, keep))
+}
+
+/// Switches planted bugs off when it goes.
+struct Off;
+
+impl Drop for Off {
+    fn drop(&mut self) {
+        nowconnect_core::planted::set(None);
+    }
+}
+
 /// Carries out a plan on a tape of one's own.
 #[must_use]
 pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
