@@ -173,7 +173,10 @@ impl World {
         match event {
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
             Observed::ProtocolViolation { plane, kind, detail } => {
-                self.fail("D2", format!("node {ix} finds a peer in breach of the protocol on {plane:?}: {kind:?}, {detail}"));
+                self.fail(
+                    "D2",
+                    format!("node {ix} finds a peer in breach of the protocol on {plane:?}: {kind:?}, {detail}"),
+                );
             }
             _ => {}
         }
@@ -260,14 +263,18 @@ impl World {
             let have = a.mux().iter().filter(|(_, e)| e.conn.is_some()).count();
             let want = usize::from(agent.parallel).min(agent.hubs.len());
             if have < want {
-                let text = format!("agent-{n} has {have} of {want} tunnels {} s after the healing", self.check.settle_ns / MS / 1000);
+                let text = format!(
+                    "agent-{n} has {have} of {want} tunnels {} s after the healing",
+                    self.check.settle_ns / MS / 1000
+                );
                 return self.fail("L2", text);
             }
         }
         for a in 0..self.plan.hubs.len() {
             for b in 0..self.plan.hubs.len() {
                 let linked = self.plan.hubs[a].mode != ModePlan::Off && self.plan.hubs[b].mode != ModePlan::Off;
-                let peers = self.plan.hubs[a].peers.contains(&(b as u8)) || self.plan.hubs[b].peers.contains(&(a as u8));
+                let peers =
+                    self.plan.hubs[a].peers.contains(&(b as u8)) || self.plan.hubs[b].peers.contains(&(a as u8));
                 if a == b || !linked || !peers {
                     continue;
                 }
@@ -295,7 +302,8 @@ impl World {
             self.nodes[h].hub().is_some_and(|x| {
                 x.control().tunnels().any(|t| {
                     let up = x.mux().get(t.session).is_some_and(|e| e.conn.is_some());
-                    let agent = self.plan.agents.iter().enumerate().find(|(n, _)| t.agent_id.as_str() == format!("agent-{n}"));
+                    let agent =
+                        self.plan.agents.iter().enumerate().find(|(n, _)| t.agent_id.as_str() == format!("agent-{n}"));
                     up && agent.is_some_and(|(_, a)| a.connectors.iter().any(|c| c.0 == wanted))
                 })
             })
@@ -316,14 +324,7 @@ impl World {
                 }
                 let id = PROBES_FROM + self.check.probes.len() as u32;
                 let flow = FlowPlan { total: 5000, chunk: 2000, write_gap: 0, read: 1 << 16, read_gap: 0, after: 0 };
-                let probe = ClientPlan {
-                    id,
-                    hub: hub as u8,
-                    connector: wanted,
-                    up: flow,
-                    down: flow,
-                    ..orphan()
-                };
+                let probe = ClientPlan { id, hub: hub as u8, connector: wanted, up: flow, down: flow, ..orphan() };
                 self.check.probes.push(probe);
                 self.connect_client(probe);
             }
@@ -358,7 +359,8 @@ impl World {
         for p in self.check.probes.clone() {
             let fate = self.pairs.get(&p.id).and_then(|x| x[0]).map(|a| self.actors[a as usize].fate);
             if fate != Some(Fate::Finished) {
-                return self.fail("L3", format!("a new client of hub-{} for c{} ended as {fate:?}", p.hub, p.connector));
+                return self
+                    .fail("L3", format!("a new client of hub-{} for c{} ended as {fate:?}", p.hub, p.connector));
             }
         }
         for (client, pair) in self.pairs.clone() {
@@ -386,7 +388,10 @@ impl World {
 
     /// Without faults nothing may be refused or reset but by the plan.
     fn check_calm(&mut self) {
-        if !self.check.calm || self.plan.hubs.iter().any(|h| h.budget < 64 << 20) || self.plan.agents.iter().any(|a| a.budget < 64 << 20) {
+        if !self.check.calm
+            || self.plan.hubs.iter().any(|h| h.budget < 64 << 20)
+            || self.plan.agents.iter().any(|a| a.budget < 64 << 20)
+        {
             return;
         }
         for (client, pair) in self.pairs.clone() {

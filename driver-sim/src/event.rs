@@ -62,18 +62,46 @@ pub(crate) enum Event {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Undo {
     /// Not an end: a fault drawn at a vulnerable moment.
-    Late { ix: u32 },
-    Block { from: u16, to: u16 },
-    Slow { a: u16, b: u16 },
-    Dials { hub: u16 },
+    Late {
+        ix: u32,
+    },
+    Block {
+        from: u16,
+        to: u16,
+    },
+    Slow {
+        a: u16,
+        b: u16,
+    },
+    Dials {
+        hub: u16,
+    },
     Redirect,
-    Restart { node: u16 },
-    Pause { node: u16 },
-    Lag { node: u16 },
-    Targets { node: u16 },
-    Clone { node: u16 },
-    Flap { a: u16, b: u16, left: u8, every_ns: u64, how: crate::faults::CutHow },
-    Drained { node: u16 },
+    Restart {
+        node: u16,
+    },
+    Pause {
+        node: u16,
+    },
+    Lag {
+        node: u16,
+    },
+    Targets {
+        node: u16,
+    },
+    Clone {
+        node: u16,
+    },
+    Flap {
+        a: u16,
+        b: u16,
+        left: u8,
+        every_ns: u64,
+        how: crate::faults::CutHow,
+    },
+    Drained {
+        node: u16,
+    },
 }
 
 #[derive(Debug)]

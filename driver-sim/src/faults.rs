@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{MS, Plan};
+use crate::plan::{MS, ModePlan, Plan};
 use crate::tape::Lane;
 
 /// A class of faults, switched on and off together by the swarm.
@@ -272,6 +272,22 @@ pub enum Fault {
         /// Time it gets.
         ms: u64,
     },
+    /// A hub is stopped and comes back in another mode until the healing (X1,
+    /// as far as it goes without reload).
+    Mode {
+        /// The hub.
+        hub: u8,
+        /// Its new mode.
+        mode: ModePlan,
+    },
+    /// Nodes lose all their connections' traffic one after the other and get
+    /// it back in another order (N8).
+    Swizzle {
+        /// Orders the nodes.
+        order: u64,
+        /// Time for all of it.
+        ms: u64,
+    },
     /// A node is told to stop, and comes back.
     Stop {
         /// Which.
@@ -287,7 +303,7 @@ impl Fault {
     pub const fn class(&self) -> Class {
         match self {
             Self::Cut { .. } | Self::CutAll { .. } | Self::Flap { .. } => Class::Cut,
-            Self::Block { .. } | Self::Isolate { .. } => Class::Block,
+            Self::Block { .. } | Self::Isolate { .. } | Self::Swizzle { .. } => Class::Block,
             Self::Slow { .. } => Class::Slow,
             Self::RefuseDials { .. } | Self::Redirect { .. } => Class::Dial,
             Self::Crash { .. } => Class::Crash,
@@ -296,7 +312,7 @@ impl Fault {
             Self::Registry { .. } => Class::Registry,
             Self::Clone { .. } => Class::Agent,
             Self::Targets { .. } | Self::AbortTargets { .. } => Class::Target,
-            Self::Drain { .. } | Self::Stop { .. } => Class::Operate,
+            Self::Drain { .. } | Self::Stop { .. } | Self::Mode { .. } => Class::Operate,
         }
     }
 
@@ -304,7 +320,7 @@ impl Fault {
     #[must_use]
     pub const fn lasts(&self) -> u64 {
         match self {
-            Self::Cut { .. } | Self::CutAll { .. } | Self::AbortTargets { .. } => 0,
+            Self::Cut { .. } | Self::CutAll { .. } | Self::AbortTargets { .. } | Self::Mode { .. } => 0,
             Self::Flap { times, every_ms, .. } => *times as u64 * *every_ms * MS,
             Self::Crash { down_ms, .. } | Self::Stop { down_ms, .. } => *down_ms * MS,
             Self::Block { ms, .. }
@@ -317,6 +333,7 @@ impl Fault {
             | Self::Registry { ms, .. }
             | Self::Clone { ms, .. }
             | Self::Targets { ms, .. }
+            | Self::Swizzle { ms, .. }
             | Self::Drain { ms, .. } => *ms * MS,
         }
     }
@@ -356,7 +373,9 @@ impl Fault {
             },
             Class::Block => {
                 let ms = l.spread(200, 45_000);
-                if l.chance(1, 4) {
+                if l.chance(1, 8) {
+                    Self::Swizzle { order: l.next_u64(), ms }
+                } else if l.chance(1, 4) {
                     Self::Isolate { at: node(l), ms }
                 } else {
                     let (a, b) = pair(l);
@@ -374,9 +393,11 @@ impl Fault {
                     Self::RefuseDials { hub: hub(l), hang: l.chance(1, 2), ms: l.spread(500, 30_000) }
                 }
             }
-            Class::Crash => {
-                Self::Crash { at: node(l), down_ms: if l.chance(1, 4) { 0 } else { l.spread(10, 60_000) }, silent: l.chance(1, 3) }
-            }
+            Class::Crash => Self::Crash {
+                at: node(l),
+                down_ms: if l.chance(1, 4) { 0 } else { l.spread(10, 60_000) },
+                silent: l.chance(1, 3),
+            },
             Class::Pause => Self::Pause { at: node(l), ms: l.spread(10, 40_000) },
             Class::Lag => Self::Lag { at: node(l), by_ms: l.spread(1, 500), ms: l.spread(500, 20_000) },
             Class::Registry => {
@@ -414,7 +435,10 @@ impl Fault {
                 }
             }
             Class::Operate => {
-                if l.chance(1, 2) {
+                if l.chance(1, 5) {
+                    let mode = [ModePlan::Active, ModePlan::Shadow, ModePlan::Off][l.below(3) as usize];
+                    Self::Mode { hub: hub(l), mode }
+                } else if l.chance(1, 2) {
                     Self::Drain { at: node(l), ms: l.spread(500, 10_000) }
                 } else {
                     Self::Stop { at: node(l), down_ms: l.spread(10, 20_000) }
@@ -490,9 +514,11 @@ pub struct Triggered {
 pub fn draw_triggered(classes: &[Class], at: At, peer: Option<At>, l: &mut Lane) -> Option<Fault> {
     let class = *l.pick(classes)?;
     Some(match (class, peer) {
-        (Class::Cut, Some(b)) => {
-            Fault::Cut { a: at, b, how: [CutHow::Rst, CutHow::Fin, CutHow::OneSide, CutHow::Silent][l.below(4) as usize] }
-        }
+        (Class::Cut, Some(b)) => Fault::Cut {
+            a: at,
+            b,
+            how: [CutHow::Rst, CutHow::Fin, CutHow::OneSide, CutHow::Silent][l.below(4) as usize],
+        },
         (Class::Block, Some(b)) => Fault::Block { a: at, b, both: l.chance(1, 2), ms: l.spread(200, 40_000) },
         (Class::Crash, _) => Fault::Crash { at, down_ms: l.spread(1, 20_000), silent: l.chance(1, 3) },
         (Class::Pause, _) => Fault::Pause { at, ms: l.spread(10, 40_000) },

@@ -147,9 +147,19 @@ impl World {
             }
             Fault::Drain { at, .. } => {
                 let node = self.node_of(at);
+                self.check.drains.insert(node);
                 self.input(node, Input::Drain);
                 self.after(lasts, Event::Undo(Undo::Drained { node }));
             }
+            Fault::Mode { hub, mode } => {
+                let node = u16::from(hub);
+                self.nodes[usize::from(node)].mode = Some(mode);
+                if self.nodes[usize::from(node)].is_up() && !self.nodes[usize::from(node)].paused {
+                    self.stop(node);
+                    self.boot(node);
+                }
+            }
+            Fault::Swizzle { order, .. } => self.swizzle(order, lasts),
             Fault::Stop { at, .. } => {
                 let node = self.node_of(at);
                 self.stop(node);
@@ -170,6 +180,20 @@ impl World {
     fn block(&mut self, from: u16, to: u16, lasts: u64) {
         self.net.block(from, to);
         self.after(lasts, Event::Undo(Undo::Block { from, to }));
+    }
+
+    /// Clogs half of the nodes one by one, then unclogs them in another order.
+    fn swizzle(&mut self, order: u64, lasts: u64) {
+        let mut lane = self.tape.lane("swizzle", order);
+        let nodes: Vec<u16> = (0..self.nodes.len() as u16).filter(|_| lane.chance(1, 2)).collect();
+        for node in nodes {
+            let from = lane.below(lasts / 2 + 1);
+            let until = from + 1 + lane.below(lasts / 2 + 1);
+            let ix = self.check.late_faults.len() as u32;
+            let at = self.nodes[usize::from(node)].at;
+            self.check.late_faults.push(Fault::Isolate { at, ms: (until - from) / MS + 1 });
+            self.after(from, Event::Undo(Undo::Late { ix }));
+        }
     }
 
     fn flap(&mut self, a: u16, b: u16, left: u8, every_ns: u64, how: CutHow) {
@@ -382,7 +406,8 @@ impl World {
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
                 self.crash(ix, false);
-            } else if n.is_up() && self.check.drains.contains(&ix) {
+            } else if n.is_up() && (self.check.drains.contains(&ix) || n.mode.is_some()) {
+                self.nodes[usize::from(ix)].mode = None;
                 self.stop(ix);
                 self.boot(ix);
             } else {

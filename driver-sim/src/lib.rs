@@ -19,6 +19,7 @@ pub mod plan;
 pub mod profile;
 pub mod registry;
 pub mod run;
+mod scenario;
 pub mod tape;
 pub mod trace;
 mod world;

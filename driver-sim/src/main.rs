@@ -12,7 +12,9 @@ fn main() {
     let to: u64 = args.get(3).and_then(|s| s.parse().ok()).unwrap_or(100);
     let start = std::time::SystemTime::now();
     let (mut events, mut virt, mut faults, mut fails) = (0, 0, 0, 0);
-    if std::env::var("STORY").is_err() { std::panic::set_hook(Box::new(|_| {})); }
+    if std::env::var("STORY").is_err() {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
     for seed in from..to {
         let verbose = std::env::var("STORY").is_ok();
         let r = run(plan(seed, profile, Level::L0), if verbose { Keep::Story } else { Keep::Outcome });
@@ -31,5 +33,9 @@ fn main() {
         }
     }
     let t = start.elapsed().map_or(0.0, |d| d.as_secs_f64());
-    println!("{events} events, {faults} faults, {fails} failures in {t:.2} s: {:.0}x real time, {:.0} events/s", virt as f64 / 1e9 / t, events as f64 / t);
+    println!(
+        "{events} events, {faults} faults, {fails} failures in {t:.2} s: {:.0}x real time, {:.0} events/s",
+        virt as f64 / 1e9 / t,
+        events as f64 / t
+    );
 }

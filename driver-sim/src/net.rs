@@ -265,8 +265,7 @@ impl World {
             At::Hub(n) => Principal::Hub(HubGrant { dns_names: Some(vec![format!("hub-{n}")]) }),
             At::Agent(n) => {
                 let a = &self.plan.agents[usize::from(n)];
-                let connectors: Option<Vec<Name>> =
-                    a.scope.as_ref().map(|s| s.iter().map(|c| connector(*c)).collect());
+                let connectors: Option<Vec<Name>> = a.scope.as_ref().map(|s| s.iter().map(|c| connector(*c)).collect());
                 let expires =
                     (a.token_ns > 0).then(|| Instant::from_nanos(hub_now.as_nanos().saturating_add(a.token_ns)));
                 Principal::Agent(AgentGrant { subject: format!("agent-{n}"), connectors, expires })

@@ -123,7 +123,9 @@ pub(crate) struct Node {
     pub(crate) wall_ns: i64,
     /// A second process of an agent, on borrowed time.
     pub(crate) is_clone: bool,
-    /// It will not come back before the healing.
+    /// A mode other than the plan's, until the healing.
+    pub(crate) mode: Option<ModePlan>,
+    /// What its targets do instead of the plan: refuse, or hang.
     pub(crate) targets_down: Option<bool>,
     pub(crate) drained: bool,
     /// Notes inside a split hub, and when the last of each queue is due.
@@ -137,6 +139,9 @@ impl Node {
     /// instant for "never".
     pub(crate) fn clock(&self, now: u64) -> Instant {
         let real = now.saturating_sub(self.started);
+        if self.drift_ppm == 0 {
+            return Instant::from_nanos(1 + real.saturating_add_signed(self.wall_ns));
+        }
         let drift = (i128::from(real) * i128::from(self.drift_ppm) / 1_000_000) as i64;
         Instant::from_nanos(1 + real.saturating_add_signed(drift).saturating_add_signed(self.wall_ns))
     }
@@ -144,6 +149,9 @@ impl Node {
     /// The first moment of the world at which the clock shows `at` or later.
     fn when(&self, at: Instant) -> u64 {
         let shown = at.as_nanos().saturating_sub(1).saturating_add_signed(self.wall_ns.saturating_neg());
+        if self.drift_ppm == 0 {
+            return self.started.saturating_add(shown);
+        }
         let scale = 1_000_000 + i128::from(self.drift_ppm);
         let real = (i128::from(shown) * 1_000_000 / scale) as u64;
         let mut t = self.started.saturating_add(real.saturating_sub(2));
@@ -286,6 +294,7 @@ impl World {
             drift_ppm,
             wall_ns: 0,
             is_clone,
+            mode: None,
             targets_down: None,
             drained: false,
             notes: BTreeMap::new(),
@@ -348,7 +357,11 @@ impl World {
         let machine = match at {
             At::Hub(n) => {
                 let h = &self.plan.hubs[usize::from(n)];
-                let config = Arc::new(hub_config(&self.plan, usize::from(n), h));
+                let mut config = hub_config(&self.plan, usize::from(n), h);
+                if let Some(m) = node.mode {
+                    config.mode = mode(m);
+                }
+                let config = Arc::new(config);
                 Machine::Hub(if h.shards == 0 {
                     Hub::new(config, seed, now, &mut out)
                 } else {

@@ -247,7 +247,8 @@ impl Plan {
         let connectors = l.between(1, 3) as u16;
         let safety_ns = p.safety_ms.unwrap_or_else(|| l.between(15_000, 60_000)) * MS;
         let timers = TimerPlan::draw(&mut tape.lane("timers", 0));
-        let mode = p.mode.unwrap_or_else(|| [ModePlan::Active, ModePlan::Off, ModePlan::Shadow][l.weighted(&[12, 1, 1])]);
+        let mode =
+            p.mode.unwrap_or_else(|| [ModePlan::Active, ModePlan::Off, ModePlan::Shadow][l.weighted(&[12, 1, 1])]);
         let mixed = p.mode.is_none() && l.chance(1, 12);
         let split = p.split.unwrap_or_else(|| l.chance(1, 3));
         let hubs: Vec<HubPlan> =
@@ -255,6 +256,12 @@ impl Plan {
         let agents = (0..agents)
             .map(|n| AgentPlan::draw(&mut tape.lane("agent", n), n == 0, hubs.len() as u8, connectors))
             .collect();
+        let mut hubs = hubs;
+        for (ix, hub) in hubs.iter_mut().enumerate() {
+            // A list of peers that is the same file for all holds oneself.
+            let itself = tape.lane("peers", ix as u64).chance(1, 4);
+            hub.peers.retain(|p| itself || usize::from(*p) != ix);
+        }
         let calm = p.faults_per_minute == Some(0);
         let net = NetPlan::draw(&mut tape.lane("net plan", 0), level, calm);
         let clients = (0..clients)
@@ -282,8 +289,33 @@ impl Plan {
             late_timers_ns: if l.chance(1, 4) { l.spread(1, 200) * MS } else { 0 },
             shuffle: l.chance(7, 8),
         };
+        plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
+        if let Some(script) = profile.script {
+            script(&mut plan, &mut tape.lane("script", 0));
+        }
         plan
+    }
+
+    /// Now and then clients come all at once (C5).
+    fn draw_burst(&mut self, l: &mut Lane) {
+        if self.clients.is_empty() || !l.chance(1, 12) {
+            return;
+        }
+        let (at, hub) = (l.between(2000, self.safety_ns / MS / 2 + 2000) * MS, l.below(self.hubs.len() as u64) as u8);
+        let count = l.spread(8, 400);
+        let first = self.clients.len() as u32;
+        for n in 0..count as u32 {
+            let mut c = self.clients[(n % first) as usize];
+            c.id = first + n;
+            c.at = at + l.below(MS);
+            c.hub = hub;
+            c.up.total = c.up.total.min(2048);
+            c.down.total = c.down.total.min(2048);
+            c.up.after = 0;
+            c.down.after = 0;
+            self.clients.push(c);
+        }
     }
 
     /// Swarm selection: each class is off in about half the runs, the others
@@ -364,7 +396,7 @@ impl HubPlan {
             first_byte: l.chance(1, 5),
             drift_ppm: drift(l),
             region: l.below(2) as u8,
-            peers: (0..hubs).filter(|_| true).collect(),
+            peers: (0..hubs).collect(),
         }
     }
 }
@@ -416,7 +448,8 @@ impl FlowPlan {
         let chunk = chunk.max(total / 200 + 1);
         let writes = u64::from(total / chunk + 1);
         let write_gap = if l.chance(1, 2) { 0 } else { l.below(safety_ns / 4 / writes) };
-        let read = if l.chance(1, 8) { l.spread(1, 64) as u32 } else { l.spread(256, 65_536) as u32 }.max(total / 200 + 1);
+        let read =
+            if l.chance(1, 8) { l.spread(1, 64) as u32 } else { l.spread(256, 65_536) as u32 }.max(total / 200 + 1);
         let reads = u64::from(total / read + 1);
         let read_gap = match l.weighted(&[12, 5, 1]) {
             0 => 0,

@@ -1,7 +1,9 @@
 //! Named kinds of runs: what a profile fixes, the tape does not draw.
 
 use crate::faults::Class;
-use crate::plan::ModePlan;
+use crate::plan::{ModePlan, Plan};
+use crate::scenario;
+use crate::tape::Lane;
 
 /// A kind of run.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub struct Profile {
     pub classes: &'static [Class],
     /// Largest direction, bytes.
     pub bytes_max: u32,
+    /// Shapes the drawn plan: a named scenario.
+    pub script: Option<fn(&mut Plan, &mut Lane)>,
 }
 
 const SWARM: Profile = Profile {
@@ -42,12 +46,29 @@ const SWARM: Profile = Profile {
     faults_per_minute: None,
     classes: &[],
     bytes_max: 1 << 20,
+    script: None,
+};
+
+/// A calm base for a scripted scenario.
+const SCENARIO: Profile = Profile {
+    hubs: Some(2),
+    agents: Some(2),
+    clients: Some(24),
+    safety_ms: Some(60_000),
+    mode: Some(ModePlan::Active),
+    faults_per_minute: Some(0),
+    ..SWARM
 };
 
 /// All profiles; the first is the default.
 pub const PROFILES: &[Profile] = &[
     SWARM,
-    Profile { name: "calm", what: "no faults at all: nothing may be refused or reset", faults_per_minute: Some(0), ..SWARM },
+    Profile {
+        name: "calm",
+        what: "no faults at all: nothing may be refused or reset",
+        faults_per_minute: Some(0),
+        ..SWARM
+    },
     Profile {
         name: "network",
         what: "only the network fails",
@@ -60,7 +81,13 @@ pub const PROFILES: &[Profile] = &[
         classes: &[Class::Crash, Class::Pause, Class::Lag],
         ..SWARM
     },
-    Profile { name: "registry", what: "only the registry fails", classes: &[Class::Registry], mode: Some(ModePlan::Active), ..SWARM },
+    Profile {
+        name: "registry",
+        what: "only the registry fails",
+        classes: &[Class::Registry],
+        mode: Some(ModePlan::Active),
+        ..SWARM
+    },
     Profile {
         name: "speed",
         what: "3 hubs, 4 agents, 50 streams, faults on: the figure of the README",
@@ -72,6 +99,36 @@ pub const PROFILES: &[Profile] = &[
         split: Some(false),
         faults_per_minute: Some(20),
         ..SWARM
+    },
+    Profile {
+        name: "failover-move-wake",
+        what: "a failover loses the claim of an agent that moved while its old hub slept",
+        script: Some(scenario::failover_move_wake),
+        ..SCENARIO
+    },
+    Profile {
+        name: "asymmetric-fin-resume",
+        what: "the mesh passes one way only, breaks and resumes while FINs are under way",
+        script: Some(scenario::asymmetric_fin_resume),
+        ..SCENARIO
+    },
+    Profile {
+        name: "lease-renewal-lost",
+        what: "a lease ends while the answers to its renewals get lost",
+        script: Some(scenario::lease_renewal_lost),
+        ..SCENARIO
+    },
+    Profile {
+        name: "sweep-between",
+        what: "the sweeper runs between a claim and the announcement of its connectors",
+        script: Some(scenario::sweep_between),
+        ..SCENARIO
+    },
+    Profile {
+        name: "drain-in-flip",
+        what: "a hub drains while the modes of the hubs change",
+        script: Some(scenario::drain_in_flip),
+        ..SCENARIO
     },
 ];
 

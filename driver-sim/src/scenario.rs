@@ -1,0 +1,114 @@
+//! The compound scenarios of the fault catalogue: faults that matter together,
+//! in an order that chance finds seldom. Each shapes a calm plan; times and
+//! sizes stay drawn.
+
+use crate::faults::{At, CutHow, Fault, Planned, Point, RegistryFault, Triggered};
+use crate::plan::{MS, ModePlan, Plan};
+use crate::tape::Lane;
+
+fn plan_fault(plan: &mut Plan, at_ms: u64, fault: Fault) {
+    plan.faults.push(Planned { at: at_ms * MS, fault });
+}
+
+/// The first agent may use every hub, starting with hub 0; the others stay.
+fn first_agent_roams(plan: &mut Plan) {
+    let hubs = plan.hubs.len() as u8;
+    if let Some(a) = plan.agents.first_mut() {
+        a.hubs = (0..hubs).collect();
+        a.parallel = 1;
+        a.start_ns = 0;
+    }
+}
+
+/// {failover loses a claim, agent moves from A to B, A asleep for 30 s wakes}.
+pub(crate) fn failover_move_wake(plan: &mut Plan, l: &mut Lane) {
+    first_agent_roams(plan);
+    let (agent, a, b) = (At::Agent(0), At::Hub(0), 1);
+    let at = l.between(8000, 20_000);
+    plan_fault(plan, at, Fault::Pause { at: a, ms: l.between(20_000, 35_000) });
+    plan_fault(plan, at, Fault::Redirect { hub: b, ms: l.between(5000, 40_000) });
+    plan_fault(plan, at + l.below(50), Fault::Cut { a: agent, b: a, how: CutHow::Rst });
+    let lose = RegistryFault::Failover(l.between(1000, 5000));
+    plan_fault(plan, at + l.between(100, 4000), Fault::Registry { what: lose, hub: None, ms: l.between(1, 5000) });
+    // And back again.
+    plan_fault(plan, at + 36_000, Fault::Redirect { hub: 0, ms: 5000 });
+    plan_fault(plan, at + 36_000 + l.below(500), Fault::CutAll { at: agent, how: CutHow::Rst });
+}
+
+/// {mesh asymmetric, FIN in flight, resume}.
+pub(crate) fn asymmetric_fin_resume(plan: &mut Plan, l: &mut Lane) {
+    for a in &mut plan.agents {
+        a.hubs = vec![0];
+        a.parallel = 1;
+    }
+    for c in &mut plan.clients {
+        c.hub = 1;
+    }
+    let mut triggered = Vec::new();
+    let mut nth = 0;
+    for _ in 0..12 {
+        nth += l.between(1, 8) as u32;
+        let (a, b) = if l.chance(1, 2) { (At::Hub(0), At::Hub(1)) } else { (At::Hub(1), At::Hub(0)) };
+        let fault = if l.chance(1, 2) {
+            Fault::Block { a, b, both: false, ms: l.spread(50, 8000) }
+        } else {
+            let how = [CutHow::Rst, CutHow::OneSide, CutHow::Fin][l.below(3) as usize];
+            Fault::Cut { a, b, how }
+        };
+        triggered.push(Triggered { point: Point::Fin, nth, fault });
+    }
+    plan.triggered = Some(triggered);
+}
+
+/// {lease expiry while a renewal's reply is lost}.
+pub(crate) fn lease_renewal_lost(plan: &mut Plan, l: &mut Lane) {
+    first_agent_roams(plan);
+    let mut at = l.between(6000, 12_000);
+    for _ in 0..3 {
+        let hub = l.below(2) as u8;
+        let ms = l.between(6000, 16_000);
+        let what = RegistryFault::LoseReplies(if l.chance(1, 2) { 1000 } else { l.between(500, 999) as u32 });
+        plan_fault(plan, at, Fault::Registry { what, hub: Some(hub), ms });
+        if l.chance(1, 2) {
+            plan_fault(
+                plan,
+                at + l.below(ms),
+                Fault::Crash { at: At::Hub(hub), down_ms: l.below(3000), silent: l.chance(1, 2) },
+            );
+        }
+        at += ms + l.between(1000, 6000);
+    }
+}
+
+/// {sweeper between a claim and the announcement of its connectors}.
+pub(crate) fn sweep_between(plan: &mut Plan, l: &mut Lane) {
+    first_agent_roams(plan);
+    let mut at = l.between(5000, 10_000);
+    for _ in 0..4 {
+        let what = RegistryFault::HalfDone(l.between(300, 1000) as u32);
+        plan_fault(plan, at, Fault::Registry { what, hub: None, ms: l.between(1000, 6000) });
+        let agent = l.below(plan.agents.len() as u64) as u8;
+        plan_fault(plan, at + l.below(2000), Fault::CutAll { at: At::Agent(agent), how: CutHow::Rst });
+        plan_fault(
+            plan,
+            at + l.below(3000),
+            Fault::Crash { at: At::Agent(agent), down_ms: l.below(1000), silent: false },
+        );
+        at += l.between(6000, 12_000);
+    }
+}
+
+/// {drain during a mode flip}. A flip is a restart until there is reload.
+pub(crate) fn drain_in_flip(plan: &mut Plan, l: &mut Lane) {
+    first_agent_roams(plan);
+    let mut at = l.between(6000, 10_000);
+    for round in 0..3 {
+        let hub = l.below(2) as u8;
+        plan_fault(plan, at, Fault::Drain { at: At::Hub(hub), ms: l.between(500, 8000) });
+        let mode = [ModePlan::Shadow, ModePlan::Off, ModePlan::Active][(round + l.below(2) as usize) % 3];
+        plan_fault(plan, at + l.below(3000), Fault::Mode { hub: 1 - hub, mode });
+        at += l.between(9000, 14_000);
+        plan_fault(plan, at, Fault::Mode { hub: 1 - hub, mode: ModePlan::Active });
+        at += l.between(1000, 4000);
+    }
+}
