@@ -62,7 +62,7 @@ impl World {
 
     /// Something goes wrong.
     pub(crate) fn inject(&mut self, fault: Fault) {
-        self.faults_done += 1;
+        self.faults_done[fault.class() as usize] += 1;
         self.check.on_fault(self.now, &fault);
         self.line(None, || format!("FAULT {fault:?}"));
         let lasts = fault.lasts();

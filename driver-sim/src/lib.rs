@@ -8,6 +8,7 @@
 
 mod actor;
 mod check;
+pub mod edit;
 mod event;
 pub mod faults;
 mod inject;
@@ -20,6 +21,7 @@ pub mod profile;
 pub mod registry;
 pub mod run;
 mod scenario;
+mod story;
 pub mod tape;
 pub mod trace;
 mod world;

@@ -389,6 +389,7 @@ impl World {
         let at = node.clock(now);
         let Some(m) = &mut node.machine else { return };
         m.handle(at, input, &mut node.out);
+        self.inputs += 1;
         self.settle(ix);
     }
 
@@ -399,6 +400,7 @@ impl World {
         let at = node.clock(now);
         if let Some(m) = &mut node.machine {
             m.handle(at, input, &mut node.out);
+            self.inputs += 1;
         }
     }
 
@@ -432,6 +434,7 @@ impl World {
         let Some(note) = node.notes.get_mut(&to).and_then(|(_, q)| q.pop_front()) else { return };
         let Some(Machine::Hub(hub)) = &mut node.machine else { return };
         hub.on_note(at, note, &mut node.out);
+        self.inputs += 1;
         self.marks.hit(crate::marks::Mark::Split);
         self.settle(ix);
     }
@@ -455,6 +458,7 @@ impl World {
             }
             let why = m.poll_timeout().map_or("", |d| d.why);
             m.handle_timeout(at, &mut node.out);
+            self.inputs += 1;
             if node.timeouts > TIMEOUTS_AT_ONCE_MAX {
                 let text = format!("{}: `{why}` is due again and again at one instant", node.name);
                 return self.fail("B9", text);

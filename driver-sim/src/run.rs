@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::faults::Class;
 use crate::marks::Marks;
 use crate::plan::{Level, Plan};
 use crate::profile::Profile;
@@ -35,8 +36,10 @@ pub struct Report {
     pub events: u64,
     /// Virtual time, nanoseconds.
     pub virtual_ns: u64,
-    /// Faults carried out.
-    pub faults: u64,
+    /// Faults carried out, in the order of [`Class::ALL`].
+    pub faults: [u64; Class::ALL.len()],
+    /// Inputs, timeouts and notes given to machines: core events.
+    pub inputs: u64,
     /// Payload bytes that reached a client or a target.
     pub delivered: u64,
     /// WebSocket messages delivered.
@@ -118,6 +121,7 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
         events: world.trace.events,
         virtual_ns: world.now,
         faults: world.faults_done,
+        inputs: world.inputs,
         delivered: world.check.delivered,
         messages: world.check.messages,
         marks: std::mem::take(&mut world.marks),
