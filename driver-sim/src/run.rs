@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::faults::Class;
 use crate::marks::Marks;
+use crate::panics::{Running, place};
 use crate::plan::{Level, Plan};
 use crate::profile::Profile;
 use crate::tape::Tape;
@@ -104,7 +105,9 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
         Keep::Steps => Trace::stepping(),
     };
     let mut world = World::new(plan, tape, trace);
+    let running = Running::begin();
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
+    drop(running);
     if let Err(panic) = outcome {
         let text = panic
             .downcast_ref::<String>()
@@ -112,7 +115,13 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
             .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
             .unwrap_or_else(|| "a panic without words".to_owned());
         let id = named_in(&text).unwrap_or("D2").to_owned();
-        world.violation = Some(Violation::new(id, format!("panic: {text}")));
+        world.violation = Some(Violation::new(
+            id,
+            match place() {
+                Some(place) => format!("panic at {place}: {text}"),
+                None => format!("panic: {text}"),
+            },
+        ));
     }
     world.collect_marks();
     Report {
