@@ -14,6 +14,8 @@ use crate::registry::{self, Client, Damage, Draw, Effect, ServerError, Whom};
 use crate::tape::Lane;
 use crate::world::{Phase, World};
 
+/// The planted bug that lives in this world's clocks.
+const PLANTED_WALL_CLOCK: u16 = 44;
 /// How far back the registry can be set.
 const KEEP: Duration = Duration::from_secs(30);
 
@@ -60,7 +62,7 @@ impl World {
 
     /// Something goes wrong.
     pub(crate) fn inject(&mut self, fault: Fault) {
-        self.faults_done += 1;
+        self.faults_done[fault.class() as usize] += 1;
         self.check.on_fault(self.now, &fault);
         self.line(None, || format!("FAULT {fault:?}"));
         let lasts = fault.lasts();
@@ -255,10 +257,24 @@ impl World {
             }
             RegistryFault::Wall(by) => {
                 self.marks.hit(Mark::WallClockStepped);
+                self.step_wall_clocks(by);
                 return self.registry.step_wall(now, by);
             }
         };
         self.registry.inject(now, lasting, whom, until);
+    }
+
+    /// The wall clocks of all machines jump with the registry's. Machines are
+    /// told monotonic time only; planted bug 44 is a driver that mixes them up.
+    fn step_wall_clocks(&mut self, by_ms: i64) {
+        if nowconnect_core::planted::current() != Some(PLANTED_WALL_CLOCK) {
+            return;
+        }
+        for ix in 0..self.nodes.len() as u16 {
+            let node = &mut self.nodes[usize::from(ix)];
+            node.wall_ns = node.wall_ns.saturating_add(by_ms.saturating_mul(MS as i64));
+            self.settle(ix);
+        }
     }
 
     /// Faults of the registry that look into the past need its past kept.

@@ -443,6 +443,7 @@ impl World {
     fn deliver(&mut self, conn: u32, to: usize, message: Bytes) {
         let receiver = self.conns[conn as usize].nodes[to];
         self.check.messages += 1;
+        self.show_message(conn, to, &message);
         self.input(receiver, Input::Message { conn: key(conn, to), message });
     }
 

@@ -248,6 +248,23 @@ pub struct TimerPlan {
 }
 
 impl Plan {
+    /// A plan as [`Self::to_json`] wrote it.
+    ///
+    /// # Errors
+    /// What is wrong with the text, or with the plan: a node that is named and
+    /// not there, a client's number that is taken twice.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let plan: Self = serde_json::from_str(text).map_err(|e| format!("not a plan: {e}"))?;
+        crate::edit::judge(&plan)?;
+        Ok(plan)
+    }
+
+    /// As one line of JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// Draws a plan of a profile.
     #[must_use]
     pub fn draw(tape: &Tape, seed: u64, profile: &Profile, level: Level) -> Self {

@@ -14,7 +14,7 @@ use nowconnect_core::session::TxBatch;
 use crate::actor::{Actor, Sock};
 use crate::check::Check;
 use crate::event::{Agenda, Event, Undo};
-use crate::faults::{Point, Triggered};
+use crate::faults::{Class, Point, Triggered};
 use crate::marks::Marks;
 use crate::net::{Conn, Net};
 use crate::node::Node;
@@ -79,7 +79,10 @@ pub(crate) struct World {
     pub(crate) fault_draws: Lane,
     pub(crate) point_counts: BTreeMap<Point, u32>,
     pub(crate) triggered: Vec<Triggered>,
-    pub(crate) faults_done: u64,
+    /// Carried out, by class.
+    pub(crate) faults_done: [u64; Class::ALL.len()],
+    /// Inputs, timeouts and notes given to machines.
+    pub(crate) inputs: u64,
     pub(crate) batch: TxBatch,
     pub(crate) tape: Tape,
 }
@@ -109,7 +112,8 @@ impl World {
             fault_draws: tape.lane("vulnerable", 0),
             point_counts: BTreeMap::new(),
             triggered: Vec::new(),
-            faults_done: 0,
+            faults_done: [0; Class::ALL.len()],
+            inputs: 0,
             batch: TxBatch::default(),
             tape,
             plan,
@@ -169,6 +173,7 @@ impl World {
             let Some((at, event)) = self.agenda.pop() else { break };
             self.now = at;
             self.trace.mix(at);
+            self.show_event(&event);
             self.dispatch(event);
             self.trace.step();
             if self.trace.events % 256 == 0 {
