@@ -20,6 +20,7 @@ pub mod profile;
 pub mod registry;
 pub mod run;
 mod scenario;
+pub mod table;
 pub mod tape;
 pub mod trace;
 mod world;
