@@ -443,6 +443,7 @@ impl World {
     fn deliver(&mut self, conn: u32, to: usize, message: Bytes) {
         let receiver = self.conns[conn as usize].nodes[to];
         self.check.messages += 1;
+        self.tap_in(conn, to, &message);
         self.input(receiver, Input::Message { conn: key(conn, to), message });
     }
 
