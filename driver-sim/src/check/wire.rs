@@ -228,7 +228,9 @@ impl Wire {
             );
             return broken("B2", text);
         }
-        let kept = Kept { hash, len: message.len() as u64, frames: frames.len() as u64 };
+        // An ACK that rides along is not counted.
+        let counted = frames.iter().filter(|f| !matches!(f, Frame::Ack { .. })).count() as u64;
+        let kept = Kept { hash, len: message.len() as u64, frames: counted };
         dir.kept_bytes += kept.len;
         dir.kept_frames += kept.frames;
         dir.kept.push_back(kept);
