@@ -80,6 +80,8 @@ pub(crate) struct Sock {
     queue: VecDeque<Bytes>,
     buffered: VecDeque<Bytes>,
     pub(crate) buffered_bytes: u64,
+    /// Bytes the node wrote into the buffer in all.
+    pub(crate) written: u64,
     shut_due: bool,
     shut: bool,
     /// The node is done with it.
@@ -88,6 +90,13 @@ pub(crate) struct Sock {
     /// The node does not exist for it any more.
     pub(crate) gone: bool,
     due: bool,
+}
+
+impl Sock {
+    /// The node's half is closed towards the actor.
+    pub(crate) const fn is_shut(&self) -> bool {
+        self.shut
+    }
 }
 
 const fn sock_key(ix: u32) -> SockKey {
@@ -163,6 +172,7 @@ impl World {
             queue: VecDeque::new(),
             buffered: VecDeque::new(),
             buffered_bytes: 0,
+            written: 0,
             shut_due: false,
             shut: false,
             closed: false,
@@ -219,7 +229,7 @@ impl World {
         let id = client.unwrap_or(u32::MAX);
         let (actor, sock) = self.add_actor(id, false, ix, Some(stream));
         if let Some(cid) = cid {
-            self.check.on_target_connected(cid);
+            self.check.on_target_connected(cid, actor);
         }
         if let Some(c) = client {
             let pair = self.pairs.entry(c).or_default();
@@ -351,6 +361,7 @@ impl World {
             let piece = front.split_to(room.min(front.len()));
             written += piece.len() as u64;
             sock.buffered_bytes += piece.len() as u64;
+            sock.written += piece.len() as u64;
             if front.is_empty() {
                 sock.queue.pop_front();
             }

@@ -444,6 +444,7 @@ impl World {
         let receiver = self.conns[conn as usize].nodes[to];
         self.check.messages += 1;
         self.show_message(conn, to, &message);
+        self.tap_in(conn, to, &message);
         self.input(receiver, Input::Message { conn: key(conn, to), message });
     }
 

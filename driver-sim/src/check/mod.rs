@@ -4,6 +4,8 @@
 //! 256 events (the machines' own invariants: B); liveness is asked after the
 //! healing (L). The ghost state here is what a perfect wire would have done.
 
+pub(crate) mod wire;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use nowconnect_core::error::RstCode;
@@ -37,7 +39,9 @@ pub(crate) struct Check {
     pub(crate) drains: BTreeSet<u16>,
     probes: Vec<ClientPlan>,
     wanted: BTreeMap<Cid, u32>,
-    connected: BTreeSet<Cid>,
+    /// The target's actor, by cid.
+    pub(crate) connected: BTreeMap<Cid, u32>,
+    pub(crate) wire: wire::Wire,
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
@@ -62,7 +66,8 @@ impl Check {
             drains: BTreeSet::new(),
             probes: Vec::new(),
             wanted: BTreeMap::new(),
-            connected: BTreeSet::new(),
+            connected: BTreeMap::new(),
+            wire: wire::Wire::default(),
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
@@ -119,8 +124,8 @@ impl Check {
         Ok(())
     }
 
-    pub(crate) fn on_target_connected(&mut self, cid: Cid) {
-        self.connected.insert(cid);
+    pub(crate) fn on_target_connected(&mut self, cid: Cid, actor: u32) {
+        self.connected.insert(cid, actor);
     }
 }
 
@@ -160,7 +165,7 @@ impl World {
             if cid.0 != 0 && self.cids.insert(cid, *client).is_none() {
                 self.line(Some(*client), || format!("client {client} is opened as {cid}"));
             }
-            if open && self.check.opened.insert(cid) && !self.check.connected.contains(&cid) {
+            if open && self.check.opened.insert(cid) && !self.check.connected.contains_key(&cid) {
                 self.fail("S7", format!("client {client}: OPEN_ACK ok for {cid}, whose target was never connected"));
             }
             !open
@@ -181,9 +186,6 @@ impl World {
             _ => {}
         }
     }
-
-    /// Frames that leave a machine.
-    pub(crate) fn tap(&mut self, _conn: u32, _end: usize, _message: &bytes::Bytes) {}
 
     /// S2: an actor was shown the end of its incoming direction.
     pub(crate) fn on_eof(&mut self, ix: u32) {
