@@ -18,7 +18,7 @@ use crate::faults::{Point, Triggered};
 use crate::marks::Marks;
 use crate::net::{Conn, Net};
 use crate::node::Node;
-use crate::plan::Plan;
+use crate::plan::{Level, Plan};
 use crate::registry::RegistryModel;
 use crate::tape::{Lane, Tape};
 use crate::trace::Trace;
@@ -195,7 +195,12 @@ impl World {
             | Event::Target { node, .. }
             | Event::Reply { node, .. }
             | Event::Note { node, .. } => *node,
-            Event::Deliver { conn, to } | Event::Reset { conn, to } => {
+            // What arrives at a kernel does not wait for the process.
+            Event::Deliver { .. } | Event::Reset { .. } if self.plan.level == Level::L1 => return None,
+            Event::Ready { conn, end: to }
+            | Event::Linger { conn, end: to }
+            | Event::Deliver { conn, to }
+            | Event::Reset { conn, to } => {
                 self.conns[*conn as usize].nodes[usize::from(*to)]
             }
             Event::Accept { conn } => self.conns[*conn as usize].nodes[1],
@@ -258,6 +263,8 @@ impl World {
             Event::Timer { node, run } => self.on_timer(node, run),
             Event::Deliver { conn, to } => self.on_deliver(conn, to),
             Event::Reset { conn, to } => self.on_reset(conn, to),
+            Event::Ready { conn, end } => self.on_ready(conn, usize::from(end)),
+            Event::Linger { conn, end } => self.on_linger(conn, usize::from(end)),
             Event::GiveUp { conn, end } => self.on_give_up(conn, end),
             Event::Accept { conn } => self.on_accept(conn),
             Event::Connected { conn } => self.on_connected(conn),
