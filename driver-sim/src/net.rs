@@ -24,14 +24,14 @@ use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{Codec, Dialect, Plane};
 
+use self::bytes::End;
+use self::pipe::{Item, Pipe};
 use crate::event::Event;
 use crate::faults::At;
 use crate::node::connector;
 use crate::plan::{Level, MS, Plan};
 use crate::tape::{Lane, Tape};
 use crate::world::World;
-use self::bytes::End;
-use self::pipe::{Item, Pipe};
 
 /// The session sockets' `TCP_USER_TIMEOUT` of the production driver.
 const USER_TIMEOUT_NS: u64 = 10_000 * MS;
@@ -411,5 +411,4 @@ impl World {
             self.input(ix, Input::Disconnected { conn: key(conn, end), cause: CloseCode::Transport });
         }
     }
-
 }

@@ -75,6 +75,8 @@ pub(crate) struct World {
     pub(crate) violation: Option<Violation>,
     pub(crate) tie: Lane,
     pub(crate) draws: Lane,
+    /// How much a call to an actor's socket moves (L1).
+    pub(crate) sock_draws: Lane,
     pub(crate) registry_draws: Lane,
     pub(crate) fault_draws: Lane,
     pub(crate) point_counts: BTreeMap<Point, u32>,
@@ -105,6 +107,7 @@ impl World {
             violation: None,
             tie: tape.lane("tie", 0),
             draws: tape.lane("world", 0),
+            sock_draws: tape.lane("actor sockets", 0),
             registry_draws: tape.lane("registry", 0),
             fault_draws: tape.lane("vulnerable", 0),
             point_counts: BTreeMap::new(),
@@ -200,9 +203,7 @@ impl World {
             Event::Ready { conn, end: to }
             | Event::Linger { conn, end: to }
             | Event::Deliver { conn, to }
-            | Event::Reset { conn, to } => {
-                self.conns[*conn as usize].nodes[usize::from(*to)]
-            }
+            | Event::Reset { conn, to } => self.conns[*conn as usize].nodes[usize::from(*to)],
             Event::Accept { conn } => self.conns[*conn as usize].nodes[1],
             Event::Connected { conn } => self.conns[*conn as usize].nodes[0],
             Event::Sock { sock } | Event::SockAborted { sock } => self.socks[*sock as usize].node,

@@ -1,8 +1,8 @@
 //! How connections break: cuts, blocks and their end, processes that die, and
 //! the kernel's patience. The same for both levels except where it says so.
 
-use super::pipe::Item;
 use super::USER_TIMEOUT_NS;
+use super::pipe::Item;
 use crate::event::Event;
 use crate::faults::CutHow;
 use crate::plan::{Level, MS};

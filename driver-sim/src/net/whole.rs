@@ -115,5 +115,4 @@ impl World {
         self.line(None, || format!("node {ix} sees conn {conn} reset"));
         self.disconnect(conn, to);
     }
-
 }

@@ -289,10 +289,7 @@ impl Ws {
     }
 
     /// The control frame tungstenite writes when `act` is done.
-    fn control(
-        &mut self,
-        act: impl FnOnce(&mut WebSocketContext, &mut Wire<'_>) -> tungstenite::Result<()>,
-    ) -> Bytes {
+    fn control(&mut self, act: impl FnOnce(&mut WebSocketContext, &mut Wire<'_>) -> tungstenite::Result<()>) -> Bytes {
         let mut wire = Wire { pipe: None, meter: &mut self.meter, control: Vec::new() };
         // An error says that the peer's close was answered, which is what we want.
         let _ = act(&mut self.reader, &mut wire);

@@ -9,10 +9,15 @@ fn messages(text: bool) -> Vec<Bytes> {
         .map(|n| {
             if text {
                 // Two and three bytes a letter: cut inside one as well.
-                "aé€".chars().cycle().scan(0, |len, c| {
-                    *len += c.len_utf8();
-                    (*len <= *n).then_some(c)
-                }).collect::<String>().into()
+                "aé€"
+                    .chars()
+                    .cycle()
+                    .scan(0, |len, c| {
+                        *len += c.len_utf8();
+                        (*len <= *n).then_some(c)
+                    })
+                    .collect::<String>()
+                    .into()
             } else {
                 (0..*n).map(|i| (i * 31 % 251) as u8).collect::<Vec<u8>>().into()
             }
@@ -62,9 +67,12 @@ fn carry(codec: Codec, role: Role, sizes: (u64, u64), most: u64, ping: bool) -> 
 fn messages_come_out_as_they_went_in_under_any_chunking() {
     for codec in [Codec::BinaryV2, Codec::JsonV1] {
         for role in [Role::Client, Role::Server] {
-            for (sizes, most) in [((1, 1), 1), ((3, 50_000), 2), ((70_000, 5), 9), ((1 << 20, 1 << 20), 1500), ((4096, 4096), 65_536)] {
+            for (sizes, most) in
+                [((1, 1), 1), ((3, 50_000), 2), ((70_000, 5), 9), ((1 << 20, 1 << 20), 1500), ((4096, 4096), 65_536)]
+            {
                 let got = carry(codec, role, sizes, most, false);
-                let mut want: Vec<Incoming> = messages(codec == Codec::JsonV1).into_iter().map(Incoming::Message).collect();
+                let mut want: Vec<Incoming> =
+                    messages(codec == Codec::JsonV1).into_iter().map(Incoming::Message).collect();
                 want.push(Incoming::Closed);
                 assert_eq!(got.len(), want.len(), "{codec:?} {role:?} {sizes:?} {most}");
                 assert!(got == want, "{codec:?} {role:?} {sizes:?} {most}");
