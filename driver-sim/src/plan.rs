@@ -293,12 +293,13 @@ impl Plan {
         }
         let calm = p.faults_per_minute == Some(0);
         let net = NetPlan::draw(&mut tape.lane("net plan", 0), level, calm);
-        let clients = (0..clients)
+        let clients: Vec<ClientPlan> = (0..clients)
             .map(|n| {
                 let mut l = tape.lane("client", n);
                 ClientPlan::draw(&mut l, n as u32, hubs.len() as u8, connectors, safety_ns, p.bytes_max)
             })
             .collect();
+        let clients = if level == Level::L1 { net.bound(clients) } else { clients };
         let mut plan = Self {
             seed,
             profile: p.name.to_owned(),
@@ -547,7 +548,26 @@ impl ClientPlan {
     }
 }
 
+/// Pieces the bytes of one direction are carried in at least (L1), where they
+/// are small.
+const PIECES: u64 = 1000;
+
 impl NetPlan {
+    /// A network that carries little at a time is given little to carry: a
+    /// run is to end, and what a thousand pieces do not show a million do not
+    /// show either.
+    fn bound(&self, mut clients: Vec<ClientPlan>) -> Vec<ClientPlan> {
+        let most = u32::try_from(self.mtu.1.min(self.buffer.1).max(2) * PIECES).unwrap_or(u32::MAX);
+        for c in &mut clients {
+            for flow in [&mut c.up, &mut c.down] {
+                flow.total = flow.total.min(most);
+            }
+            c.up.after = c.up.after.min(c.down.total);
+            c.down.after = c.down.after.min(c.up.total);
+        }
+        clients
+    }
+
     fn draw(l: &mut Lane, level: Level, calm: bool) -> Self {
         let low = l.spread(50, 20_000) * 1000;
         let slow = !calm && l.chance(1, 6);
@@ -557,9 +577,14 @@ impl NetPlan {
             Level::L1 => l.spread(1, 1 << 20),
         };
         let mtu = if l.chance(1, 4) { l.spread(1, 1500) } else { 65_536 };
+        let latency = (low, low + l.spread(1, 200_000) * 1000);
+        let jitter = l.spread(1, 20_000) * 1000;
+        // Only where the way is short can a buffer of a few bytes carry
+        // anything in time.
+        let near = level == Level::L1 && l.chance(1, 3);
         Self {
-            latency: (low, low + l.spread(1, 200_000) * 1000),
-            jitter: l.spread(1, 20_000) * 1000,
+            latency: if near { (20_000, 50_000) } else { latency },
+            jitter: if near { jitter.min(20_000) } else { jitter },
             bandwidth: (bandwidth, bandwidth * 4),
             buffer: (buffer, buffer * 4),
             mtu: (mtu, mtu),
