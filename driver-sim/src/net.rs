@@ -28,6 +28,7 @@ use self::bytes::End;
 use self::pipe::{Item, Pipe};
 use crate::event::Event;
 use crate::faults::At;
+use crate::marks::Mark;
 use crate::node::connector;
 use crate::plan::{Level, MS, Plan};
 use crate::tape::{Lane, Tape};
@@ -35,6 +36,8 @@ use crate::world::World;
 
 /// The session sockets' `TCP_USER_TIMEOUT` of the production driver.
 const USER_TIMEOUT_NS: u64 = 10_000 * MS;
+/// More messages than a handshake has in one direction.
+const HANDSHAKE_MESSAGES: u8 = 3;
 /// Bytes a node takes from its machine for a connection at a time.
 const PULL_BYTES: u64 = 256 << 10;
 
@@ -55,6 +58,8 @@ pub(crate) struct Conn {
     /// The dialler gave up before it heard of it.
     given_up: bool,
     connected: bool,
+    /// Messages that reached each end, as far as it matters (a handshake).
+    heard: [u8; 2],
     buffer: u64,
     /// L1: what each process has of the connection.
     ends: [Option<Box<End>>; 2],
@@ -189,6 +194,7 @@ impl World {
             target,
             given_up: false,
             connected: false,
+            heard: [0; 2],
             buffer,
             ends: [None, None],
             gone: [false; 2],
@@ -374,6 +380,27 @@ impl World {
         self.check.messages += 1;
         self.show_message(conn, to, &message);
         self.tap_in(conn, to, &message);
+        self.input(receiver, Input::Message { conn: key(conn, to), message });
+        self.say_something_newer(conn, to);
+    }
+
+    /// A peer of a later version may send optional frames once the handshake
+    /// is over (P6).
+    fn say_something_newer(&mut self, conn: u32, to: usize) {
+        if self.plan.newer == 0 {
+            return;
+        }
+        let c = &mut self.conns[conn as usize];
+        c.heard[to] = c.heard[to].saturating_add(1);
+        let (receiver, codec, late) = (c.nodes[to], c.dialect.codec, c.heard[to] > HANDSHAKE_MESSAGES);
+        if !late || !c.up[to] || self.net.lane.below(1000) >= u64::from(self.plan.newer) {
+            return;
+        }
+        self.marks.hit(Mark::NewerPeer);
+        let message = match codec {
+            Codec::JsonV1 => ::bytes::Bytes::from_static(br#"{"type":"LATER","n":0,"optional":true,"more":[1]}"#),
+            Codec::BinaryV2 => ::bytes::Bytes::from_static(&[0, 0xff, 3, 1, 2, 3]),
+        };
         self.input(receiver, Input::Message { conn: key(conn, to), message });
     }
 

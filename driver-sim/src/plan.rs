@@ -70,6 +70,10 @@ pub struct Plan {
     pub connectors: u16,
     /// Wire encoding 1 in `v1` of 256 dials, else 2.
     pub v1: u16,
+    /// After this many of 1,000 messages a peer of a later version says
+    /// something optional that nobody knows yet (P6).
+    #[serde(default)]
+    pub newer: u16,
     /// Timers fire late by up to this, nanoseconds; 0: exactly on time.
     pub late_timers_ns: u64,
     /// Same-instant events in drawn order (else first in, first out).
@@ -317,6 +321,7 @@ impl Plan {
             timers,
             connectors,
             v1: if l.chance(1, 6) { l.below(257) as u16 } else { 0 },
+            newer: if l.chance(1, 8) { l.spread(1, 100) as u16 } else { 0 },
             late_timers_ns: if l.chance(1, 4) { l.spread(1, 200) * MS } else { 0 },
             shuffle: l.chance(7, 8),
         };
