@@ -409,6 +409,8 @@ impl World {
             self.nodes[usize::from(ix)].lag = 0;
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);
+            // Also of a hub that is down just now and comes back later.
+            let changed = self.nodes[usize::from(ix)].mode.take().is_some();
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
                 self.crash(ix, false);
@@ -416,8 +418,7 @@ impl World {
                 let silent = self.plan.frozen.is_some_and(|f| f.silent);
                 self.crash(ix, silent);
                 self.nodes[usize::from(ix)].silent = silent;
-            } else if n.is_up() && (self.check.drains.contains(&ix) || n.mode.is_some()) {
-                self.nodes[usize::from(ix)].mode = None;
+            } else if n.is_up() && (self.check.drains.contains(&ix) || changed) {
                 self.stop(ix);
                 self.boot(ix);
             } else {
