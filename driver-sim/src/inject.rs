@@ -357,7 +357,7 @@ impl World {
                 self.net.redirect.pop();
             }
             Undo::Restart { node } => {
-                if !self.nodes[usize::from(node)].is_clone {
+                if !self.nodes[usize::from(node)].is_clone && !self.is_frozen(node) {
                     self.boot(node);
                 }
             }
@@ -390,7 +390,13 @@ impl World {
         }
     }
 
-    /// Faults end; what they left behind stays for the system to deal with.
+    /// The healing left this node out.
+    pub(crate) fn is_frozen(&self, node: u16) -> bool {
+        self.phase == Phase::Liveness && self.plan.frozen.is_some_and(|f| self.node_of(f.at) == node)
+    }
+
+    /// Faults end, for all nodes or all but one; what they left behind stays
+    /// for the system to deal with.
     pub(crate) fn heal(&mut self) {
         self.phase = Phase::Liveness;
         self.healed_at = self.now;
@@ -407,6 +413,10 @@ impl World {
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
                 self.crash(ix, false);
+            } else if self.is_frozen(ix) {
+                let silent = self.plan.frozen.is_some_and(|f| f.silent);
+                self.crash(ix, silent);
+                self.nodes[usize::from(ix)].silent = silent;
             } else if n.is_up() && (self.check.drains.contains(&ix) || n.mode.is_some()) {
                 self.nodes[usize::from(ix)].mode = None;
                 self.stop(ix);

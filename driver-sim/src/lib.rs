@@ -28,6 +28,7 @@ pub mod run;
 mod scenario;
 pub mod shrink;
 mod story;
+pub mod table;
 pub mod tape;
 pub mod trace;
 mod world;

@@ -18,7 +18,7 @@ use crate::faults::{Class, Point, Triggered};
 use crate::marks::Marks;
 use crate::net::{Conn, Net};
 use crate::node::Node;
-use crate::plan::Plan;
+use crate::plan::{Level, Plan};
 use crate::registry::RegistryModel;
 use crate::tape::{Lane, Tape};
 use crate::trace::Trace;
@@ -75,6 +75,8 @@ pub(crate) struct World {
     pub(crate) violation: Option<Violation>,
     pub(crate) tie: Lane,
     pub(crate) draws: Lane,
+    /// How much a call to an actor's socket moves (L1).
+    pub(crate) sock_draws: Lane,
     pub(crate) registry_draws: Lane,
     pub(crate) fault_draws: Lane,
     pub(crate) point_counts: BTreeMap<Point, u32>,
@@ -110,6 +112,7 @@ impl World {
             violation: None,
             tie: tape.lane("tie", 0),
             draws: tape.lane("world", 0),
+            sock_draws: tape.lane("actor sockets", 0),
             registry_draws: tape.lane("registry", 0),
             fault_draws: tape.lane("vulnerable", 0),
             point_counts: BTreeMap::new(),
@@ -203,9 +206,12 @@ impl World {
             | Event::Target { node, .. }
             | Event::Reply { node, .. }
             | Event::Note { node, .. } => *node,
-            Event::Deliver { conn, to } | Event::Reset { conn, to } => {
-                self.conns[*conn as usize].nodes[usize::from(*to)]
-            }
+            // What arrives at a kernel does not wait for the process.
+            Event::Deliver { .. } | Event::Reset { .. } if self.plan.level == Level::L1 => return None,
+            Event::Ready { conn, end: to }
+            | Event::Linger { conn, end: to }
+            | Event::Deliver { conn, to }
+            | Event::Reset { conn, to } => self.conns[*conn as usize].nodes[usize::from(*to)],
             Event::Accept { conn } => self.conns[*conn as usize].nodes[1],
             Event::Connected { conn } => self.conns[*conn as usize].nodes[0],
             Event::Sock { sock } | Event::SockAborted { sock } => self.socks[*sock as usize].node,
@@ -266,6 +272,8 @@ impl World {
             Event::Timer { node, run } => self.on_timer(node, run),
             Event::Deliver { conn, to } => self.on_deliver(conn, to),
             Event::Reset { conn, to } => self.on_reset(conn, to),
+            Event::Ready { conn, end } => self.on_ready(conn, usize::from(end)),
+            Event::Linger { conn, end } => self.on_linger(conn, usize::from(end)),
             Event::GiveUp { conn, end } => self.on_give_up(conn, end),
             Event::Accept { conn } => self.on_accept(conn),
             Event::Connected { conn } => self.on_connected(conn),

@@ -3,8 +3,20 @@
 //! seeded mutations of them under plain `cargo test`; `README.md` tells how to
 //! let a fuzzer grow them.
 
+mod agent_machine;
+mod dedup_lru;
+mod hub_machine;
+mod pair;
+mod peer;
+mod stream_window;
+mod tape;
 mod wire;
 
+pub use agent_machine::agent_machine;
+pub use dedup_lru::dedup_lru;
+pub use hub_machine::hub_machine;
+pub use pair::pair;
+pub use stream_window::stream_window;
 pub use wire::{differential_v1_v2, frame_decode, frame_split, hello_json};
 
 /// A fuzz target.
@@ -16,4 +28,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("frame_split", frame_split),
     ("hello_json", hello_json),
     ("differential_v1_v2", differential_v1_v2),
+    ("hub_machine", hub_machine),
+    ("agent_machine", agent_machine),
+    ("pair", pair),
+    ("stream_window", stream_window),
+    ("dedup_lru", dedup_lru),
 ];

@@ -5,6 +5,8 @@
 //! exactly the tunnel's fence (O4). Same contract as [`Hub`](crate::hub::Hub).
 //! Does not know how targets are reached or what a token says.
 
+#[cfg(test)]
+mod tests;
 mod tunnels;
 
 use std::sync::Arc;
@@ -82,7 +84,7 @@ impl Agent {
             Input::Shutdown => {
                 self.notes.push(ControlNote::Shutdown);
                 self.settle(now, out);
-                self.tunnels.shutdown(now, &mut self.mux, out);
+                self.tunnels.shutdown(now, &mut self.mux, &mut self.notes, out);
             }
         }
         self.settle(now, out);

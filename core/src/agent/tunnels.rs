@@ -455,6 +455,10 @@ impl Tunnels {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
+        if mux.get(key).is_none() {
+            // A frame before it in the same message ended the session.
+            return;
+        }
         match frame {
             Frame::GoAway { code, retry_after_ms } => {
                 let hub = self.hubs.iter_mut().find(|h| h.session == Some(key));
@@ -620,12 +624,11 @@ impl Tunnels {
         }
     }
 
-    pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, out: &mut NodeOut) {
+    pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         self.draining = true;
-        let mut notes = Vec::new();
         let keys: Vec<SessionKey> = mux.iter().map(|(k, _)| k).collect();
         for key in keys {
-            self.lose(now, key, CloseCode::Shutdown, mux, &mut notes, out);
+            self.lose(now, key, CloseCode::Shutdown, mux, notes, out);
         }
         for h in &mut self.hubs {
             h.link = None;

@@ -37,7 +37,13 @@ impl Shard {
                 // the peer learns it (its wire is specified, its answer is too).
                 let code = RstCode::Unknown;
                 self.counters.unknown += 1;
-                out.frames.push((session, Frame::stream(cid, epoch, Body::Rst { code, final_off: 0 })));
+                let bound = self.by_cid.get(&cid).copied();
+                match bound.and_then(|key| Some((key, self.streams.get(key)?.side_of(session)?))) {
+                    // The RST ends a live stream at the peer and takes back what
+                    // waits for it, so it has to end here as well (S5).
+                    Some((key, side)) => self.reset(now, key, code, side_of(side), None, out),
+                    None => out.frames.push((session, Frame::stream(cid, epoch, Body::Rst { code, final_off: 0 }))),
+                }
                 return;
             }
             Body::OpenAck { .. } | Body::Data { .. } | Body::Credit { .. } | Body::Fin { .. } | Body::Rst { .. } => {}

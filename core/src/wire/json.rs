@@ -83,11 +83,20 @@ struct ConnectorText<'a> {
     weight: u16,
 }
 
-/// What is read of a frame whose type must first be found, or is unknown.
+/// What is read of a frame whose type must first be found. Every other key is
+/// for the frame's own parse: HELLO, WELCOME and AUTH may hold a strange `n`.
 #[derive(Deserialize)]
-struct Envelope<'a> {
+struct Kind<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
+}
+
+/// What is read of a frame of unknown type.
+#[derive(Deserialize)]
+struct Envelope {
+    /// Read before; here it must not repeat.
+    #[serde(rename = "type")]
+    _kind: serde::de::IgnoredAny,
     #[serde(default, deserialize_with = "present")]
     n: Option<Num>,
     #[serde(default, deserialize_with = "present")]
@@ -104,7 +113,7 @@ pub(super) fn decode(
     let text = checked_text(msg)?;
     let kind = match leading_type(text) {
         Some(kind) => Cow::Borrowed(kind),
-        None => parse::<Envelope<'_>>("frame", text)?.kind,
+        None => parse::<Kind<'_>>("frame", text)?.kind,
     };
     let Some(ty) = FrameType::from_v1_name(plane, &kind) else { return skip_unknown(text) };
     let (number, frame) = decode_frame(ty, text, limits)?;
@@ -120,7 +129,7 @@ pub(super) fn decode(
 
 #[cold]
 fn skip_unknown(text: &str) -> Result<u64, ProtocolError> {
-    let envelope: Envelope<'_> = parse("frame", text)?;
+    let envelope: Envelope = parse("frame", text)?;
     if envelope.optional != Some(true) || planted::on(59) {
         return Err(ProtocolError::new(
             ProtocolErrorKind::UnknownType,

@@ -41,6 +41,16 @@ fn data(off: u64, len: usize) -> Body {
     Body::Data { off, bytes: Bytes::from(vec![1; len]) }
 }
 
+fn resume() -> Body {
+    Body::Resume(Box::new(crate::wire::Resume {
+        nonce: Nonce(70),
+        agent_id: AgentId::new("plant-7").unwrap(),
+        key: Secret([0; 16]),
+        next: 4,
+        limit: 1000,
+    }))
+}
+
 /// What a frame brings about.
 #[derive(Debug, PartialEq)]
 enum Effect {
@@ -108,6 +118,9 @@ fn every_hostile_frame_has_its_outcome_and_touches_no_other_stream() {
         ("OPEN under a future epoch", LINK_W, Some(fresh), 8, open("plant-7", "ldap", 70), Answer(RstCode::NotOwner)),
         ("OPEN under another nonce", LINK_W, Some(fresh), 7, open("plant-7", "ldap", 71), Answer(RstCode::NotOwner)),
         ("OPEN for another agent", LINK_W, Some(fresh), 7, open("plant-8", "ldap", 70), Answer(RstCode::NotOwner)),
+        ("RESUME of the live cid", LINK_W, live, 7, resume(), Reset(RstCode::Unknown)),
+        ("RESUME off its session", OTHER, live, 7, resume(), Answer(RstCode::Unknown)),
+        ("RESUME for nobody", LINK_W, Some(fresh), 7, resume(), Answer(RstCode::Unknown)),
         ("OPEN outside the scope", LINK_W, Some(fresh), 7, open("plant-7", "ssh", 70), Answer(RstCode::Denied)),
     ];
     for (what, key, cid, epoch, body, want) in table {

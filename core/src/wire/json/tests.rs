@@ -191,3 +191,22 @@ proptest! {
         prop_assert_eq!(base64_decode(&text, &WireLimits::ESTABLISHED).ok().map(|b| b.to_vec()), slow);
     }
 }
+
+#[test]
+fn a_handshake_means_the_same_wherever_its_type_is_written() {
+    let limits = WireLimits::BEFORE_AUTH;
+    for extra in [r#""n":{"a":[]}"#, r#""n":-1"#, r#""optional":7"#, r#""n":1,"n":2"#] {
+        let first = format!(r#"{{"type":"AUTH",{extra}}}"#);
+        let last = format!(r#"{{{extra},"type":"AUTH"}}"#);
+        for text in [first, last] {
+            let mut frames = Vec::new();
+            let number = decode(Plane::Mesh, &Bytes::from(text.clone()), &limits, &mut frames);
+            assert_eq!((number, frames.len()), (Ok(0), 1), "{text}");
+        }
+    }
+    for twice in
+        [r#"{"type":"NEW","n":1,"type":"NEW","optional":true}"#, r#"{"n":1,"type":"NEW","n":1,"optional":true}"#]
+    {
+        assert!(decode(Plane::Mesh, &Bytes::from(twice), &limits, &mut Vec::new()).is_err(), "{twice}");
+    }
+}

@@ -1,0 +1,805 @@
+//! `hub_machine` (verification (e) 8): a real hub between hostile agents,
+//! hostile hubs, clients and a registry that answers late, in any order or
+//! not at all. Judged: no panic and no broken invariant (D2, C1-C5), memory,
+//! work and timers (B3, B5, B8, B9), strangers' bytes and names (I1, I2, I3),
+//! fences (O4), the same rules for one session as [`Peer`](crate::peer) holds
+//! them, and that at the end every client has its answer (L12).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nowconnect_core::config::{
+    Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers, PeerConfig, RegistryTimers,
+};
+use nowconnect_core::error::CloseCode;
+use nowconnect_core::hub::Hub;
+use nowconnect_core::id::{
+    AgentId, Cid, ConnKey, Epoch, Fence, Incarnation, Instance, ListenerIx, Name, Nonce, Secret, SessionId, SockKey,
+    StreamKey, TargetIx,
+};
+use nowconnect_core::mux::{Input, NodeOut, Peer as Behind};
+use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
+use nowconnect_core::registry::{
+    HubRun, Located, MemoryRegistry, RegistryError, RegistryOp, RegistryReply, RegistryResult, Token,
+};
+use nowconnect_core::rng::Seed;
+use nowconnect_core::session::TxBatch;
+use nowconnect_core::shard::{SockEvent, SockOp};
+use nowconnect_core::time::Instant;
+use nowconnect_core::wire::{
+    Body, Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, ResumeAccept,
+    Welcome, WireLimits, decode, encode_message,
+};
+
+use crate::peer::{Cast, Peer, ads, agent, name, proof, window_of_the_node};
+use crate::tape::{Tape, payload, says};
+
+const BUDGET_BYTES: u64 = 512 << 10;
+const STREAMS_MAX: u32 = 12;
+const SESSIONS_MAX: u32 = 6;
+const CONNS_MAX: usize = 10;
+const OPS_MAX: usize = 400;
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection with one of the hostile.
+struct Conn {
+    key: ConnKey,
+    dialect: Dialect,
+    open: bool,
+    principal: Principal,
+    /// The challenge of our HELLO, or of the hub's when it dialled.
+    challenge: Secret<16>,
+    /// Index of the session it carries, as far as we know.
+    session: Option<usize>,
+    /// What the hub said it received, when it dialled.
+    received: Option<u64>,
+    /// The window our HELLO declared.
+    window: u64,
+    /// By the hub.
+    dialled: bool,
+    /// The session and attempt the hub wants to go on with.
+    resume: Option<(SessionId, u64)>,
+    /// Our WELCOME is on the way, or the hub's AUTH is: handshake frames come.
+    shaking: bool,
+}
+
+/// A session of ours, and what the hub may do with it.
+struct Side {
+    peer: Peer,
+    agent: Option<AgentId>,
+    scopes: Vec<Option<Vec<Name>>>,
+}
+
+struct Client {
+    sock: SockKey,
+    stream: StreamKey,
+    tag: u128,
+    sent: u64,
+    ended: bool,
+    got: u64,
+    unwritten: u64,
+    shut: bool,
+    over: bool,
+    /// It aborted by itself, which the hub may repeat.
+    aborted: bool,
+}
+
+struct World {
+    hub: Hub,
+    now: Instant,
+    out: NodeOut,
+    batch: TxBatch,
+    conns: Vec<Conn>,
+    sides: Vec<Side>,
+    clients: Vec<Client>,
+    dials: Vec<TargetIx>,
+    asked: Vec<(Token, RegistryOp)>,
+    answered: Vec<(Token, RegistryResult)>,
+    registry: MemoryRegistry,
+    cast: Cast,
+    /// Which client speaks under a cid of the hub's own.
+    cids: Vec<(Cid, usize)>,
+    unscoped: bool,
+    keys: u32,
+    /// To be said again after a resumption.
+    replay: Vec<(ConnKey, Bytes)>,
+}
+
+fn config(mode: Mode, flags: u8) -> HubConfig {
+    let listener = |n: &str, open| ListenerConfig { name: name(n), connector: name(n), open, max_connections: 8 };
+    HubConfig {
+        replica_id: name("hub-m"),
+        namespace: name("default"),
+        region: None,
+        mode,
+        listeners: vec![listener("ldap", OpenRule::Eager), listener("web", OpenRule::FirstByte)],
+        peers: vec![
+            PeerConfig { url: "1".into(), replica_id: None },
+            PeerConfig { url: "2".into(), replica_id: Some(name("hub-z")) },
+        ],
+        limits: Limits {
+            memory_budget_bytes: BUDGET_BYTES,
+            stream_window_initial_bytes: window_of_the_node(),
+            stream_window_max_bytes: 64 << 10,
+            max_streams: STREAMS_MAX,
+            send_queue_depth: 32,
+            inflight_bytes: 128 << 10,
+            tombstones: 4,
+            max_pending_opens: 4,
+            max_sessions: SESSIONS_MAX,
+            max_handshakes: 4,
+        },
+        liveness: Liveness::default(),
+        resume_window: Duration::from_secs(if flags & 1 == 0 { 20 } else { 0 }),
+        backoff: Backoff::default(),
+        open: OpenTimers { timeout: OPEN_TIMEOUT, ..OpenTimers::default() },
+        registry: RegistryTimers::default(),
+        handshake_timeout: Duration::from_secs(5),
+        insecure_allow_unscoped: flags & 2 == 0,
+        insecure_mesh: flags & 4 == 0,
+    }
+}
+
+/// A hub among hostile peers breaks none of its promises.
+pub fn hub_machine(data: &[u8]) {
+    let mut tape = Tape::new(data);
+    let flags = tape.byte();
+    let mode = [Mode::Active, Mode::Off, Mode::Shadow][tape.below(3)];
+    let mut out = NodeOut::default();
+    let now = Instant::from_nanos(1);
+    let config = config(mode, flags);
+    let unscoped = config.insecure_allow_unscoped;
+    let hub = Hub::new(Arc::new(config), Seed::from_u64(u64::from(flags)), now, &mut out);
+    let cast = Cast {
+        agents: vec![agent("a"), agent("b"), agent("a/x")],
+        connectors: vec![name("ldap"), name("web"), name("other")],
+        fences: vec![Fence { epoch: Epoch(1), nonce: Nonce(1) }],
+        cids: Vec::new(),
+        incarnations: vec![Incarnation(1), Incarnation(2), hub.run().incarnation],
+        instances: vec![Instance(0), Instance(1), Instance(2)],
+    };
+    let mut w = World {
+        hub,
+        now,
+        out,
+        batch: TxBatch::default(),
+        conns: Vec::new(),
+        sides: Vec::new(),
+        clients: Vec::new(),
+        dials: Vec::new(),
+        asked: Vec::new(),
+        answered: Vec::new(),
+        registry: MemoryRegistry::default(),
+        cast,
+        cids: Vec::new(),
+        unscoped,
+        keys: 0,
+        replay: Vec::new(),
+    };
+    w.settle();
+    for _ in 0..OPS_MAX {
+        if tape.is_at_end() {
+            break;
+        }
+        w.step(&mut tape);
+        w.settle();
+        for (conn, message) in std::mem::take(&mut w.replay) {
+            w.deliver(conn, &message);
+        }
+    }
+    w.end();
+}
+
+impl World {
+    fn step(&mut self, tape: &mut Tape<'_>) {
+        match tape.below(20) {
+            0 => self.accept(tape),
+            1 | 2 => self.hello(tape),
+            3 => self.dialled(tape),
+            4 => self.welcome(tape),
+            5 | 6 => self.registry(tape),
+            7 => self.client(tape),
+            8..=10 => self.socket(tape),
+            11 | 12 => self.transmit_some(tape),
+            13 => {
+                let pause = tape.pause();
+                self.pass(pause);
+            }
+            14 | 15 => self.speak(tape, true),
+            16 | 17 => self.speak(tape, false),
+            18 => self.raw(tape),
+            _ => match tape.below(8) {
+                0 if tape.one_in(4) => self.input(Input::Drain),
+                1 if tape.one_in(8) => self.input(Input::Shutdown),
+                _ => self.disconnect(tape),
+            },
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        self.hub.handle(self.now, input, &mut self.out);
+    }
+
+    fn key(&mut self) -> (u32, ConnKey) {
+        self.keys += 1;
+        (self.keys, ConnKey { ix: self.keys, generation: 0 })
+    }
+
+    fn dialect(tape: &mut Tape<'_>, plane: Plane) -> Dialect {
+        Dialect { codec: if tape.one_in(3) { Codec::JsonV1 } else { Codec::BinaryV2 }, plane }
+    }
+
+    fn connect(&mut self, dialect: Dialect, principal: Principal, dialled: bool) -> ConnKey {
+        let (n, key) = self.key();
+        let challenge = Secret([n as u8; 16]);
+        self.conns.push(Conn {
+            key,
+            dialect,
+            open: true,
+            principal,
+            challenge,
+            session: None,
+            resume: None,
+            window: 0,
+            received: None,
+            dialled,
+            shaking: true,
+        });
+        key
+    }
+
+    fn accept(&mut self, tape: &mut Tape<'_>) {
+        self.conns.retain(|c| c.open);
+        if self.conns.len() >= CONNS_MAX {
+            return;
+        }
+        let (plane, principal) = if tape.one_in(3) {
+            let dns_names = (!tape.one_in(2)).then(|| vec![if tape.one_in(4) { "hub-x" } else { "hub-b" }.to_owned()]);
+            (Plane::Mesh, Principal::Hub(HubGrant { dns_names }))
+        } else {
+            let subject = tape.pick(&["a", "b", "a/x"]).unwrap_or("a").to_owned();
+            let scope = |set: usize| self.cast.connectors.iter().take(set).cloned().collect();
+            let connectors = if tape.one_in(3) { None } else { Some(scope(3 - tape.below(3))) };
+            let expires = tape.one_in(8).then(|| self.now.after(Duration::from_secs(3)));
+            (Plane::Tunnel, Principal::Agent(AgentGrant { subject, connectors, expires }))
+        };
+        let dialect = Self::dialect(tape, plane);
+        let conn = self.connect(dialect, principal.clone(), false);
+        self.input(Input::Accepted { conn, dialect, principal });
+        self.settle();
+        if !tape.one_in(8) {
+            let ix = self.conns.len() - 1;
+            self.say_hello(tape, ix);
+        }
+    }
+
+    fn hello(&mut self, tape: &mut Tape<'_>) {
+        let ix = tape.below(self.conns.len());
+        if ix < self.conns.len() {
+            self.say_hello(tape, ix);
+        }
+    }
+
+    /// HELLO, or AUTH where that is next; resuming if the tape wants and can.
+    fn say_hello(&mut self, tape: &mut Tape<'_>, ix: usize) {
+        let Some(c) = self.conns.get(ix).filter(|c| c.open) else { return };
+        let (dialect, challenge, key, principal) = (c.dialect, c.challenge, c.key, c.principal.clone());
+        if c.session.is_some() && c.shaking {
+            // To a hub that dialled it is one frame too many.
+            self.conns[ix].shaking = c.dialled;
+            let auth = encode_message(dialect, 0, &[Frame::Auth(Box::default())]);
+            return self.deliver(key, &auth);
+        }
+        let fitting: Vec<usize> = (0..self.sides.len()).filter(|s| self.sides[*s].peer.dialect == dialect).collect();
+        let resumed = if tape.one_in(2) { tape.pick(&fitting) } else { None };
+        let resume = resumed.map(|s| self.sides[s].peer.resume_request(tape, &challenge));
+        if self.hub.mux().carried_by(key).is_none() {
+            self.conns[ix].resume = resume.as_ref().map(|r| (r.session, r.attempt));
+        }
+        let role = if (dialect.plane == Plane::Tunnel) != tape.one_in(32) {
+            let subject = match &principal {
+                Principal::Agent(g) => agent(&g.subject),
+                Principal::Hub(_) => agent("a"),
+            };
+            HelloRole::Agent(HelloAgent {
+                agent_id: if tape.one_in(4) { self.cast.agents[tape.below(3)].clone() } else { subject },
+                instance: Instance(tape.below(2) as u64),
+                connectors: ads(tape, &self.cast),
+                seen: Epoch(if tape.one_in(4) { tape.number() } else { 0 }),
+            })
+        } else {
+            HelloRole::Hub(HelloHub {
+                replica_id: tape.pick(&["hub-b", "hub-z", "hub-x", "hub-m"]).map_or_else(|| name("hub-b"), name),
+                incarnation: tape.pick(&self.cast.incarnations).unwrap_or_default(),
+                namespace: name(if tape.one_in(16) { "elsewhere" } else { "default" }),
+                region: tape.one_in(2).then(|| name("eu")),
+                sessions: self.sides.iter().map(|s| s.peer.id).take(tape.below(3)).collect(),
+            })
+        };
+        let initial_window = if tape.one_in(3) { tape.number() } else { 32_768 };
+        if let Some(side) = resumed.and_then(|s| self.sides.get_mut(s)) {
+            side.peer.window = side.peer.window.max(initial_window);
+        }
+        let hello = Hello { role, challenge, initial_window, capabilities: Vec::new(), resume };
+        self.conns[ix].window = initial_window;
+        let hello = encode_message(dialect, 0, &[Frame::Hello(Box::new(hello))]);
+        self.deliver(key, &hello);
+    }
+
+    /// The answer to a dial of the hub.
+    fn dialled(&mut self, tape: &mut Tape<'_>) {
+        if self.dials.is_empty() {
+            return;
+        }
+        let target = self.dials.remove(tape.below(self.dials.len()));
+        if tape.one_in(3) {
+            return self.input(Input::DialFailed { target });
+        }
+        let dialect = Self::dialect(tape, Plane::Mesh);
+        let dns_names = tape.one_in(4).then(|| vec!["hub-b".to_owned()]);
+        let peer = HubGrant { dns_names };
+        let conn = self.connect(dialect, Principal::Hub(peer.clone()), true);
+        self.input(Input::Connected { target, conn, dialect, peer });
+    }
+
+    /// WELCOME on a connection that the hub dialled.
+    fn welcome(&mut self, tape: &mut Tape<'_>) {
+        let dialled: Vec<usize> =
+            (0..self.conns.len()).filter(|i| self.conns[*i].open && self.conns[*i].session.is_none()).collect();
+        let Some(ix) = tape.pick(&dialled) else { return };
+        self.transmit(self.conns[ix].key, usize::MAX);
+        let (n, _) = self.key();
+        let c = &self.conns[ix];
+        if c.session.is_some() || self.hub.mux().carried_by(c.key).is_some() {
+            return;
+        }
+        let mine = Secret([n as u8; 16]);
+        let wanted = c.resume.filter(|_| !tape.one_in(4)).map(|(id, _)| id);
+        let wanted_from = c.received;
+        let side = self.sides.iter().position(|s| Some(s.peer.id) == wanted);
+        let resumed = side.and_then(|s| self.sides.get(s)).map(|s| {
+            let received = s.peer.received;
+            let label = b"nowconnect resume accept v1\0";
+            let attempt = c.resume.map_or(1, |(_, attempt)| attempt);
+            let challenges = [&c.challenge.0, &mine.0];
+            ResumeAccept { received, proof: proof(&s.peer.secret, label, s.peer.id, attempt, received, &challenges) }
+        });
+        let initial_window = if tape.one_in(3) { tape.number() } else { 32_768 };
+        let (id, secret) = (SessionId(u128::from(n)), Secret([n as u8; 32]));
+        let welcome = Welcome {
+            replica_id: tape.pick(&["hub-b", "hub-z", "hub-x", "hub-m"]).map_or_else(|| name("hub-b"), name),
+            incarnation: tape.pick(&self.cast.incarnations).unwrap_or_default(),
+            namespace: name(if tape.one_in(16) { "elsewhere" } else { "default" }),
+            region: None,
+            session: side.map_or(id, |s| self.sides[s].peer.id),
+            secret: resumed.is_none().then_some(secret),
+            resumed,
+            attachment: None,
+            resume_window_ms: tape.number(),
+            challenge: mine,
+            initial_window,
+            capabilities: Vec::new(),
+            signature: None,
+        };
+        let ix_of_side = side.unwrap_or(self.sides.len());
+        if side.is_none() {
+            let peer = Peer::new(u128::from(n), c.dialect, id, secret, initial_window);
+            self.sides.push(Side { peer, agent: None, scopes: Vec::new() });
+        }
+        let key = c.key;
+        let welcome = encode_message(c.dialect, 0, &[Frame::Welcome(Box::new(welcome))]);
+        self.deliver(key, &welcome);
+        // Only the hub knows whether it took it.
+        if self.hub.mux().carried_by(key).is_some() {
+            let c = &mut self.conns[ix];
+            (c.session, c.shaking) = (Some(ix_of_side), side.is_none());
+            if let Some(received) = wanted_from {
+                self.replay.extend(self.sides[ix_of_side].peer.unheard(received).into_iter().map(|m| (key, m)));
+            }
+        }
+    }
+
+    fn registry(&mut self, tape: &mut Tape<'_>) {
+        if tape.one_in(8)
+            && let Some((token, result)) = tape.pick(&self.answered)
+        {
+            return self.input(Input::Registry { token, result });
+        }
+        if self.asked.is_empty() {
+            return;
+        }
+        let late = tape.one_in(4);
+        let (token, op) = self.asked.remove(if late { tape.below(self.asked.len()) } else { 0 });
+        let millis = 1_000_000 + self.now.as_nanos() / 1_000_000;
+        let result = match tape.below(8) {
+            0 => Err(RegistryError::Definite("no".to_owned())),
+            1 => Err(RegistryError::Unknown("perhaps".to_owned())),
+            2 => Ok(RegistryReply::LeaseHeld { by: Incarnation(5) }),
+            3 => Ok(RegistryReply::Stale),
+            4 => Ok(RegistryReply::Attachments(vec![self.located(tape)])),
+            _ => self.registry.execute(millis, &op),
+        };
+        self.answered.truncate(8);
+        self.answered.push((token, result.clone()));
+        self.input(Input::Registry { token, result });
+    }
+
+    /// An attachment at a peer.
+    fn located(&self, tape: &mut Tape<'_>) -> Located {
+        let incarnation = tape.pick(&self.cast.incarnations).unwrap_or_default();
+        Located {
+            agent_id: tape.pick(&self.cast.agents).unwrap_or_else(|| agent("a")),
+            instance: Instance(1),
+            hub: HubRun { replica_id: name(if tape.one_in(4) { "hub-z" } else { "hub-b" }), incarnation },
+            fence: Fence { epoch: Epoch(100 + tape.below(4) as u64), nonce: Nonce(9) },
+            connectors: ads(tape, &self.cast),
+            region: None,
+        }
+    }
+
+    fn client(&mut self, tape: &mut Tape<'_>) {
+        let (n, _) = self.key();
+        let sock = SockKey { ix: n, generation: 0 };
+        let listener = ListenerIx(tape.below(3) as u16);
+        if let Ok(stream) = self.hub.open(self.now, listener, sock, &mut self.out) {
+            let tag = u128::from(n) << 96;
+            let (sent, got, unwritten) = (0, 0, 0);
+            let (ended, shut, over, aborted) = (false, false, false, false);
+            self.clients.push(Client { sock, stream, tag, sent, ended, got, unwritten, shut, over, aborted });
+        }
+    }
+
+    /// Something happens at a client's socket.
+    fn socket(&mut self, tape: &mut Tape<'_>) {
+        let alive: Vec<usize> = (0..self.clients.len()).filter(|i| !self.clients[*i].over).collect();
+        let Some(ix) = tape.pick(&alive) else { return };
+        let stream = self.clients[ix].stream;
+        let room = self.hub.read_budget(stream);
+        let c = &mut self.clients[ix];
+        let event = match tape.below(12) {
+            0 => {
+                (c.over, c.aborted) = (true, true);
+                SockEvent::Aborted
+            }
+            1 if !c.ended => {
+                c.ended = true;
+                SockEvent::Eof
+            }
+            2..=4 if c.unwritten > 0 => {
+                let n = c.unwritten.min(if tape.one_in(2) { tape.size() as u64 } else { u64::MAX });
+                c.unwritten -= n;
+                SockEvent::Written(n)
+            }
+            5 if c.shut && c.unwritten == 0 => SockEvent::ShutDown,
+            _ if room > 0 && !c.ended => {
+                let len = tape.size().min(room);
+                let bytes = payload(c.tag, c.sent, len);
+                c.sent += len as u64;
+                SockEvent::Data(bytes)
+            }
+            _ => return,
+        };
+        self.input(Input::Socket { stream, event });
+    }
+
+    fn disconnect(&mut self, tape: &mut Tape<'_>) {
+        let ix = tape.below(self.conns.len());
+        let Some(c) = self.conns.get_mut(ix).filter(|c| c.open) else { return };
+        c.open = false;
+        let conn = c.key;
+        self.input(Input::Disconnected { conn, cause: CloseCode::Transport });
+    }
+
+    /// Frames on a session: what a good peer says, or what the tape says.
+    fn speak(&mut self, tape: &mut Tape<'_>, good: bool) {
+        let ix = tape.below(self.conns.len());
+        let Some((key, Some(s))) = self.conns.get(ix).filter(|c| c.open).map(|c| (c.key, c.session)) else { return };
+        let side = &mut self.sides[s];
+        let frames = if good { side.peer.good_step(tape) } else { side.peer.frames(tape, &self.cast) };
+        let count = frames.len();
+        let measured = tape.one_in(4);
+        let messages = side.peer.encode_all(frames);
+        let before = if measured { Some(self.control_frames_out()) } else { None };
+        let (streams, sessions) = (self.hub.shard().streams(), self.hub.mux().len());
+        for message in messages {
+            self.deliver(key, &message);
+        }
+        if let Some(before) = before {
+            let sent = self.control_frames_out() - before;
+            let lost = sessions.saturating_sub(self.hub.mux().len());
+            // Each frame may be answered, passed on, and end what it belongs to;
+            // a session that goes takes its streams along and may change the status.
+            let most = 3 * count + sessions * (1 + lost) + 4 * lost * streams + 4;
+            assert!(sent <= most as u64, "{count} frames made the hub send {sent} (B8)");
+        }
+    }
+
+    /// Sends everything, and says how many frames but DATA left so far.
+    fn control_frames_out(&mut self) -> u64 {
+        let keys: Vec<ConnKey> = self.conns.iter().filter(|c| c.open).map(|c| c.key).collect();
+        for key in keys {
+            self.transmit(key, usize::MAX);
+        }
+        let count = |out: &[u64; 18]| out.iter().sum::<u64>() - out[13];
+        let retired: u64 = self.hub.mux().retired().iter().map(|r| count(&r.1)).sum();
+        retired + self.hub.mux().iter().map(|(_, e)| count(&e.session.counters().frames_out)).sum::<u64>()
+    }
+
+    /// Bytes that are no message, or a message of another time or session.
+    fn raw(&mut self, tape: &mut Tape<'_>) {
+        let ix = tape.below(self.conns.len());
+        let Some(key) = self.conns.get(ix).filter(|c| c.open).map(|c| c.key) else { return };
+        // What was said before may have made it a session.
+        self.transmit(key, usize::MAX);
+        let session = self.conns[ix].session;
+        let from = tape.below(self.sides.len());
+        let replay = self.sides.get(from).and_then(|s| tape.pick(&s.peer.said));
+        let message = match replay {
+            Some(m) if tape.one_in(2) => m,
+            _ => {
+                let len = usize::from(tape.byte());
+                Bytes::copy_from_slice(tape.raw(len))
+            }
+        };
+        if let Some(side) = session.and_then(|s| self.sides.get_mut(s)) {
+            side.peer.said_raw(&message);
+        }
+        self.deliver(key, &message);
+    }
+
+    fn deliver(&mut self, conn: ConnKey, message: &Bytes) {
+        let known = self.hub.mux().carried_by(conn).and_then(|k| self.hub.mux().get(k));
+        let dialect = known.map(|e| e.session.dialect());
+        let attached: Vec<(AgentId, Fence)> =
+            self.hub.control().tunnels().map(|t| (t.agent_id.clone(), t.fence)).collect();
+        let (carried, streams) = (self.hub.shard().counters().carried, self.hub.shard().streams());
+        self.input(Input::Message { conn, message: message.clone() });
+        let new = self.hub.shard().counters().carried - carried;
+        let mut frames = Vec::new();
+        if let Some(dialect) = dialect {
+            let _ = decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames);
+        } else {
+            assert!(self.hub.shard().streams() <= streams, "a stream before authentication (I3)");
+        }
+        let fenced = |f: &&Frame| {
+            let Frame::Stream { epoch, body: Body::Open(open), .. } = f else { return false };
+            attached.contains(&(open.agent_id.clone(), Fence { epoch: *epoch, nonce: open.nonce }))
+        };
+        assert!(new <= frames.iter().filter(fenced).count() as u64, "an OPEN under another fence was taken (O4)");
+        self.settle();
+    }
+
+    fn transmit_some(&mut self, tape: &mut Tape<'_>) {
+        let ix = tape.below(self.conns.len());
+        let Some(key) = self.conns.get(ix).map(|c| c.key) else { return };
+        let budget = if tape.one_in(3) { tape.size() } else { usize::MAX };
+        self.transmit(key, budget);
+    }
+
+    fn transmit(&mut self, key: ConnKey, budget: usize) {
+        let mut batch = std::mem::take(&mut self.batch);
+        self.hub.poll_transmit(self.now, key, budget, &mut batch, &mut self.out);
+        for message in batch.messages.drain(..) {
+            self.observe(key, &message.to_bytes());
+        }
+        batch.bytes = 0;
+        self.batch = batch;
+    }
+
+    /// What the hub said on a connection.
+    fn observe(&mut self, key: ConnKey, message: &Bytes) {
+        let Some(ix) = self.conns.iter().position(|c| c.key == key) else { return };
+        if !self.conns[ix].open {
+            return;
+        }
+        if let (Some(s), false) = (self.conns[ix].session, self.conns[ix].shaking) {
+            let frames = self.sides[s].peer.hear(message);
+            for frame in frames.into_iter().flatten() {
+                self.judge(s, &frame);
+            }
+            return;
+        }
+        let mut frames = Vec::new();
+        let dialect = self.conns[ix].dialect;
+        decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames).expect("the hub speaks the dialect");
+        let c = &mut self.conns[ix];
+        match frames.pop() {
+            Some(Frame::Hello(hello)) => {
+                c.challenge = hello.challenge;
+                c.resume = hello.resume.as_ref().map(|r| (r.session, r.attempt));
+                c.received = hello.resume.map(|r| r.received);
+            }
+            Some(Frame::Auth(_)) => c.shaking = false,
+            Some(Frame::Welcome(w)) => {
+                let known = self.sides.iter().position(|s| s.peer.id == w.session);
+                let scope = match &c.principal {
+                    Principal::Agent(g) => g.connectors.clone(),
+                    Principal::Hub(_) => None,
+                };
+                let s = known.unwrap_or(self.sides.len());
+                if let Some(secret) = w.secret {
+                    assert!(known.is_none(), "a session id is used twice");
+                    let peer = Peer::new(u128::from(key.ix) << 32, dialect, w.session, secret, c.window);
+                    self.sides.push(Side { peer, agent: None, scopes: Vec::new() });
+                }
+                let side = &mut self.sides[s];
+                if let Some(r) = &w.resumed {
+                    let label = b"nowconnect resume accept v1\0";
+                    let p = &side.peer;
+                    let challenges = [&c.challenge.0, &w.challenge.0];
+                    let right = proof(&p.secret, label, p.id, c.resume.map_or(0, |(_, n)| n), r.received, &challenges);
+                    assert!(right == r.proof, "the hub's half of a resumption is wrong");
+                    assert!(r.received <= p.sent, "the hub received what was never sent");
+                    self.replay.extend(p.unheard(r.received).into_iter().map(|m| (key, m)));
+                }
+                side.scopes.push(scope);
+                if let Some(a) = &w.attachment {
+                    side.peer.fences = vec![Fence { epoch: a.epoch, nonce: a.nonce }];
+                }
+                c.session = Some(s);
+                // A hub that dialled says AUTH before its session begins.
+                c.shaking = dialect.plane == Plane::Mesh && w.resumed.is_none();
+            }
+            _ => {}
+        }
+    }
+
+    /// What one session hears of others (I1, I2).
+    fn judge(&mut self, s: usize, frame: &Frame) {
+        let Frame::Stream { cid, body, .. } = frame else { return };
+        if self.cast.cids.len() < 64 && !self.cast.cids.contains(cid) {
+            self.cast.cids.push(*cid);
+        }
+        match body {
+            Body::Open(open) if self.sides[s].peer.dialect.plane == Plane::Tunnel => {
+                let side = &mut self.sides[s];
+                let may = |scope: &Option<Vec<Name>>| {
+                    scope.as_ref().map_or(self.unscoped, |names| names.contains(&open.connector))
+                };
+                assert!(side.scopes.iter().any(may), "an OPEN outside the token's scope (I1)");
+                let agent = side.agent.get_or_insert_with(|| open.agent_id.clone());
+                assert_eq!(*agent, open.agent_id, "one session, two agents (I1)");
+            }
+            Body::Data { off, bytes } => {
+                let mine = cid.incarnation() == self.hub.run().incarnation;
+                let owner = self.cids.iter().find(|(c, _)| c == cid).map(|(_, client)| *client);
+                let client = owner.is_some_and(|client| says(self.clients[client].tag, *off, bytes));
+                let others = || self.sides.iter().enumerate().filter(|(i, _)| *i != s);
+                let fits = client || others().any(|(_, side)| side.peer.is_source_of(*cid, *off, bytes));
+                assert!(fits, "bytes on {cid} (the hub's own: {mine}) that no end of it said (I2, S1)");
+            }
+            Body::Open(_)
+            | Body::OpenAck { .. }
+            | Body::Credit { .. }
+            | Body::Fin { .. }
+            | Body::Rst { .. }
+            | Body::Resume(_) => {}
+        }
+    }
+
+    /// Carries out what the hub wants and looks at what it is.
+    fn settle(&mut self) {
+        for (i, c) in self.clients.iter().enumerate().filter(|(_, c)| !c.over) {
+            if let Some(stream) = self.hub.shard().stream(c.stream)
+                && stream.cid != Cid(0)
+                && !self.cids.contains(&(stream.cid, i))
+            {
+                self.cids.push((stream.cid, i));
+            }
+        }
+        assert!(self.out.targets.is_empty(), "a hub connects no targets");
+        self.dials.append(&mut self.out.dial);
+        self.asked.append(&mut self.out.registry);
+        self.out.wake.clear();
+        self.out.observed.clear();
+        for (sock, op) in std::mem::take(&mut self.out.socks) {
+            self.sock_op(sock, &op);
+        }
+        for (key, _) in std::mem::take(&mut self.out.close) {
+            self.transmit(key, usize::MAX);
+        }
+        self.hub.check_invariants();
+        self.look();
+    }
+
+    fn sock_op(&mut self, sock: SockKey, op: &SockOp) {
+        let Some(ix) = self.clients.iter().position(|c| c.sock == sock) else {
+            assert!(matches!(op, SockOp::Abort(_)), "an operation on a client that was never accepted");
+            return;
+        };
+        let (tag_off, over) = (self.clients[ix].got, self.clients[ix].over);
+        let c = &mut self.clients[ix];
+        if std::mem::take(&mut c.aborted) && matches!(op, SockOp::Abort(_)) {
+            return;
+        }
+        assert!(!over, "{op:?} after the end of its client (S4)");
+        match op {
+            SockOp::Write(bytes) => {
+                assert!(!c.shut, "bytes after the end of a half (S2)");
+                c.got += bytes.len() as u64;
+                c.unwritten += bytes.len() as u64;
+                let own = || self.cids.iter().filter(|(_, client)| *client == ix).map(|(cid, _)| *cid);
+                let said = own().any(|cid| self.sides.iter().any(|s| s.peer.is_source_of(cid, tag_off, bytes)));
+                assert!(said, "a client gets bytes that no agent of its stream said (I1, S1)");
+            }
+            SockOp::ShutDown => assert!(!std::mem::replace(&mut c.shut, true), "two ends of one half"),
+            SockOp::Readable => {}
+            SockOp::Abort(_) => c.over = true,
+            SockOp::Close => {
+                assert!(c.ended, "a client that goes on writing is closed (S3)");
+                c.over = true;
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        self.cast.fences.truncate(1);
+        self.cast.fences.extend(self.hub.control().tunnels().map(|t| t.fence));
+        self.cast.fences.extend((0..2).map(|n| Fence { epoch: Epoch(100 + n), nonce: Nonce(9) }));
+        let held = self.hub.mux().budget().held();
+        // Two halves and a frame of each, in the larger encoding.
+        let frame = (DATA_PAYLOAD_MAX_BYTES as u64 * 4).div_ceil(3) + 256;
+        let most = BUDGET_BYTES + frame * u64::from(2 * STREAMS_MAX + SESSIONS_MAX);
+        assert!(held <= most, "{held} bytes are held with a budget of {BUDGET_BYTES} (B3)");
+        assert!(self.hub.shard().streams() <= STREAMS_MAX as usize, "more streams than allowed");
+        for a in self.hub.shard().attachments() {
+            assert!(self.hub.mux().get(a.session).is_some(), "an attachment outlives its session (B5)");
+        }
+        for (_, e) in self.hub.mux().iter() {
+            let Some(c) = e.conn.and_then(|key| self.conns.iter().find(|c| c.key == key)) else { continue };
+            match (&e.peer, &c.principal) {
+                (Behind::Agent { id, .. }, Principal::Agent(grant)) => {
+                    assert!(id.covered_by_subject(&grant.subject), "an agent under another's token (I1)");
+                }
+                (Behind::Hub { replica_id, .. }, Principal::Hub(grant)) => {
+                    let named = |names: &Vec<String>| {
+                        names.iter().any(|n| n == replica_id.as_str()) || replica_id.as_str() == "hub-z"
+                    };
+                    assert!(grant.dns_names.as_ref().is_none_or(named), "a hub under another's name (I3)");
+                }
+                _ => panic!("a session of the wrong plane (I3)"),
+            }
+        }
+    }
+
+    /// Time passes, and what falls due inside it is done.
+    fn pass(&mut self, pause: Duration) {
+        let end = self.now.after(pause);
+        let mut again = 0;
+        while let Some(due) = self.hub.poll_timeout().filter(|d| d.at <= end) {
+            again = if due.at > self.now { 0 } else { again + 1 };
+            assert!(again < 32, "{} is due again and again (B9)", due.why);
+            self.now = self.now.max(due.at);
+            self.hub.handle_timeout(self.now, &mut self.out);
+            self.settle();
+        }
+        self.now = end;
+    }
+
+    /// Nobody says anything any more: every client is answered (L12), and when
+    /// everything is closed nothing is left (B5).
+    fn end(&mut self) {
+        self.pass(OPEN_TIMEOUT + Duration::from_millis(1));
+        for c in self.clients.iter().filter(|c| !c.over) {
+            let open = self.hub.shard().stream(c.stream).is_some_and(|s| s.open);
+            assert!(open, "a client hangs (L12)");
+        }
+        for c in &mut self.clients {
+            if !std::mem::replace(&mut c.over, true) {
+                c.aborted = true;
+                let input = Input::Socket { stream: c.stream, event: SockEvent::Aborted };
+                self.hub.handle(self.now, input, &mut self.out);
+            }
+        }
+        for conn in std::mem::take(&mut self.conns).into_iter().filter(|c| c.open).map(|c| c.key) {
+            self.input(Input::Disconnected { conn, cause: CloseCode::Transport });
+        }
+        self.settle();
+        self.pass(Duration::from_secs(60));
+        assert_eq!(self.hub.shard().streams(), 0, "streams are left (B5)");
+        assert_eq!(self.hub.mux().len(), 0, "sessions are left (B5)");
+        assert_eq!(self.hub.mux().budget().held(), 0, "bytes are left (B5)");
+        assert_eq!(self.hub.shard().poll_timeout(), None, "timers are left (B5)");
+    }
+}
