@@ -136,6 +136,10 @@ pub fn plan(plan: &Plan, clients: &BTreeSet<u32>, triggered: &[crate::faults::Tr
         plan.v1,
         millis(plan.late_timers_ns)
     );
+    let names = (0..plan.hubs.len()).map(|n| format!("hub-{n}"));
+    let names = names.chain((0..plan.agents.len()).map(|n| format!("agent-{n}"))).enumerate();
+    let names: Vec<String> = names.map(|(node, name)| format!("node {node} is {name}")).collect();
+    let _ = writeln!(t, "  {}", names.join(", "));
     let d = &plan.timers;
     let _ = writeln!(
         t,

@@ -54,6 +54,7 @@ impl World {
         };
         if let Some(fault) = fault {
             self.triggered.push(Triggered { point, nth, fault });
+            self.triggered_at.push(self.now);
             let ix = self.check.late_faults.len() as u32;
             self.check.late_faults.push(fault);
             self.after(0, Event::Undo(Undo::Late { ix }));

@@ -49,6 +49,8 @@ pub struct Report {
     pub marks: Marks,
     /// Vulnerable moments that did something.
     pub triggered: Vec<crate::faults::Triggered>,
+    /// When each of them came, nanoseconds.
+    pub triggered_at: Vec<u64>,
     /// The story, if it was kept.
     pub lines: Vec<Line>,
     /// The hash after each event, if it was kept.
@@ -135,6 +137,7 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
         messages: world.check.messages,
         marks: std::mem::take(&mut world.marks),
         triggered: std::mem::take(&mut world.triggered),
+        triggered_at: std::mem::take(&mut world.triggered_at),
         lines: world.trace.lines().to_vec(),
         steps: world.trace.steps().to_vec(),
         plan: world.plan,

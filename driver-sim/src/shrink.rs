@@ -5,7 +5,7 @@
 //! it. Same plan, same result, unless the caller ends it early.
 
 use crate::edit::{without_agent, without_hub};
-use crate::faults::{Class, Fault};
+use crate::faults::{Class, Fault, Planned};
 use crate::plan::{FlowPlan, MS, ModePlan, Plan, TargetPlan};
 use crate::repeat::perform;
 use crate::run::Keep;
@@ -78,16 +78,20 @@ struct Shrinker<'a> {
 }
 
 /// Shrinks a failing plan. `go_on` is asked before each run, with the number of
-/// runs and the size so far.
+/// runs and the size so far. `None`: the plan holds, there is nothing to shrink.
 ///
 /// # Errors
-/// The plan does not fail (nothing to shrink), or the bug cannot be on.
-pub fn shrink(plan: Plan, planted: Option<u16>, go_on: &mut dyn FnMut(u64, &Size) -> bool) -> Result<Shrunk, String> {
+/// The bug cannot be on in this build.
+pub fn shrink(
+    plan: Plan,
+    planted: Option<u16>,
+    go_on: &mut dyn FnMut(u64, &Size) -> bool,
+) -> Result<Option<Shrunk>, String> {
     let Some(mut first) = perform(plan, planted, Keep::Outcome) else {
         return Err("the planted bug cannot be on in this build".to_owned());
     };
     let Some(found) = first.violation.take() else {
-        return Err("this run holds: there is nothing to shrink".to_owned());
+        return Ok(None);
     };
     let before = Size::of(&Plan { triggered: Some(first.triggered.clone()), ..first.plan.clone() });
     let failed_at = first.virtual_ns;
@@ -97,6 +101,7 @@ pub fn shrink(plan: Plan, planted: Option<u16>, go_on: &mut dyn FnMut(u64, &Size
         p.triggered = Some(first.triggered.clone());
         p.at_vulnerable = 0;
     });
+    s.plan_what_was_triggered();
     loop {
         let at_start = s.best.clone();
         s.cut_the_end();
@@ -111,7 +116,7 @@ pub fn shrink(plan: Plan, planted: Option<u16>, go_on: &mut dyn FnMut(u64, &Size
         }
     }
     let after = Size::of(&s.best);
-    Ok(Shrunk { plan: s.best, violation: s.found, before, after, runs: s.runs, done: !s.stopped })
+    Ok(Some(Shrunk { plan: s.best, violation: s.found, before, after, runs: s.runs, done: !s.stopped }))
 }
 
 impl Shrinker<'_> {
@@ -146,6 +151,16 @@ impl Shrinker<'_> {
         let mut plan = self.best.clone();
         edit(&mut plan);
         self.take(plan)
+    }
+
+    /// A fault at a time is easier to move than one at the n-th occurrence.
+    fn plan_what_was_triggered(&mut self) {
+        let Some(report) = perform(self.best.clone(), self.planted, Keep::Outcome) else { return };
+        self.attempt(|p| {
+            p.triggered = None;
+            let times = report.triggered.iter().zip(&report.triggered_at);
+            p.faults.extend(times.map(|(t, at)| Planned { at: *at, fault: t.fault }));
+        });
     }
 
     /// Nothing after the violation matters.

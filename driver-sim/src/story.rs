@@ -8,6 +8,9 @@ use nowconnect_core::wire::{Body, Frame, WireLimits, decode};
 use crate::event::Event;
 use crate::world::World;
 
+/// Characters of an event; requests of the registry have lines of their own.
+const EVENT_CHARS_MAX: usize = 120;
+
 /// A frame in a few words.
 fn told(frame: &Frame) -> String {
     let Frame::Stream { cid, epoch, body } = frame else { return format!("{frame:?}") };
@@ -30,7 +33,14 @@ impl World {
             // What they do is told by lines of their own.
             return;
         }
-        self.line(None, || format!("  {event:?}"));
+        self.line(None, || {
+            let mut text = format!("  {event:?}");
+            if let Some((end, _)) = text.char_indices().nth(EVENT_CHARS_MAX) {
+                text.truncate(end);
+                text.push('…');
+            }
+            text
+        });
     }
 
     /// A message arrives at end `to` of a connection.

@@ -81,6 +81,8 @@ pub(crate) struct World {
     pub(crate) fault_draws: Lane,
     pub(crate) point_counts: BTreeMap<Point, u32>,
     pub(crate) triggered: Vec<Triggered>,
+    /// When each of them came.
+    pub(crate) triggered_at: Vec<u64>,
     /// Carried out, by class.
     pub(crate) faults_done: [u64; Class::ALL.len()],
     /// Inputs, timeouts and notes given to machines.
@@ -115,6 +117,7 @@ impl World {
             fault_draws: tape.lane("vulnerable", 0),
             point_counts: BTreeMap::new(),
             triggered: Vec::new(),
+            triggered_at: Vec::new(),
             faults_done: [0; Class::ALL.len()],
             inputs: 0,
             batch: TxBatch::default(),

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -28,11 +29,26 @@ fn told(live: &Live, start: &Start) -> String {
     )
 }
 
+/// Lines to be shown above the bar.
+#[derive(Debug, Default)]
+pub(crate) struct Lines(Mutex<Vec<String>>);
+
+impl Lines {
+    /// Shows a line soon.
+    pub(crate) fn say(&self, line: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// Does the work while showing how far it is.
-pub(crate) fn shown<T>(live: &Live, seeds: u64, start: &Start, work: impl FnOnce() -> T) -> T {
+pub(crate) fn shown<T>(live: &Live, lines: &Lines, seeds: u64, start: &Start, work: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let shower = scope.spawn(|| show(live, seeds, start, &done));
+        let shower = scope.spawn(|| show(live, lines, seeds, start, &done));
         let result = work();
         done.store(true, Relaxed);
         shower.thread().unpark();
@@ -40,7 +56,7 @@ pub(crate) fn shown<T>(live: &Live, seeds: u64, start: &Start, work: impl FnOnce
     })
 }
 
-fn show(live: &Live, seeds: u64, start: &Start, done: &AtomicBool) {
+fn show(live: &Live, lines: &Lines, seeds: u64, start: &Start, done: &AtomicBool) {
     let terminal = std::io::stderr().is_terminal();
     let bar = if terminal { ProgressBar::new(seeds) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta}") {
@@ -49,6 +65,11 @@ fn show(live: &Live, seeds: u64, start: &Start, done: &AtomicBool) {
     let mut next_line = LINE_EVERY_S;
     while !done.load(Relaxed) {
         std::thread::park_timeout(LOOK_EVERY);
+        for line in lines.take() {
+            bar.suspend(|| {
+                let _ = writeln!(std::io::stderr(), "{line}");
+            });
+        }
         bar.set_position(live.seeds.load(Relaxed));
         bar.set_message(told(live, start));
         if !terminal && start.real() > next_line && !done.load(Relaxed) {

@@ -153,6 +153,10 @@ pub(crate) fn shrink(args: &Shrink, out: &mut dyn Write) -> Result<End, Stop> {
         start.real() < args.seconds
     };
     let shrunk = nowconnect_sim::shrink::shrink(asked.plan.clone(), asked.planted, &mut go_on).map_err(Stop::Usage)?;
+    let Some(shrunk) = shrunk else {
+        writeln!(out, "held: {}, nothing to shrink", asked.name)?;
+        return Ok(End::Held);
+    };
     let _ = writeln!(
         std::io::stderr(),
         "{} after {} runs in {:.0} s{}: from {} to {}; {} at {}",

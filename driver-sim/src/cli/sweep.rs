@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use nowconnect_sim::campaign::{self, Failure, Live, Options, Totals};
+use nowconnect_sim::campaign::{self, Failure, Live, MARKS_DEMANDED_FROM, Options, Totals};
 use nowconnect_sim::explain::seconds;
 use nowconnect_sim::marks::Mark;
 use nowconnect_sim::repeat::perform;
@@ -75,10 +75,9 @@ fn options(which: &Which, seeds: Range<u64>, wanted: Option<usize>, first: bool)
 fn conduct(options: &Options, start: &Start) -> Totals {
     let live = Live::default();
     let seeds = options.seeds.end - options.seeds.start;
-    let found = |f: &Failure| {
-        let _ = writeln!(std::io::stderr(), "{} breaks {}", f.case.arguments(), f.violation.id);
-    };
-    progress::shown(&live, seeds, start, || campaign::run(options, &live, &found))
+    let lines = progress::Lines::default();
+    let found = |f: &Failure| lines.say(format!("{} breaks {}", f.case.arguments(), f.violation.id));
+    progress::shown(&live, &lines, seeds, start, || campaign::run(options, &live, &found))
 }
 
 pub(crate) fn run(args: &Run, out: &mut dyn Write) -> Result<End, Stop> {
@@ -129,7 +128,11 @@ fn summary(t: &Totals, options: &Options, real: f64, cpu: f64, out: &mut dyn Wri
     let never: Vec<String> = t.marks.missing().map(|m| format!("{m:?}")).collect();
     let apply = Mark::ALL.iter().filter(|m| m.later().is_none()).count();
     let hit = apply - never.len();
-    let never = if never.is_empty() { String::new() } else { format!("; never {}", never.join(", ")) };
+    let never = match never.len() {
+        0 => String::new(),
+        n if n > 8 && t.seeds < MARKS_DEMANDED_FROM => format!("; a campaign of {MARKS_DEMANDED_FROM} must meet all"),
+        _ => format!("; never {}", never.join(", ")),
+    };
     writeln!(out, "marks     {hit} of {apply} hit{never}")?;
     // Of a campaign that may stop anywhere it says nothing.
     if !options.stop_at_first {
