@@ -232,7 +232,7 @@ impl Ghost {
     fn claimed(&mut self, place: Place, stored: Epoch, claim: &Claim, fence: Fence, superseded: &[Located]) {
         let floor = place.wall.saturating_mul(EPOCHS_PER_MILLI);
         let base = stored.0.max(floor);
-        let seen = claim.seen.0.min(base.saturating_add(SEEN_AHEAD_MAX));
+        let seen = claim.seen.0.min(stored.0.max(floor.saturating_add(SEEN_AHEAD_MAX)));
         match self.judge(place, claim, fence, superseded) {
             Judged::Retry => return self.mark("claim retried and answered from memory (idempotent)"),
             Judged::Broken(violation) => drop(self.violation.get_or_insert(violation)),
