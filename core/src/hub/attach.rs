@@ -98,6 +98,7 @@ impl Control {
             claim_id: ClaimId(self.rng.next_u128()),
             nonce: Nonce(self.rng.next_u64()),
             seen: self.seen(agent),
+            granted: self.granted_epoch.get(&agent.agent_id).copied().unwrap_or_default(),
             connectors: agent.connectors.clone(),
         }
     }
@@ -197,8 +198,7 @@ impl Control {
             let key = old.session;
             self.lose(now, key, CloseCode::Superseded, mux, notes, out);
         }
-        let highest = self.highest_epoch.entry(agent.agent_id.clone()).or_default();
-        *highest = (*highest).max(fence.epoch);
+        self.learn_epoch(now, &agent.agent_id, fence.epoch, firm && self.config.mode != Mode::Off);
 
         let config = self.new_session(h.dialect);
         let mut welcome = self.welcome(config.id);
@@ -228,9 +228,6 @@ impl Control {
         out.observed.push(Observed::SessionUp { plane: Plane::Tunnel, peer: agent.agent_id.as_str().to_owned() });
         out.observed.push(Observed::Attached { agent_id: agent.agent_id.clone(), epoch: fence.epoch, firm, takeover });
         self.broadcast_epoch(now, &self.notice(&agent.agent_id, agent.instance, fence, firm), mux, out);
-        if firm {
-            self.learn_floor(now, fence.epoch);
-        }
         self.look_after(now, &agent.agent_id, firm);
         self.expiry_at = [self.expiry_at, grant.expires].into_iter().flatten().min();
         self.attachments.insert(
@@ -261,8 +258,7 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let highest = self.highest_epoch.entry(notice.agent_id.clone()).or_default();
-        *highest = (*highest).max(notice.epoch);
+        self.learn_epoch(now, &notice.agent_id, notice.epoch, notice.firm);
         // The pair is what orders two claims: after a loss of data epochs may be equal.
         let fence = Fence { epoch: notice.epoch, nonce: notice.nonce };
         let superseded = self

@@ -116,6 +116,8 @@ pub struct Control {
     pub(super) statuses: BTreeMap<SessionKey, Status>,
     pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
     pub(super) highest_epoch: BTreeMap<AgentId, Epoch>,
+    /// The same, of those that the registry granted.
+    pub(super) granted_epoch: BTreeMap<AgentId, Epoch>,
     pub(super) pending: BTreeMap<Token, PendingOp>,
     /// Claims that were given up, for their late answers.
     pub(super) late_claims: BTreeMap<Token, AgentId>,
@@ -168,6 +170,7 @@ impl Control {
             statuses: BTreeMap::new(),
             attachments: BTreeMap::new(),
             highest_epoch: BTreeMap::new(),
+            granted_epoch: BTreeMap::new(),
             pending: BTreeMap::new(),
             late_claims: BTreeMap::new(),
             upkeep: Due::default(),

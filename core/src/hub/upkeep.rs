@@ -193,6 +193,7 @@ impl Control {
     fn claim_anew(&mut self, now: Instant, agent_id: &AgentId, out: &mut NodeOut) {
         let (claim_id, nonce) = (ClaimId(self.rng.next_u128()), Nonce(self.rng.next_u64()));
         let seen = self.highest_epoch.get(agent_id).copied().unwrap_or_default();
+        let granted = self.granted_epoch.get(agent_id).copied().unwrap_or_default();
         let hub = self.run.clone();
         let Some(a) = self.attachments.get_mut(agent_id) else { return };
         let claim = a.claim.get_or_insert_with(|| {
@@ -203,6 +204,7 @@ impl Control {
                 claim_id,
                 nonce,
                 seen,
+                granted,
                 connectors: if a.expired { Vec::new() } else { a.connectors.clone() },
             })
         });
@@ -266,9 +268,7 @@ impl Control {
         if planted::on(3) {
             return;
         }
-        self.learn_floor(now, fence.epoch);
-        let highest = self.highest_epoch.entry(agent_id.clone()).or_default();
-        *highest = (*highest).max(fence.epoch);
+        self.learn_epoch(now, agent_id, fence.epoch, true);
         let Some(a) = self.attachments.get_mut(agent_id) else { return };
         a.fence = fence;
         a.firm = true;
@@ -375,8 +375,16 @@ impl Control {
         }
     }
 
-    /// The registry granted an epoch: its floor is at most a day below.
-    pub(super) fn learn_floor(&mut self, now: Instant, granted: Epoch) {
+    /// An agent was given this epoch; `firm`: by the registry, whose floor is
+    /// at most a day below then.
+    pub(super) fn learn_epoch(&mut self, now: Instant, agent_id: &AgentId, granted: Epoch, firm: bool) {
+        let highest = self.highest_epoch.entry(agent_id.clone()).or_default();
+        *highest = (*highest).max(granted);
+        if !firm {
+            return;
+        }
+        let highest = self.granted_epoch.entry(agent_id.clone()).or_default();
+        *highest = (*highest).max(granted);
         if self.known_floor(now).is_none_or(|known| known < granted) {
             self.floor = Some((now, granted));
         }

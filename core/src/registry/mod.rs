@@ -101,6 +101,10 @@ pub struct Claim {
     /// The highest epoch the agent or the hub has seen. The registry clamps it
     /// to max(stored, floor + one day) (attack 50).
     pub seen: Epoch,
+    /// The highest epoch that a registry granted for this agent, as far as the
+    /// hub knows: counts like a stored one. It keeps the order when the registry
+    /// lost its data and its clock stepped back.
+    pub granted: Epoch,
     /// What the attachment exposes.
     pub connectors: Vec<ConnectorAd>,
 }
@@ -188,6 +192,8 @@ pub fn epochs_used_up() -> String {
 }
 
 /// The rule every registry implements: epoch = max(stored, seen, floor) + 1,
+/// `stored` being the higher one of what is stored and what the claim says was
+/// granted before,
 /// `seen` clamped to max(stored, floor + one day). Not to a day above what is
 /// stored: then an agent that names a huge `seen` again and again would use
 /// its epochs up, a day a claim (attack 50).

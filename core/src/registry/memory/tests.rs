@@ -33,6 +33,7 @@ pub(super) fn claim(agent_id: AgentId, instance: u64, hub: HubRun, id: u128, see
         claim_id: ClaimId(id),
         nonce: Nonce(u64::try_from(id).unwrap() ^ 0xff),
         seen: Epoch(seen),
+        granted: Epoch(0),
         connectors: ads(&["ldap"]),
     }))
 }
