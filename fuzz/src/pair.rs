@@ -540,7 +540,11 @@ impl World {
             self.sessions[n] = self.nodes[n].parts().1.iter().map(|(_, e)| e.session.id()).collect();
         }
         let quiet = |o: &NodeOut| {
-            o.socks.is_empty() && o.registry.is_empty() && o.close.is_empty() && o.targets.is_empty() && o.dial.is_empty()
+            o.socks.is_empty()
+                && o.registry.is_empty()
+                && o.close.is_empty()
+                && o.targets.is_empty()
+                && o.dial.is_empty()
         };
         if !self.outs.iter().all(quiet) {
             self.settle();
@@ -608,8 +612,7 @@ impl World {
     fn pass(&mut self, pause: Duration) {
         let end = self.now.after(pause);
         let mut again = 0;
-        while let Some(due) =
-            Deadline::earliest(self.nodes[HUB].due(), self.nodes[AGENT].due()).filter(|d| d.at <= end)
+        while let Some(due) = Deadline::earliest(self.nodes[HUB].due(), self.nodes[AGENT].due()).filter(|d| d.at <= end)
         {
             again = if due.at > self.now { 0 } else { again + 1 };
             assert!(again < 32, "{} is due again and again (B9)", due.why);
@@ -664,7 +667,9 @@ impl World {
         }
         for s in &self.socks {
             assert!(s.over, "a socket of client {} at node {} hangs (S5, L1)", s.client, s.node);
-            let fine = s.broken || (s.wrote == 0 && s.got == 0) || self.socks.iter().any(|o| o.client == s.client && o.node != s.node && o.wrote == s.got);
+            let fine = s.broken
+                || (s.wrote == 0 && s.got == 0)
+                || self.socks.iter().any(|o| o.client == s.client && o.node != s.node && o.wrote == s.got);
             assert!(fine, "bytes are missing (S2)");
         }
         for (client, excused) in self.excused.iter().enumerate() {
