@@ -387,11 +387,12 @@ impl World {
             self.nodes[usize::from(ix)].lag = 0;
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);
+            // Also of a process that is down now: it comes back in its own mode.
+            let flipped = self.nodes[usize::from(ix)].mode.take().is_some();
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
                 self.crash(ix, false);
-            } else if n.is_up() && (self.check.drains.contains(&ix) || n.mode.is_some()) {
-                self.nodes[usize::from(ix)].mode = None;
+            } else if n.is_up() && (self.check.drains.contains(&ix) || flipped) {
                 self.stop(ix);
                 self.boot(ix);
             } else {
