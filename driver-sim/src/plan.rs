@@ -325,6 +325,7 @@ impl Plan {
             late_timers_ns: if l.chance(1, 4) { l.spread(1, 200) * MS } else { 0 },
             shuffle: l.chance(7, 8),
         };
+        plan.timers.fit(&plan.net, plan.late_timers_ns, &plan.hubs);
         plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
         plan.draw_frozen(&mut tape.lane("frozen", 0));
@@ -401,6 +402,20 @@ impl Plan {
 }
 
 impl TimerPlan {
+    /// An OPEN must be able to return in time: an attempt that ends before the
+    /// answer can have come is a configuration without cross-hub streams, not a
+    /// run to judge. Only deadlines that no answer could keep grow.
+    fn fit(&mut self, net: &NetPlan, late_timers_ns: u64, hubs: &[HubPlan]) {
+        let hop = net.latency.1 + net.jitter;
+        // What a quiet wire has to carry before an OPEN's answer: the OPEN, the
+        // first bytes behind it, acknowledgements, pings.
+        let wire = 8192 * 1_000_000_000 / net.bandwidth.0.max(1);
+        let notes = hubs.iter().map(|h| h.note_delay_ns).max().unwrap_or(0);
+        let answer = 4 * hop + 2 * wire + 4 * notes + late_timers_ns + 100 * MS;
+        self.attempt = self.attempt.max(answer);
+        self.open = self.open.max(self.attempt);
+    }
+
     fn draw(l: &mut Lane) -> Self {
         let open = [2000, 2000, 5000, 10_000][l.below(4) as usize] * MS;
         Self {
