@@ -25,7 +25,7 @@ use nowconnect_core::registry::{
 };
 use nowconnect_core::rng::Seed;
 use nowconnect_core::session::TxBatch;
-use nowconnect_core::shard::{SockEvent, SockOp};
+use nowconnect_core::shard::{Shard, SockEvent, SockOp};
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{
     Body, Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, ResumeAccept,
@@ -501,7 +501,7 @@ impl World {
         let measured = tape.one_in(4);
         let messages = side.peer.encode_all(frames);
         let before = if measured { Some(self.control_frames_out()) } else { None };
-        let (streams, sessions) = (self.hub.shard().streams(), self.hub.mux().len());
+        let (streams, sessions) = (self.hub.streams(), self.hub.mux().len());
         for message in messages {
             self.deliver(key, &message);
         }
@@ -553,14 +553,14 @@ impl World {
         let dialect = known.map(|e| e.session.dialect());
         let attached: Vec<(AgentId, Fence)> =
             self.hub.control().tunnels().map(|t| (t.agent_id.clone(), t.fence)).collect();
-        let (carried, streams) = (self.hub.shard().counters().carried, self.hub.shard().streams());
+        let (carried, streams) = (self.hub.counters().carried, self.hub.streams());
         self.input(Input::Message { conn, message: message.clone() });
-        let new = self.hub.shard().counters().carried - carried;
+        let new = self.hub.counters().carried - carried;
         let mut frames = Vec::new();
         if let Some(dialect) = dialect {
             let _ = decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames);
         } else {
-            assert!(self.hub.shard().streams() <= streams, "a stream before authentication (I3)");
+            assert!(self.hub.streams() <= streams, "a stream before authentication (I3)");
         }
         let fenced = |f: &&Frame| {
             let Frame::Stream { epoch, body: Body::Open(open), .. } = f else { return false };
@@ -681,7 +681,7 @@ impl World {
     /// Carries out what the hub wants and looks at what it is.
     fn settle(&mut self) {
         for (i, c) in self.clients.iter().enumerate().filter(|(_, c)| !c.over) {
-            if let Some(stream) = self.hub.shard().stream(c.stream)
+            if let Some(stream) = self.hub.stream(c.stream)
                 && stream.cid != Cid(0)
                 && !self.cids.contains(&(stream.cid, i))
             {
@@ -742,8 +742,8 @@ impl World {
         let frame = (DATA_PAYLOAD_MAX_BYTES as u64 * 4).div_ceil(3) + 256;
         let most = BUDGET_BYTES + frame * u64::from(2 * STREAMS_MAX + SESSIONS_MAX);
         assert!(held <= most, "{held} bytes are held with a budget of {BUDGET_BYTES} (B3)");
-        assert!(self.hub.shard().streams() <= STREAMS_MAX as usize, "more streams than allowed");
-        for a in self.hub.shard().attachments() {
+        assert!(self.hub.streams() <= STREAMS_MAX as usize, "more streams than allowed");
+        for a in self.hub.shards().iter().flat_map(Shard::attachments) {
             assert!(self.hub.mux().get(a.session).is_some(), "an attachment outlives its session (B5)");
         }
         for (_, e) in self.hub.mux().iter() {
@@ -782,7 +782,7 @@ impl World {
     fn end(&mut self) {
         self.pass(OPEN_TIMEOUT + Duration::from_millis(1));
         for c in self.clients.iter().filter(|c| !c.over) {
-            let open = self.hub.shard().stream(c.stream).is_some_and(|s| s.open);
+            let open = self.hub.stream(c.stream).is_some_and(|s| s.open);
             assert!(open, "a client hangs (L12)");
         }
         for c in &mut self.clients {
@@ -797,9 +797,9 @@ impl World {
         }
         self.settle();
         self.pass(Duration::from_secs(60));
-        assert_eq!(self.hub.shard().streams(), 0, "streams are left (B5)");
+        assert_eq!(self.hub.streams(), 0, "streams are left (B5)");
         assert_eq!(self.hub.mux().len(), 0, "sessions are left (B5)");
         assert_eq!(self.hub.mux().budget().held(), 0, "bytes are left (B5)");
-        assert_eq!(self.hub.shard().poll_timeout(), None, "timers are left (B5)");
+        assert!(self.hub.shards().iter().all(|s| s.poll_timeout().is_none()), "timers are left (B5)");
     }
 }

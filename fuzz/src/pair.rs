@@ -82,7 +82,7 @@ impl Machine {
 
     fn parts(&self) -> (&Shard, &Mux) {
         match self {
-            Self::Hub(h) => (h.shard(), h.mux()),
+            Self::Hub(h) => (&h.shards()[0], h.mux()),
             Self::Agent(a) => (a.shard(), a.mux()),
         }
     }
