@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::config::{Backoff, ConnectorConfig, Limits, Liveness};
+use crate::error::CloseCode;
 use crate::id::{AgentId, Epoch, Name, Nonce, Secret, SessionId, TargetIx};
 use crate::principal::HubGrant;
 use crate::wire::{Attachment, Codec, Dialect, EpochNotice, Plane, Welcome, encode_message};
@@ -88,4 +89,15 @@ fn after_a_shutdown_the_shard_knows_no_session() {
     agent.handle(NOW, Input::Shutdown, &mut out);
     assert_eq!((agent.mux().len(), agent.shard().attachments().count()), (0, 0));
     agent.check_invariants();
+}
+
+#[test]
+fn a_handshake_that_was_given_up_ends_no_session_it_may_have_resumed() {
+    for (code, sessions) in [(CloseCode::HandshakeTimeout, 1), (CloseCode::Dead, 1), (CloseCode::Protocol, 0)] {
+        let (mut agent, mut out) = attached();
+        let message = encode_message(V2, 0, &[Frame::GoAway { code, retry_after_ms: 0 }]);
+        agent.handle(NOW, Input::Message { conn: CONN, message }, &mut out);
+        agent.handle(NOW, Input::Disconnected { conn: CONN, cause: CloseCode::Transport }, &mut out);
+        assert_eq!(agent.mux().len(), sessions, "{code}: the other side still has it, or gave it up (L1)");
+    }
 }
