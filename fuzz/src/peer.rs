@@ -120,7 +120,8 @@ impl Peer {
             15 => NUMBER_MAX,
             _ => self.received,
         };
-        let mut proof = proof(&self.secret, b"nowconnect resume v1\0", self.id, self.attempt, received, &[&challenge.0]);
+        let mut proof =
+            proof(&self.secret, b"nowconnect resume v1\0", self.id, self.attempt, received, &[&challenge.0]);
         if tape.one_in(16) {
             proof.0[0] ^= 1;
         }
@@ -403,7 +404,9 @@ impl Peer {
                     assert!(*received <= self.sent, "the node acknowledges what was never sent");
                 }
                 Frame::Stream { cid, epoch, body } => self.hear_stream(*cid, *epoch, body),
-                Frame::Hello(_) | Frame::Welcome(_) | Frame::Auth(_) => panic!("a handshake frame in a session: {frame:?}"),
+                Frame::Hello(_) | Frame::Welcome(_) | Frame::Auth(_) => {
+                    panic!("a handshake frame in a session: {frame:?}")
+                }
                 Frame::Ping { .. }
                 | Frame::Pong { .. }
                 | Frame::GoAway { .. }
