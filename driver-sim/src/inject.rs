@@ -14,6 +14,8 @@ use crate::registry::{self, Client, Damage, Draw, Effect, ServerError, Whom};
 use crate::tape::Lane;
 use crate::world::{Phase, World};
 
+/// The planted bug that lives in this world's clocks.
+const PLANTED_WALL_CLOCK: u16 = 44;
 /// How far back the registry can be set.
 const KEEP: Duration = Duration::from_secs(30);
 
@@ -52,6 +54,7 @@ impl World {
         };
         if let Some(fault) = fault {
             self.triggered.push(Triggered { point, nth, fault });
+            self.triggered_at.push(self.now);
             let ix = self.check.late_faults.len() as u32;
             self.check.late_faults.push(fault);
             self.after(0, Event::Undo(Undo::Late { ix }));
@@ -60,7 +63,7 @@ impl World {
 
     /// Something goes wrong.
     pub(crate) fn inject(&mut self, fault: Fault) {
-        self.faults_done += 1;
+        self.faults_done[fault.class() as usize] += 1;
         self.check.on_fault(self.now, &fault);
         self.line(None, || format!("FAULT {fault:?}"));
         let lasts = fault.lasts();
@@ -255,10 +258,24 @@ impl World {
             }
             RegistryFault::Wall(by) => {
                 self.marks.hit(Mark::WallClockStepped);
+                self.step_wall_clocks(by);
                 return self.registry.step_wall(now, by);
             }
         };
         self.registry.inject(now, lasting, whom, until);
+    }
+
+    /// The wall clocks of all machines jump with the registry's. Machines are
+    /// told monotonic time only; planted bug 44 is a driver that mixes them up.
+    fn step_wall_clocks(&mut self, by_ms: i64) {
+        if nowconnect_core::planted::current() != Some(PLANTED_WALL_CLOCK) {
+            return;
+        }
+        for ix in 0..self.nodes.len() as u16 {
+            let node = &mut self.nodes[usize::from(ix)];
+            node.wall_ns = node.wall_ns.saturating_add(by_ms.saturating_mul(MS as i64));
+            self.settle(ix);
+        }
     }
 
     /// Faults of the registry that look into the past need its past kept.
@@ -340,7 +357,7 @@ impl World {
                 self.net.redirect.pop();
             }
             Undo::Restart { node } => {
-                if !self.nodes[usize::from(node)].is_clone {
+                if !self.nodes[usize::from(node)].is_clone && !self.is_frozen(node) {
                     self.boot(node);
                 }
             }
@@ -373,7 +390,13 @@ impl World {
         }
     }
 
-    /// Faults end; what they left behind stays for the system to deal with.
+    /// The healing left this node out.
+    pub(crate) fn is_frozen(&self, node: u16) -> bool {
+        self.phase == Phase::Liveness && self.plan.frozen.is_some_and(|f| self.node_of(f.at) == node)
+    }
+
+    /// Faults end, for all nodes or all but one; what they left behind stays
+    /// for the system to deal with.
     pub(crate) fn heal(&mut self) {
         self.phase = Phase::Liveness;
         self.healed_at = self.now;
@@ -387,11 +410,16 @@ impl World {
             self.nodes[usize::from(ix)].lag = 0;
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);
+            // Also of a hub that is down just now and comes back later.
+            let changed = self.nodes[usize::from(ix)].mode.take().is_some();
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
                 self.crash(ix, false);
-            } else if n.is_up() && (self.check.drains.contains(&ix) || n.mode.is_some()) {
-                self.nodes[usize::from(ix)].mode = None;
+            } else if self.is_frozen(ix) {
+                let silent = self.plan.frozen.is_some_and(|f| f.silent);
+                self.crash(ix, silent);
+                self.nodes[usize::from(ix)].silent = silent;
+            } else if n.is_up() && (self.check.drains.contains(&ix) || changed) {
                 self.stop(ix);
                 self.boot(ix);
             } else {

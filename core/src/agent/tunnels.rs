@@ -23,7 +23,8 @@ use crate::session::{Session, SessionConfig};
 use crate::shard::{Attach, ControlNote, SessionUp, Shard, ShardNote};
 use crate::time::{Deadline, Instant};
 use crate::wire::{
-    ConnectorAd, Dialect, Frame, Hello, HelloAgent, HelloRole, Plane, Welcome, WireLimits, decode, encode_message,
+    ConnectorAd, Dialect, EpochNotice, Frame, Hello, HelloAgent, HelloRole, Plane, Welcome, WireLimits, decode,
+    encode_message,
 };
 
 /// A WELCOME may be somewhat larger than a stranger's HELLO.
@@ -488,6 +489,11 @@ impl Tunnels {
                         fence: Fence { epoch: notice.epoch, nonce: notice.nonce },
                         connectors: self.config.connectors.iter().map(|c| c.name.clone()).collect(),
                     }));
+                } else if notice.agent_id == self.config.agent_id && notice.instance == self.instance {
+                    // A claim of another hub was granted a higher one meanwhile: this
+                    // hub is told, and claims with it (O2).
+                    let refusal = EpochNotice { epoch: self.highest, ..*notice };
+                    mux.send(now, key, Frame::Epoch(Box::new(refusal)), out);
                 }
             }
             Frame::Status(status) => {

@@ -1,0 +1,63 @@
+//! Runs that once found something, by name. A seed names a run only as long as
+//! plans are drawn as they were; what must stay for good is a plan in `plans/`.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::Path;
+
+use nowconnect_sim::plan::{Level, Plan};
+use nowconnect_sim::profile::Profile;
+use nowconnect_sim::run::{Keep, plan, run};
+
+/// A seed that found something.
+struct Found {
+    /// What it found, in a few words; unique.
+    name: &'static str,
+    profile: &'static str,
+    level: Level,
+    seed: u64,
+    /// The invariant that was broken.
+    broke: &'static str,
+}
+
+const FOUND: &[Found] = &[
+    Found { name: "no route after errors of the registry", profile: "swarm", level: Level::L0, seed: 22, broke: "L3" },
+    Found { name: "not the owner after a sweep", profile: "sweep-between", level: Level::L0, seed: 37, broke: "L3" },
+    Found { name: "not the owner after crashes", profile: "speed", level: Level::L0, seed: 29, broke: "L3" },
+    Found {
+        name: "one of two tunnels after a redirect",
+        profile: "failover-move-wake",
+        level: Level::L0,
+        seed: 31,
+        broke: "L2",
+    },
+    Found { name: "one of two tunnels after cuts", profile: "network", level: Level::L0, seed: 83, broke: "L2" },
+    Found { name: "no link after the healing", profile: "swarm", level: Level::L0, seed: 108, broke: "L4" },
+];
+
+#[test]
+fn seeds_that_found_something_hold() {
+    for (ix, f) in FOUND.iter().enumerate() {
+        assert!(FOUND[..ix].iter().all(|g| g.name != f.name), "{} is there twice", f.name);
+        let report = run(plan(f.seed, Profile::named(f.profile).unwrap(), f.level), Keep::Outcome);
+        assert_eq!(
+            report.violation, None,
+            "{} (broke {}): cargo run --release -p nowconnect-sim -- run --seed {} --profile {} --level {:?}",
+            f.name, f.broke, f.seed, f.profile, f.level
+        );
+    }
+}
+
+#[test]
+fn plans_that_found_something_hold() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plans");
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|f| f.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    for file in files {
+        let plan = Plan::from_json(&std::fs::read_to_string(&file).unwrap())
+            .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let report = run(plan, Keep::Outcome);
+        assert_eq!(report.violation, None, "run --plan {}", file.display());
+    }
+}
