@@ -203,18 +203,19 @@ impl Peer {
     /// them: what they may have changed is noted.
     pub(crate) fn said_raw(&mut self, message: &Bytes) {
         let mut frames = Vec::new();
-        if let Ok(number) = decode(self.dialect, message, &WireLimits::ESTABLISHED, &mut frames) {
-            if number == self.sent + 1 {
-                self.sent = number;
-                self.log(number, message);
-            }
-            for frame in &frames {
-                self.note_sent(frame);
-                if let Frame::Stream { cid, body: Body::Data { .. } | Body::Fin { .. }, .. } = frame
-                    && let Some(told) = self.streams.get_mut(cid)
-                {
-                    told.tainted = true;
-                }
+        let number = decode(self.dialect, message, &WireLimits::ESTABLISHED, &mut frames);
+        // Under any other number it is a replay, a gap or no frames of streams.
+        if number != Ok(self.sent + 1) {
+            return;
+        }
+        self.sent += 1;
+        self.log(self.sent, message);
+        for frame in &frames {
+            self.note_sent(frame);
+            if let Frame::Stream { cid, body: Body::Data { .. } | Body::Fin { .. }, .. } = frame
+                && let Some(told) = self.streams.get_mut(cid)
+            {
+                told.tainted = true;
             }
         }
     }

@@ -168,3 +168,14 @@ fn a_hub_that_does_not_heed_seen_is_dialled_again_after_a_back_off() {
     assert_eq!(out.dial, []);
     assert!(agent.poll_timeout().is_some());
 }
+
+#[test]
+fn a_handshake_that_was_given_up_ends_no_session_it_may_have_resumed() {
+    for (code, sessions) in [(CloseCode::HandshakeTimeout, 1), (CloseCode::Dead, 1), (CloseCode::Protocol, 0)] {
+        let (mut agent, mut out) = attached();
+        let message = encode_message(V2, 0, &[Frame::GoAway { code, retry_after_ms: 0 }]);
+        agent.handle(NOW, Input::Message { conn: CONN, message }, &mut out);
+        agent.handle(NOW, Input::Disconnected { conn: CONN, cause: CloseCode::Transport }, &mut out);
+        assert_eq!(agent.mux().len(), sessions, "{code}: the other side still has it, or gave it up (L1)");
+    }
+}
