@@ -344,6 +344,7 @@ impl World {
         let more = sock.sent > sock.taken || sock.fin;
         // The actor may write again.
         self.step(actor, plan.latency);
+        self.check.nodes.entry(node).or_default().from_sockets += len as u64;
         self.input(node, Input::Socket { stream, event: SockEvent::Data(bytes) });
         if more {
             self.sock_due(ix);
@@ -375,6 +376,7 @@ impl World {
             self.step(actor, plan.latency);
         }
         if written > 0 {
+            self.check.nodes.entry(node).or_default().to_sockets += written;
             self.input(node, Input::Socket { stream, event: SockEvent::Written(written) });
         }
         if shut {

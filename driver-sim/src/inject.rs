@@ -173,6 +173,7 @@ impl World {
         if self.nodes[usize::from(node)].paused {
             return;
         }
+        self.excuse(node);
         self.input(node, Input::Shutdown);
         self.crash(node, false);
     }
@@ -295,7 +296,7 @@ impl World {
             self.vulnerable(point, node, None);
         }
         self.line(None, || format!("node {node} asks the registry {token:?}: {op:?}"));
-        self.check.on_registry_op(node, &self.nodes[usize::from(node)], &op);
+        self.ghost_asked(node, token, &op);
         let client = Client { node: usize::from(node), run: u64::from(self.nodes[usize::from(node)].run) };
         let mut effects = std::mem::take(&mut self.check.effects);
         let now = self.wall();
@@ -329,6 +330,7 @@ impl World {
         }
         self.line(None, || format!("the registry answers node {node} {token:?}: {result:?}"));
         self.trace.mix(token.0 << 1 | u64::from(result.is_ok()));
+        self.ghost_answered(node, token, &result);
         self.input(node, Input::Registry { token, result });
     }
 
@@ -361,7 +363,10 @@ impl World {
                 }
             }
             Undo::Pause { node } => self.wake_up(node),
-            Undo::Lag { node } => self.nodes[usize::from(node)].lag = 0,
+            Undo::Lag { node } => {
+                self.nodes[usize::from(node)].lag = 0;
+                self.ghost_disturbed(node);
+            }
             Undo::Targets { node } => self.nodes[usize::from(node)].targets_down = None,
             Undo::Clone { node } => self.crash(node, false),
             Undo::Flap { a, b, left, every_ns, how } => {
@@ -384,8 +389,17 @@ impl World {
     fn wake_up(&mut self, ix: u16) {
         if std::mem::replace(&mut self.nodes[usize::from(ix)].paused, false) {
             self.line(None, || format!("node {ix} wakes up"));
+            self.ghost_disturbed(ix);
             self.unhold(ix);
             self.pump_all(ix);
+        }
+    }
+
+    /// An agent whose credentials fell short gets others by starting anew.
+    fn has_short_token(&self, ix: u16) -> bool {
+        match self.nodes[usize::from(ix)].at {
+            At::Agent(n) => self.plan.agents[usize::from(n)].token_ns > 0,
+            At::Hub(_) => false,
         }
     }
 
@@ -401,12 +415,13 @@ impl World {
         self.registry.heal_all(now);
         for ix in 0..self.nodes.len() as u16 {
             self.nodes[usize::from(ix)].lag = 0;
+            self.ghost_disturbed(ix);
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
                 self.crash(ix, false);
-            } else if n.is_up() && (self.check.drains.contains(&ix) || n.mode.is_some()) {
+            } else if n.is_up() && (self.check.drains.contains(&ix) || n.mode.is_some() || self.has_short_token(ix)) {
                 self.nodes[usize::from(ix)].mode = None;
                 self.stop(ix);
                 self.boot(ix);

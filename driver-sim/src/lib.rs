@@ -10,6 +10,7 @@ mod actor;
 mod check;
 mod event;
 pub mod faults;
+mod hostile;
 mod inject;
 pub mod marks;
 mod net;

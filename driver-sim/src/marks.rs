@@ -74,6 +74,9 @@ marks! {
     DrainDeadline = "a drained node was stopped with streams left";
     ModeFlip = "a mode flipped under cross-hub streams" later "switching modes comes with reload";
     TokenExpired = "a token ran out on a live tunnel";
+    Forged = "an authenticated peer sent a frame of somebody else's stream";
+    UnknownFrame = "a frame of an unknown optional type came along";
+    WrongCertificate = "a hub showed a certificate that is not its own";
     V1 = "a session spoke wire version 1";
     BothEncodings = "both encodings were used in one run";
 }

@@ -54,6 +54,9 @@ pub struct Plan {
     pub at_vulnerable: u32,
     /// Classes that may happen at vulnerable moments.
     pub classes: Vec<Class>,
+    /// Chance that a message carries a forged frame too, in 10,000.
+    #[serde(default)]
+    pub hostile: u32,
     /// Vulnerable moments that did something, by (point, occurrence); `Some`
     /// replaces the drawing by this list.
     pub triggered: Option<Vec<crate::faults::Triggered>>,
@@ -279,6 +282,7 @@ impl Plan {
             clients,
             faults: Vec::new(),
             at_vulnerable: 0,
+            hostile: 0,
             classes: Vec::new(),
             triggered: None,
             safety_ns,
@@ -349,6 +353,12 @@ impl Plan {
             }
         }
         self.classes = classes.into_iter().map(|(c, _)| c).collect();
+        self.hostile = if profile.classes.is_empty() && l.chance(1, 4) { l.spread(1, 400) as u32 } else { 0 };
+        if profile.classes.is_empty() && l.chance(1, 5) {
+            for a in &mut self.agents {
+                a.token_ns = l.between(2000, self.safety_ns / MS) * MS;
+            }
+        }
         self.at_vulnerable = if l.chance(1, 2) { l.spread(1, 300) as u32 } else { 0 };
     }
 }

@@ -4,6 +4,8 @@
 //! 256 events (the machines' own invariants: B); liveness is asked after the
 //! healing (L). The ghost state here is what a perfect wire would have done.
 
+mod ends;
+mod nodes;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{Cid, Name};
 use nowconnect_core::observed::Observed;
-use nowconnect_core::registry::RegistryOp;
+use nowconnect_core::stream::Part;
+use nowconnect_core::wire::{Body, Frame, Plane, WireLimits, decode};
 
 use crate::actor::{Fate, side};
 use crate::event::Event;
@@ -42,6 +45,9 @@ pub(crate) struct Check {
     /// The target's actor, by cid.
     pub(crate) connected: BTreeMap<Cid, u32>,
     pub(crate) wire: wire::Wire,
+    pub(crate) nodes: BTreeMap<u16, nodes::NodeGhost>,
+    /// When which process lost what may have carried streams.
+    pub(crate) excuses: Vec<(u64, u16)>,
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
@@ -68,6 +74,8 @@ impl Check {
             wanted: BTreeMap::new(),
             connected: BTreeMap::new(),
             wire: wire::Wire::default(),
+            nodes: BTreeMap::new(),
+            excuses: Vec::new(),
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
@@ -105,8 +113,6 @@ impl Check {
     pub(crate) fn on_fault(&mut self, _now: u64, _fault: &Fault) {}
 
     pub(crate) fn on_client(&mut self, _client: u32, _now: u64, _hub: &Node) {}
-
-    pub(crate) fn on_registry_op(&mut self, _ix: u16, _node: &Node, _op: &RegistryOp) {}
 
     /// S6, I1: an agent wants a target for a cid.
     pub(crate) fn on_target_wanted(
@@ -162,7 +168,14 @@ impl World {
                 return false;
             };
             let (cid, open) = (stream.cid, stream.open);
+            let agent = match &stream.part {
+                Part::Origin(o) => o.carrier.as_ref().filter(|c| c.local).map(|c| c.agent_id.clone()),
+                Part::Owner | Part::Agent => None,
+            };
             if cid.0 != 0 && self.cids.insert(cid, *client).is_none() {
+                if let Some(agent) = agent {
+                    self.ghost_opened(ix, agent.as_str(), *client);
+                }
                 self.line(Some(*client), || format!("client {client} is opened as {cid}"));
             }
             if open && self.check.opened.insert(cid) && !self.check.connected.contains_key(&cid) {
@@ -176,6 +189,10 @@ impl World {
     pub(crate) fn on_observed(&mut self, ix: u16, event: Observed) {
         self.line(None, || format!("node {ix}: {event:?}"));
         match event {
+            Observed::Stream(record) => self.ghost_record(ix, &record),
+            Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),
+            Observed::SessionLost { .. } => self.excuse(ix),
+            Observed::TokenExpired { .. } => self.marks.hit(Mark::TokenExpired),
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
             Observed::ProtocolViolation { plane, kind, detail } => {
                 self.fail(
@@ -184,6 +201,45 @@ impl World {
                 );
             }
             _ => {}
+        }
+    }
+
+    /// Whether this message asks a hub to carry a stream of another hub: how
+    /// many it had carried before, and which connectors are asked for.
+    pub(crate) fn carries_on(&self, conn: u32, to: usize, message: &bytes::Bytes) -> Option<(u64, usize)> {
+        let c = &self.conns[conn as usize];
+        let hub = self.nodes[usize::from(c.nodes[to])].hub()?;
+        if c.dialect.plane != Plane::Mesh || self.plan_of_hub(c.nodes[to]).shards > 0 {
+            return None;
+        }
+        let mut frames = Vec::new();
+        decode(c.dialect, message, &WireLimits::ESTABLISHED, &mut frames).ok()?;
+        let opens = frames.iter().filter(|f| matches!(f, Frame::Stream { body: Body::Open(_), .. })).count();
+        (opens > 0).then(|| (hub.counters().carried, opens))
+    }
+
+    fn plan_of_hub(&self, node: u16) -> &crate::plan::HubPlan {
+        &self.plan.hubs[usize::from(node)]
+    }
+
+    /// After a message: what it may not have done.
+    pub(crate) fn after_message(&mut self, conn: u32, to: usize, carried: Option<(u64, usize)>) {
+        let c = &self.conns[conn as usize];
+        let ix = c.nodes[to];
+        let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
+        let more = carried.is_some_and(|(before, _)| hub.counters().carried > before);
+        let end = crate::net::key(conn, to);
+        if to == 1
+            && let At::Hub(n) = self.nodes[usize::from(c.nodes[0])].at
+            && c.dialect.plane == Plane::Mesh
+            && hub.mux().carried_by(end).is_some()
+            && c.wrong_certificate
+        {
+            return self
+                .fail("I3", format!("node {ix} has a session on conn {conn} with a certificate not of hub-{n}"));
+        }
+        if more {
+            self.ghost_carried(ix);
         }
     }
 
@@ -234,6 +290,8 @@ impl World {
         if let Err(v) = self.registry.check() {
             self.fail(v.id, v.text);
         }
+        self.check_nodes();
+        self.check_memory();
     }
 
     /// After the healing: new clients, then an end.
@@ -375,6 +433,7 @@ impl World {
                 }
             }
         }
+        self.check_ends();
         self.check_calm();
         for ix in 0..self.nodes.len() {
             let Some(m) = &self.nodes[ix].machine else { continue };
