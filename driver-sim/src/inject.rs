@@ -63,7 +63,7 @@ impl World {
     /// Something goes wrong.
     pub(crate) fn inject(&mut self, fault: Fault) {
         self.faults_done += 1;
-        self.check.on_fault(self.now, &fault);
+        self.note_fault(&fault);
         self.line(None, || format!("FAULT {fault:?}"));
         let lasts = fault.lasts();
         match fault {
@@ -418,11 +418,11 @@ impl World {
             self.ghost_disturbed(ix);
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);
+            let flipped = self.nodes[usize::from(ix)].mode.take().is_some();
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
                 self.crash(ix, false);
-            } else if n.is_up() && (self.check.drains.contains(&ix) || n.mode.is_some() || self.has_short_token(ix)) {
-                self.nodes[usize::from(ix)].mode = None;
+            } else if n.is_up() && (self.check.drains.contains(&ix) || flipped || self.has_short_token(ix)) {
                 self.stop(ix);
                 self.boot(ix);
             } else {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::faults::{Class, Fault, Planned};
 use crate::profile::Profile;
+use crate::scenario;
 use crate::tape::{Lane, Tape};
 
 /// One millisecond in nanoseconds, the unit of all virtual time here.
@@ -295,8 +296,12 @@ impl Plan {
         };
         plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
-        if let Some(script) = profile.script {
-            script(&mut plan, &mut tape.lane("script", 0));
+        let mut l = tape.lane("script", 0);
+        // Everything drawn includes what chance alone finds seldom.
+        let mixed = p.script.is_none() && p.classes.is_empty() && p.clients.is_none() && !calm && l.chance(1, 6);
+        let script = p.script.or_else(|| l.pick(scenario::ALL).copied().filter(|_| mixed));
+        if let Some(script) = script {
+            script(&mut plan, &mut l);
         }
         plan
     }

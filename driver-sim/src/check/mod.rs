@@ -6,6 +6,7 @@
 
 mod ends;
 mod nodes;
+mod relations;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +49,11 @@ pub(crate) struct Check {
     pub(crate) nodes: BTreeMap<u16, nodes::NodeGhost>,
     /// When which process lost what may have carried streams.
     pub(crate) excuses: Vec<(u64, u16)>,
+    /// When one of a pair of hubs last found the other's connection one too
+    /// many: a dial of the lower number, a dial of the higher.
+    pub(crate) duplicates: BTreeMap<(u16, u16), [Option<u64>; 2]>,
+    /// A fault took something from the registry, or kept it from being written.
+    pub(crate) registry_lost: bool,
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
@@ -76,6 +82,8 @@ impl Check {
             wire: wire::Wire::default(),
             nodes: BTreeMap::new(),
             excuses: Vec::new(),
+            duplicates: BTreeMap::new(),
+            registry_lost: false,
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
@@ -109,8 +117,6 @@ impl Check {
     pub(crate) fn on_crash(&mut self, ix: u16, _now: u64) {
         self.drains.remove(&ix);
     }
-
-    pub(crate) fn on_fault(&mut self, _now: u64, _fault: &Fault) {}
 
     pub(crate) fn on_client(&mut self, _client: u32, _now: u64, _hub: &Node) {}
 
@@ -291,6 +297,7 @@ impl World {
             self.fail(v.id, v.text);
         }
         self.check_nodes();
+        self.check_duplicates();
         self.check_memory();
     }
 
@@ -304,6 +311,7 @@ impl World {
         if since >= self.check.settle_ns && !self.check.probed {
             self.check.probed = true;
             self.check_relations();
+            self.check_registry();
             self.start_probes();
         } else if self.check.probed && alive == 0 {
             // Late frames, acknowledgements and tombstones settle.

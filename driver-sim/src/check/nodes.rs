@@ -15,7 +15,7 @@ use nowconnect_core::hub::Hub;
 use nowconnect_core::id::Epoch;
 use nowconnect_core::observed::StreamRecord;
 use nowconnect_core::registry::{RegistryOp, RegistryReply, RegistryResult, Token};
-use nowconnect_core::stream::HalfState;
+use nowconnect_core::stream::{End, HalfState};
 use nowconnect_core::time::Instant;
 
 use crate::faults::At;
@@ -107,20 +107,21 @@ impl World {
     /// A tunnel was accepted: the token it came with.
     pub(crate) fn ghost_token(&mut self, hub: u16, agent: u8, expires: Option<Instant>) {
         let tokens = &mut self.ghost(hub).tokens;
-        match expires {
-            Some(at) => tokens.insert(agent, at),
-            None => tokens.remove(&agent),
-        };
+        // A dial may come to nothing, and then the token before counts: the
+        // latest end of all that were shown is the one that surely holds.
+        let until = expires.unwrap_or(Instant::from_nanos(u64::MAX));
+        let known = tokens.entry(agent).or_insert(until);
+        *known = (*known).max(until);
     }
 
     /// I4: a stream is opened at an agent of this hub.
     pub(crate) fn ghost_opened(&mut self, hub: u16, agent: &str, client: u32) {
         let Some(n) = agent.strip_prefix("agent-").and_then(|n| n.parse::<u8>().ok()) else { return };
         let at = self.nodes[usize::from(hub)].clock(self.now);
-        let late = std::time::Duration::from_nanos(200 * MS + self.plan.late_timers_ns);
+        let late = 200 * MS + self.plan.late_timers_ns;
         if self.calm(hub).is_some_and(|t| self.now - t > 1000 * MS)
             && let Some(until) = self.check.nodes.get(&hub).and_then(|g| g.tokens.get(&n)).copied()
-            && at > until.after(late)
+            && at.as_nanos() > until.as_nanos().saturating_add(late)
         {
             self.fail(
                 "I4",
@@ -283,8 +284,16 @@ impl World {
             else {
                 continue;
             };
+            let initial = match node.at {
+                At::Hub(n) => self.plan.hubs[usize::from(n)].window.0,
+                At::Agent(n) => self.plan.agents[usize::from(n)].window.0,
+            };
             for (h, half) in stream.halves.iter().enumerate() {
-                let held = half.waiting_bytes() + half.queued;
+                // From a socket no more is read than may be sent, or than the
+                // first window while nobody knows who will take it.
+                let from_socket = matches!(stream.ends[h], End::Socket(_));
+                let held = half.waiting_bytes() + if from_socket { 0 } else { half.queued };
+                let most = if from_socket { initial } else { most };
                 if half.state != HalfState::Aborted && held > most {
                     let text = format!("{} holds {held} bytes of half {h} of {}", node.name, stream.cid);
                     return self.fail("B1", text);

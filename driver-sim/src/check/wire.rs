@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 use nowconnect_core::config::Mode;
-use nowconnect_core::error::RstCode;
+use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, Cid, Epoch, Fence, SessionId};
 use nowconnect_core::wire::{Body, Dialect, Frame, HelloRole, Plane, WireLimits, decode};
@@ -108,6 +108,8 @@ pub(crate) struct Wire {
     open: Vec<u32>,
     frames: Vec<Frame>,
     points: Vec<Point>,
+    /// A hub that says DUPLICATE on a mesh connection.
+    duplicate: bool,
     /// Streams seen lately, for whoever wants to forge a frame of one.
     pub(crate) recent: VecDeque<(Cid, Epoch)>,
 }
@@ -358,10 +360,12 @@ impl Wire {
                     return broken("S1", text);
                 }
             }
+            Frame::GoAway { code, .. } => {
+                self.duplicate |= plane == Plane::Mesh && *code == CloseCode::Duplicate;
+            }
             Frame::Auth(_)
             | Frame::Ping { .. }
             | Frame::Pong { .. }
-            | Frame::GoAway { .. }
             | Frame::Epoch(_)
             | Frame::Connectors { .. }
             | Frame::Token { .. }
@@ -656,7 +660,11 @@ impl World {
             wire.waits(conn, end, waiting);
         }
         let mut points = std::mem::take(&mut wire.points);
+        let duplicate = std::mem::take(&mut wire.duplicate);
         self.check.wire = wire;
+        if duplicate {
+            self.said_duplicate(conn, end);
+        }
         let nodes = self.conns[conn as usize].nodes;
         for p in points.drain(..) {
             self.vulnerable(p, nodes[end], Some(nodes[1 - end]));
