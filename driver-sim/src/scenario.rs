@@ -156,6 +156,9 @@ pub(crate) fn dial_together(plan: &mut Plan, l: &mut Lane) {
     let far = l.between(30, 200) * MS;
     plan.net.latency = (far, far + l.below(20) * MS);
     plan.shuffle = true;
+    for (ix, h) in plan.hubs.iter_mut().enumerate() {
+        h.peers.retain(|p| usize::from(*p) != ix);
+    }
     let hubs = plan.hubs.len() as u8;
     let mut at = l.between(3000, 6000);
     for _ in 0..3 {
@@ -179,14 +182,17 @@ pub(crate) fn registry_out(plan: &mut Plan, l: &mut Lane) {
     let ms = l.between(10_000, 25_000);
     plan_fault(plan, at, Fault::Registry { what, hub: None, ms });
     // What was known of other hubs is gone with their agents.
-    let agent = At::Agent(l.below(plan.agents.len() as u64) as u8);
-    plan_fault(plan, at - 2000, Fault::Crash { at: agent, down_ms: ms + 4000, silent: false });
+    for n in 0..plan.agents.len() as u8 {
+        let before = l.between(1000, 3000);
+        plan_fault(plan, at - before, Fault::Crash { at: At::Agent(n), down_ms: ms + before, silent: false });
+    }
 }
 
 /// {one stream of a pair of hubs pours while others trickle, over a thin wire}.
 pub(crate) fn thin_wire(plan: &mut Plan, l: &mut Lane) {
-    let rate = l.spread(32 << 10, 512 << 10);
+    let rate = l.spread(128 << 10, 512 << 10);
     plan.net.bandwidth = (rate, rate);
+    plan.net.buffer = (64 << 10, 64 << 10);
     let from = l.between(3000, 6000) * MS;
     for c in &mut plan.clients {
         c.at = from + l.below(2000) * MS;

@@ -39,6 +39,8 @@ pub(crate) struct NodeGhost {
     pub(crate) unhealthy_since: Option<u64>,
     renewals: BTreeMap<Token, Instant>,
     lease_until: Option<Instant>,
+    /// Its lease ended once, as far as it knew: others may have swept it.
+    pub(crate) lapsed: bool,
     /// Payload its sockets gave and took.
     pub(crate) from_sockets: u64,
     pub(crate) to_sockets: u64,
@@ -89,6 +91,7 @@ impl World {
         }
         if *result == Ok(RegistryReply::Renewed) {
             let until = Some(sent.after(std::time::Duration::from_nanos(lease)));
+            g.lapsed |= g.lease_until.is_some_and(|t| sent >= t);
             g.lease_until = g.lease_until.max(until);
         }
     }
@@ -276,17 +279,18 @@ impl World {
     /// B1: what a node holds of one direction between its socket and its session.
     pub(crate) fn check_memory(&mut self) {
         let windows = self.plan.hubs.iter().map(|h| h.window).chain(self.plan.agents.iter().map(|a| a.window));
-        let most = windows.map(|w| w.0.max(w.1)).max().unwrap_or(0) + (128 << 10);
+        let (mut initial, mut most) = (0, 0);
+        for w in windows {
+            // Bytes for one candidate are kept for the next, whatever its window.
+            initial = initial.max(w.0);
+            most = most.max(w.0.max(w.1) + (128 << 10));
+        }
         for sock in self.socks.iter().filter(|s| !s.gone && !s.closed) {
             let node = &self.nodes[usize::from(sock.node)];
             let Some(stream) =
                 node.machine.as_ref().filter(|_| node.run == sock.run).and_then(|m| m.stream(sock.stream?))
             else {
                 continue;
-            };
-            let initial = match node.at {
-                At::Hub(n) => self.plan.hubs[usize::from(n)].window.0,
-                At::Agent(n) => self.plan.agents[usize::from(n)].window.0,
             };
             for (h, half) in stream.halves.iter().enumerate() {
                 // From a socket no more is read than may be sent, or than the
