@@ -9,8 +9,15 @@ fn main() {
     let p = Profile::named(&a[1]).unwrap();
     let n: u64 = a[2].parse().unwrap();
     if let Ok(seed) = std::env::var("SEED") {
-        let r = nowconnect_sim::run::run_planted(nowconnect_sim::run::plan(seed.parse().unwrap(), p, Level::L0), a[3].parse().unwrap(), nowconnect_sim::run::Keep::Story).unwrap();
-        for l in &r.lines { println!("{l}"); }
+        let r = nowconnect_sim::run::run_planted(
+            nowconnect_sim::run::plan(seed.parse().unwrap(), p, Level::L0),
+            a[3].parse().unwrap(),
+            nowconnect_sim::run::Keep::Story,
+        )
+        .unwrap();
+        for l in &r.lines {
+            println!("{l}");
+        }
         println!("{:?}", r.violation);
         return;
     }

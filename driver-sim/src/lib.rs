@@ -8,6 +8,7 @@
 
 mod actor;
 mod check;
+pub mod diff;
 mod event;
 pub mod faults;
 mod hostile;

@@ -45,6 +45,8 @@ pub struct Report {
     pub marks: Marks,
     /// Vulnerable moments that did something.
     pub triggered: Vec<crate::faults::Triggered>,
+    /// What each client and each target saw.
+    pub transcripts: Vec<crate::diff::Transcript>,
     /// The story, if it was kept.
     pub lines: Vec<Line>,
     /// The hash after each event, if it was kept.
@@ -122,6 +124,7 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
         messages: world.check.messages,
         marks: std::mem::take(&mut world.marks),
         triggered: std::mem::take(&mut world.triggered),
+        transcripts: world.transcripts(),
         lines: world.trace.lines().to_vec(),
         steps: world.trace.steps().to_vec(),
         plan: world.plan,

@@ -153,7 +153,7 @@ pub(crate) fn slow_claims(plan: &mut Plan, l: &mut Lane) {
 
 /// {all hubs restart at one moment, far from each other, again and again}.
 pub(crate) fn dial_together(plan: &mut Plan, l: &mut Lane) {
-    let far = l.between(30, 200) * MS;
+    let far = l.between(60, 200) * MS;
     plan.net.latency = (far, far + l.below(20) * MS);
     plan.shuffle = true;
     for (ix, h) in plan.hubs.iter_mut().enumerate() {
@@ -165,8 +165,13 @@ pub(crate) fn dial_together(plan: &mut Plan, l: &mut Lane) {
         let down_ms = l.between(1, 500);
         for hub in 0..hubs {
             plan_fault(plan, at, Fault::Stop { at: At::Hub(hub), down_ms });
+            for other in 0..hub {
+                // First dials come to nothing at both; the second ones meet.
+                let (a, b) = (At::Hub(other), At::Hub(hub));
+                plan_fault(plan, at, Fault::Block { a, b, both: true, ms: down_ms + 2000 });
+            }
         }
-        at += l.between(6000, 15_000);
+        at += l.between(10_000, 15_000);
     }
 }
 

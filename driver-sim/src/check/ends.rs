@@ -8,10 +8,31 @@
 use nowconnect_core::id::Cid;
 
 use crate::actor::{Fate, side};
+use crate::diff::{Ended, Transcript};
 use crate::plan::Ending;
 use crate::world::World;
 
 impl World {
+    /// What every client of the plan saw, and its target.
+    pub(crate) fn transcripts(&self) -> Vec<Transcript> {
+        let ends = self.pairs.iter().filter(|(id, _)| **id < super::PROBES_FROM);
+        let actors = ends.flat_map(|(_, pair)| pair.iter().flatten()).map(|a| &self.actors[*a as usize]);
+        actors
+            .map(|a| Transcript {
+                client: a.client,
+                is_client: a.is_client,
+                read: a.read,
+                eof: a.eof_seen,
+                fate: match a.fate {
+                    Fate::Alive => Ended::NotYet,
+                    Fate::Finished => Ended::InOrder,
+                    Fate::Aborted => Ended::Aborted,
+                    Fate::Reset(_) | Fate::Refused => Ended::Reset,
+                },
+            })
+            .collect()
+    }
+
     /// Something happened to a process that may cost open streams.
     pub(crate) fn excuse(&mut self, node: u16) {
         self.check.excuses.push((self.now, node));
