@@ -53,6 +53,7 @@ pub(crate) struct Actor {
     write_at: u64,
     read_at: u64,
     fin_at: Option<u64>,
+    fin_sent_at: u64,
     /// The next step on the heap.
     step_at: Option<u64>,
 }
@@ -157,6 +158,7 @@ impl World {
             write_at: 0,
             read_at: 0,
             fin_at: None,
+            fin_sent_at: 0,
             step_at: None,
         });
         self.socks.push(Sock {
@@ -438,6 +440,9 @@ impl World {
         a.fate = fate;
         a.ended_at = now;
         let (client, is_client) = (a.client, a.is_client);
+        if fate == Fate::Finished && now > a.fin_sent_at + 20_000 * MS {
+            self.marks.hit(Mark::HalfClosedLong);
+        }
         self.line(Some(client), || format!("{} {client} ends: {fate:?}", side(is_client)));
         self.trace.mix(u64::from(actor) << 8 | u64::from(matches!(fate, Fate::Finished)));
         self.on_actor_end(actor);
@@ -580,6 +585,7 @@ impl World {
             };
         if fin {
             a.fin_sent = true;
+            a.fin_sent_at = now;
             let (sock, client, is_client) = (a.sock, a.client, a.is_client);
             self.line(Some(client), || format!("{} {client} half-closes after {} bytes", side(is_client), flow.total));
             self.socks[sock as usize].fin = true;

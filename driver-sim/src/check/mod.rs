@@ -6,13 +6,14 @@
 
 mod ends;
 mod nodes;
+mod rare;
 mod relations;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nowconnect_core::error::RstCode;
-use nowconnect_core::id::{Cid, Name};
+use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::id::{AgentId, Cid, Name};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::stream::Part;
 use nowconnect_core::wire::{Body, Frame, Plane, WireLimits, decode};
@@ -54,6 +55,10 @@ pub(crate) struct Check {
     pub(crate) duplicates: BTreeMap<(u16, u16), [Option<u64>; 2]>,
     /// A fault took something from the registry, or kept it from being written.
     pub(crate) registry_lost: bool,
+    /// Clients that were opened once.
+    tried: BTreeSet<u32>,
+    /// The hub each agent attached to last.
+    pub(crate) attached: BTreeMap<AgentId, u16>,
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
@@ -84,6 +89,8 @@ impl Check {
             excuses: Vec::new(),
             duplicates: BTreeMap::new(),
             registry_lost: false,
+            tried: BTreeSet::new(),
+            attached: BTreeMap::new(),
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
@@ -179,6 +186,9 @@ impl World {
                 Part::Owner | Part::Agent => None,
             };
             if cid.0 != 0 && self.cids.insert(cid, *client).is_none() {
+                if !self.check.tried.insert(*client) {
+                    self.marks.hit(Mark::Retried);
+                }
                 if let Some(agent) = agent {
                     self.ghost_opened(ix, agent.as_str(), *client);
                 }
@@ -198,6 +208,10 @@ impl World {
             Observed::Stream(record) => self.ghost_record(ix, &record),
             Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),
             Observed::SessionLost { .. } => self.excuse(ix),
+            Observed::SessionSuspended { cause: CloseCode::Dead, .. } => self.marks.hit(Mark::DeadPeerNoticed),
+            Observed::HandshakeFailed { cause: CloseCode::ResumeRefused, .. } => self.marks.hit(Mark::ResumeRefused),
+            Observed::LeaseHeldByOther => self.marks.hit(Mark::LeaseSelfFence),
+            Observed::Attached { agent_id, firm, takeover, .. } => self.note_attached(ix, &agent_id, firm, takeover),
             Observed::TokenExpired { .. } => self.marks.hit(Mark::TokenExpired),
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
             Observed::ProtocolViolation { plane, kind, detail } => {
@@ -476,20 +490,5 @@ impl World {
             }
         }
         let _ = connector;
-    }
-}
-
-/// Marks that counters of the machines tell at the end of a run.
-impl World {
-    pub(crate) fn collect_marks(&mut self) {
-        for ix in 0..self.nodes.len() {
-            let Some(m) = &self.nodes[ix].machine else { continue };
-            for shard in m.shards() {
-                let c = shard.counters();
-                self.marks.add(Mark::EpochMismatch, c.epoch_mismatch);
-                self.marks.add(Mark::DuplicateDropped, c.duplicates);
-                self.marks.add(Mark::BudgetPressure, c.paused_budget);
-            }
-        }
     }
 }

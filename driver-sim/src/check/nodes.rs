@@ -137,6 +137,7 @@ impl World {
     pub(crate) fn ghost_record(&mut self, ix: u16, r: &StreamRecord) {
         use nowconnect_core::error::RstCode;
         use nowconnect_core::observed::Cause;
+        self.note_record(ix, r);
         let total = r.total.as_nanos() as u64;
         let At::Hub(n) = self.nodes[usize::from(ix)].at else { return };
         let calm = self.calm(ix).is_some_and(|t| self.now - t > total + 1000 * MS);

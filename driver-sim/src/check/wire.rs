@@ -20,6 +20,7 @@ use nowconnect_core::id::{AgentId, Cid, Epoch, Fence, SessionId};
 use nowconnect_core::wire::{Body, Dialect, Frame, HelloRole, Plane, WireLimits, decode};
 
 use crate::faults::Point;
+use crate::marks::Mark;
 use crate::payload::{self, Half};
 use crate::world::{Violation, World};
 
@@ -108,6 +109,7 @@ pub(crate) struct Wire {
     open: Vec<u32>,
     frames: Vec<Frame>,
     points: Vec<Point>,
+    marks: Vec<Mark>,
     /// A hub that says DUPLICATE on a mesh connection.
     duplicate: bool,
     /// Streams seen lately, for whoever wants to forge a frame of one.
@@ -520,10 +522,19 @@ impl Wire {
                     );
                     return broken("S2", text);
                 }
+                if s.fin[1 - end].is_none() {
+                    self.marks.push(if end == s.opener { Mark::FinClientFirst } else { Mark::FinTargetFirst });
+                }
+                if s.arrived[end] < s.next[end] {
+                    self.marks.push(Mark::FinWithDataBuffered);
+                }
                 s.fin[end] = Some(*final_off);
             }
             Body::Rst { .. } => {
                 self.points.push(Point::Rst);
+                if s.fin[1 - end].is_some() && !s.fin_arrived[1 - end] {
+                    self.marks.push(Mark::RstCrossedFin);
+                }
                 s.over[end] = true;
             }
             Body::Open(_) | Body::Resume(_) => {}
@@ -548,6 +559,10 @@ impl Wire {
                     Frame::Ack { received } => ledger.dirs[to].forget(*received),
                     Frame::Stream { cid, body, .. } if fresh => {
                         let Some(s) = ledger.streams.get_mut(cid) else { continue };
+                        if s.over[to] {
+                            let ok = matches!(body, Body::OpenAck { result: Ok(()) });
+                            self.marks.push(if ok { Mark::AckAfterCancel } else { Mark::TombstoneUsed });
+                        }
                         match body {
                             Body::Open(o) => s.allowed[to] = s.allowed[to].max(o.limit),
                             Body::Data { off, bytes } => s.arrived[from] = *off + bytes.len() as u64,
@@ -658,6 +673,9 @@ impl World {
                 self.fail("L7", format!("conn {conn}: {w} waits while {cid} sends {STARVED_BYTES} bytes in a row"));
             }
             wire.waits(conn, end, waiting);
+        }
+        for m in wire.marks.drain(..) {
+            self.marks.hit(m);
         }
         let mut points = std::mem::take(&mut wire.points);
         let duplicate = std::mem::take(&mut wire.duplicate);
