@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::faults::{At, Class, Fault, Planned};
 use crate::profile::Profile;
+use crate::scenario;
 use crate::tape::{Lane, Tape};
 
 /// One millisecond in nanoseconds, the unit of all virtual time here.
@@ -54,6 +55,9 @@ pub struct Plan {
     pub at_vulnerable: u32,
     /// Classes that may happen at vulnerable moments.
     pub classes: Vec<Class>,
+    /// Chance that a message carries a forged frame too, in 10,000.
+    #[serde(default)]
+    pub hostile: u32,
     /// Vulnerable moments that did something, by (point, occurrence); `Some`
     /// replaces the drawing by this list.
     pub triggered: Option<Vec<crate::faults::Triggered>>,
@@ -313,6 +317,7 @@ impl Plan {
             clients,
             faults: Vec::new(),
             at_vulnerable: 0,
+            hostile: 0,
             classes: Vec::new(),
             triggered: None,
             frozen: None,
@@ -329,8 +334,12 @@ impl Plan {
         plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
         plan.draw_frozen(&mut tape.lane("frozen", 0));
-        if let Some(script) = profile.script {
-            script(&mut plan, &mut tape.lane("script", 0));
+        let mut l = tape.lane("script", 0);
+        // Everything drawn includes what chance alone finds seldom.
+        let mixed = p.script.is_none() && p.classes.is_empty() && p.clients.is_none() && !calm && l.chance(1, 6);
+        let script = p.script.or_else(|| l.pick(scenario::ALL).copied().filter(|_| mixed));
+        if let Some(script) = script {
+            script(&mut plan, &mut l);
         }
         plan
     }
@@ -397,6 +406,12 @@ impl Plan {
             }
         }
         self.classes = classes.into_iter().map(|(c, _)| c).collect();
+        self.hostile = if profile.classes.is_empty() && l.chance(1, 4) { l.spread(1, 400) as u32 } else { 0 };
+        if profile.classes.is_empty() && l.chance(1, 5) {
+            for a in &mut self.agents {
+                a.token_ns = l.between(2000, self.safety_ns / MS) * MS;
+            }
+        }
         self.at_vulnerable = if l.chance(1, 2) { l.spread(1, 300) as u32 } else { 0 };
     }
 }
