@@ -17,7 +17,8 @@ use crate::event::Event;
 use crate::marks::Mark;
 use crate::node::Machine;
 use crate::payload::{self, Half};
-use crate::plan::{ClientPlan, Ending, FlowPlan, MS, TargetPlan};
+use crate::plan::{ClientPlan, Ending, FlowPlan, Level, MS, TargetPlan};
+use crate::tape::Lane;
 use crate::world::{Phase, World};
 
 /// Bytes a node reads from a socket at a time, as the production driver.
@@ -80,6 +81,8 @@ pub(crate) struct Sock {
     queue: VecDeque<Bytes>,
     buffered: VecDeque<Bytes>,
     pub(crate) buffered_bytes: u64,
+    /// Bytes the node wrote into the buffer in all.
+    pub(crate) written: u64,
     shut_due: bool,
     shut: bool,
     /// The node is done with it.
@@ -88,6 +91,13 @@ pub(crate) struct Sock {
     /// The node does not exist for it any more.
     pub(crate) gone: bool,
     due: bool,
+}
+
+impl Sock {
+    /// The node's half is closed towards the actor.
+    pub(crate) const fn is_shut(&self) -> bool {
+        self.shut
+    }
 }
 
 const fn sock_key(ix: u32) -> SockKey {
@@ -163,6 +173,7 @@ impl World {
             queue: VecDeque::new(),
             buffered: VecDeque::new(),
             buffered_bytes: 0,
+            written: 0,
             shut_due: false,
             shut: false,
             closed: false,
@@ -219,7 +230,7 @@ impl World {
         let id = client.unwrap_or(u32::MAX);
         let (actor, sock) = self.add_actor(id, false, ix, Some(stream));
         if let Some(cid) = cid {
-            self.check.on_target_connected(cid);
+            self.check.on_target_connected(cid, actor);
         }
         if let Some(c) = client {
             let pair = self.pairs.entry(c).or_default();
@@ -328,6 +339,7 @@ impl World {
             return;
         }
         let len = budget.min(READ_BYTES).min(usize::try_from(waiting).unwrap_or(usize::MAX));
+        let len = part(self.plan.level, &mut self.sock_draws, len);
         let half = Half { client, up: self.actors[actor as usize].is_client };
         let bytes = payload::cut(half, sock.taken, len);
         sock.taken += len as u64;
@@ -341,20 +353,29 @@ impl World {
     }
 
     fn flush(&mut self, ix: u32, node: u16, stream: StreamKey, actor: u32, plan: &ClientPlan) {
+        let (level, lane) = (self.plan.level, &mut self.sock_draws);
         let sock = &mut self.socks[ix as usize];
-        let mut written = 0;
+        let (mut written, mut again) = (0, false);
         while let Some(front) = sock.queue.front_mut() {
             let room = u64::from(plan.buffer).saturating_sub(sock.buffered_bytes) as usize;
             if room == 0 {
                 break;
             }
-            let piece = front.split_to(room.min(front.len()));
+            let whole = room.min(front.len());
+            let len = part(level, lane, whole);
+            let piece = front.split_to(len);
             written += piece.len() as u64;
             sock.buffered_bytes += piece.len() as u64;
+            sock.written += piece.len() as u64;
             if front.is_empty() {
                 sock.queue.pop_front();
             }
             sock.buffered.push_back(piece);
+            if len < whole {
+                // A partial write; the rest has a turn of its own.
+                again = true;
+                break;
+            }
         }
         let shut = sock.queue.is_empty() && sock.shut_due && !sock.shut;
         if shut {
@@ -362,6 +383,9 @@ impl World {
         }
         if written > 0 || shut {
             self.step(actor, plan.latency);
+        }
+        if again {
+            self.sock_due(ix);
         }
         if written > 0 {
             self.input(node, Input::Socket { stream, event: SockEvent::Written(written) });
@@ -597,6 +621,16 @@ impl World {
             self.step(ix, next.saturating_sub(now).max(1000));
         }
     }
+}
+
+/// How much of `whole` one call to a socket moves: at L1 now and then less
+/// than could be (N3), but no less than a sixteenth.
+fn part(level: Level, lane: &mut Lane, whole: usize) -> usize {
+    if level == Level::L0 || whole < 2 || !lane.chance(1, 4) {
+        return whole;
+    }
+    let whole = whole as u64;
+    lane.between((whole / 16).max(1), whole) as usize
 }
 
 fn node_agent(node: &crate::node::Node) -> Option<&nowconnect_core::agent::Agent> {

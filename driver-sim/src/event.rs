@@ -22,6 +22,10 @@ pub(crate) enum Event {
     Reset { conn: u32, to: u8 },
     /// A closing connection is given up with what it could not write.
     GiveUp { conn: u32, end: u8 },
+    /// L1: the process at an end may read its socket.
+    Ready { conn: u32, end: u8 },
+    /// L1: a closed connection has lingered long enough.
+    Linger { conn: u32, end: u8 },
     /// A dial reached the hub.
     Accept { conn: u32 },
     /// The answer to a dial reached the dialler.

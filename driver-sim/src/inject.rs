@@ -14,6 +14,8 @@ use crate::registry::{self, Client, Damage, Draw, Effect, ServerError, Whom};
 use crate::tape::Lane;
 use crate::world::{Phase, World};
 
+/// The planted bug that lives in this world's clocks.
+const PLANTED_WALL_CLOCK: u16 = 44;
 /// How far back the registry can be set.
 const KEEP: Duration = Duration::from_secs(30);
 
@@ -60,7 +62,7 @@ impl World {
 
     /// Something goes wrong.
     pub(crate) fn inject(&mut self, fault: Fault) {
-        self.faults_done += 1;
+        self.faults_done[fault.class() as usize] += 1;
         self.check.on_fault(self.now, &fault);
         self.line(None, || format!("FAULT {fault:?}"));
         let lasts = fault.lasts();
@@ -255,10 +257,24 @@ impl World {
             }
             RegistryFault::Wall(by) => {
                 self.marks.hit(Mark::WallClockStepped);
+                self.step_wall_clocks(by);
                 return self.registry.step_wall(now, by);
             }
         };
         self.registry.inject(now, lasting, whom, until);
+    }
+
+    /// The wall clocks of all machines jump with the registry's. Machines are
+    /// told monotonic time only; planted bug 44 is a driver that mixes them up.
+    fn step_wall_clocks(&mut self, by_ms: i64) {
+        if nowconnect_core::planted::current() != Some(PLANTED_WALL_CLOCK) {
+            return;
+        }
+        for ix in 0..self.nodes.len() as u16 {
+            let node = &mut self.nodes[usize::from(ix)];
+            node.wall_ns = node.wall_ns.saturating_add(by_ms.saturating_mul(MS as i64));
+            self.settle(ix);
+        }
     }
 
     /// Faults of the registry that look into the past need its past kept.
@@ -340,7 +356,7 @@ impl World {
                 self.net.redirect.pop();
             }
             Undo::Restart { node } => {
-                if !self.nodes[usize::from(node)].is_clone {
+                if !self.nodes[usize::from(node)].is_clone && !self.is_frozen(node) {
                     self.boot(node);
                 }
             }
@@ -373,7 +389,13 @@ impl World {
         }
     }
 
-    /// Faults end; what they left behind stays for the system to deal with.
+    /// The healing left this node out.
+    pub(crate) fn is_frozen(&self, node: u16) -> bool {
+        self.phase == Phase::Liveness && self.plan.frozen.is_some_and(|f| self.node_of(f.at) == node)
+    }
+
+    /// Faults end, for all nodes or all but one; what they left behind stays
+    /// for the system to deal with.
     pub(crate) fn heal(&mut self) {
         self.phase = Phase::Liveness;
         self.healed_at = self.now;
@@ -392,6 +414,10 @@ impl World {
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
                 self.crash(ix, false);
+            } else if self.is_frozen(ix) {
+                let silent = self.plan.frozen.is_some_and(|f| f.silent);
+                self.crash(ix, silent);
+                self.nodes[usize::from(ix)].silent = silent;
             } else if n.is_up() && (self.check.drains.contains(&ix) || flipped) {
                 self.stop(ix);
                 self.boot(ix);

@@ -7,19 +7,28 @@
 //! run, for ever (D1).
 
 mod actor;
+pub mod campaign;
 mod check;
+pub mod edit;
+pub mod emit;
 mod event;
+pub mod explain;
 pub mod faults;
 mod inject;
 pub mod marks;
 mod net;
 mod node;
+pub mod panics;
 mod payload;
 pub mod plan;
 pub mod profile;
 pub mod registry;
+pub mod repeat;
 pub mod run;
 mod scenario;
+pub mod shrink;
+mod story;
+pub mod table;
 pub mod tape;
 pub mod trace;
 mod world;

@@ -1,41 +1,32 @@
-//! The command `nowconnect-sim`.
-#![allow(clippy::print_stdout, reason = "a command line prints")]
+//! The command `nowconnect-sim`: reads arguments, runs one of the commands of
+//! `cli`, ends with 0 (all held), 1 (a violation) or 2 (usage).
 
-use nowconnect_sim::plan::Level;
-use nowconnect_sim::profile::Profile;
-use nowconnect_sim::run::{Keep, plan, run};
+mod cli;
 
-fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let profile = Profile::named(args.get(1).map_or("swarm", |s| s)).expect("profile");
-    let from: u64 = args.get(2).and_then(|s| s.parse().ok()).unwrap_or(0);
-    let to: u64 = args.get(3).and_then(|s| s.parse().ok()).unwrap_or(100);
-    let start = std::time::SystemTime::now();
-    let (mut events, mut virt, mut faults, mut fails) = (0, 0, 0, 0);
-    if std::env::var("STORY").is_err() {
-        std::panic::set_hook(Box::new(|_| {}));
-    }
-    for seed in from..to {
-        let verbose = std::env::var("STORY").is_ok();
-        let r = run(plan(seed, profile, Level::L0), if verbose { Keep::Story } else { Keep::Outcome });
-        if verbose {
-            println!("{:#?}", r.plan);
-            for l in &r.lines {
-                println!("{l}");
-            }
+use std::io::{BufWriter, ErrorKind, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    nowconnect_sim::panics::keep_quiet();
+    let args = cli::Args::parse();
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let ended =
+        cli::carry_out(args.command, &mut out).and_then(|end| out.flush().map(|()| end).map_err(cli::Stop::from));
+    match ended {
+        Ok(cli::End::Held) => ExitCode::SUCCESS,
+        Ok(cli::End::Failed) => ExitCode::from(1),
+        Err(cli::Stop::Usage(text)) => {
+            let _ = out.flush();
+            let _ = writeln!(std::io::stderr(), "nowconnect-sim: {text}");
+            ExitCode::from(2)
         }
-        events += r.events;
-        virt += r.virtual_ns;
-        faults += r.faults;
-        if let Some(v) = r.violation {
-            fails += 1;
-            println!("seed {seed}: {} {}", v.id, v.text);
+        // Whoever read the output has seen enough.
+        Err(cli::Stop::Output(e)) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(cli::Stop::Output(e)) => {
+            let _ = writeln!(std::io::stderr(), "nowconnect-sim: cannot write: {e}");
+            ExitCode::from(1)
         }
     }
-    let t = start.elapsed().map_or(0.0, |d| d.as_secs_f64());
-    println!(
-        "{events} events, {faults} faults, {fails} failures in {t:.2} s: {:.0}x real time, {:.0} events/s",
-        virt as f64 / 1e9 / t,
-        events as f64 / t
-    );
 }

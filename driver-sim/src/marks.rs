@@ -53,6 +53,7 @@ marks! {
     FinWithDataBuffered = "a direction ended while its bytes were still on their way";
     RstCrossedFin = "an RST met a FIN on its way";
     AgentMoved = "an agent moved to another hub while a stream was open";
+    NewerPeer = "a peer of a later version sent an optional frame";
     TwoInstances = "two processes of one agent were alive";
     Superseded = "an instance superseded another's attachments";
     LeaseSelfFence = "a hub's lease ran out and it refused as owner";

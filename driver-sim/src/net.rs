@@ -4,12 +4,19 @@
 //! the data, a reset does not, and a peer that is gone without a word is
 //! noticed by timers or by the reset that answers a write.
 //!
-//! At L0 an item is a whole WebSocket message; at L1 it is a piece of bytes
-//! (`bytes.rs`). Must not know what a message says.
+//! At L0 a whole WebSocket message travels (`whole.rs`); at L1 pieces of bytes
+//! do, between sockets with buffers and WebSocket layers (`bytes.rs`). Dialling
+//! and the wire (`pipe.rs`, `breaks.rs`) are the same for both. Must not know
+//! what a message says.
+
+mod breaks;
+mod bytes;
+mod pipe;
+mod whole;
+mod ws;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::Bytes;
 use nowconnect_core::error::CloseCode;
 use nowconnect_core::id::{ConnKey, Name, TargetIx};
 use nowconnect_core::mux::Input;
@@ -17,43 +24,22 @@ use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{Codec, Dialect, Plane};
 
+use self::bytes::End;
+use self::pipe::{Item, Pipe};
 use crate::event::Event;
-use crate::faults::{At, CutHow};
+use crate::faults::At;
+use crate::marks::Mark;
 use crate::node::connector;
-use crate::plan::{MS, Plan};
+use crate::plan::{Level, MS, Plan};
 use crate::tape::{Lane, Tape};
 use crate::world::World;
 
 /// The session sockets' `TCP_USER_TIMEOUT` of the production driver.
 const USER_TIMEOUT_NS: u64 = 10_000 * MS;
+/// More messages than a handshake has in one direction.
+const HANDSHAKE_MESSAGES: u8 = 3;
 /// Bytes a node takes from its machine for a connection at a time.
 const PULL_BYTES: u64 = 256 << 10;
-
-/// What is under way in one direction.
-#[derive(Debug)]
-pub(crate) enum Item {
-    Message(Bytes),
-    /// The sender closed in order.
-    Fin,
-}
-
-/// One direction of a connection.
-#[derive(Debug, Default)]
-pub(crate) struct Pipe {
-    items: VecDeque<Item>,
-    /// Bytes of `items`.
-    pub(crate) bytes: u64,
-    /// The last item's arrival.
-    last_at: u64,
-    /// The wire is busy until then.
-    free_at: u64,
-    /// Items that should have arrived but are held back by a block.
-    stuck: u32,
-    /// Since when something has been stuck.
-    stuck_since: Option<u64>,
-    /// Nothing arrives any more, and nobody is told.
-    pub(crate) dead: bool,
-}
 
 /// A connection between two nodes; end 0 dialled.
 #[derive(Debug)]
@@ -72,7 +58,15 @@ pub(crate) struct Conn {
     /// The dialler gave up before it heard of it.
     given_up: bool,
     connected: bool,
+    /// Messages that reached each end, as far as it matters (a handshake).
+    heard: [u8; 2],
     buffer: u64,
+    /// L1: what each process has of the connection.
+    ends: [Option<Box<End>>; 2],
+    /// L1: the kernel at this end has no such socket any more.
+    gone: [bool; 2],
+    /// L1: what each direction should say, a fingerprint a message.
+    said: [VecDeque<u64>; 2],
 }
 
 /// The state of the network.
@@ -188,18 +182,23 @@ impl World {
         let codec = if self.net.lane.below(256) < u64::from(self.plan.v1) { Codec::JsonV1 } else { Codec::BinaryV2 };
         let buffer = self.net.lane.between(self.plan.net.buffer.0, self.plan.net.buffer.1).max(1);
         let conn = self.conns.len() as u32;
+        let pipes = self.pipes_of(conn, from, to);
         self.conns.push(Conn {
             nodes: [from, to],
             runs: [run, 0],
             up: [false; 2],
             dirty: [false; 2],
             closing: [None; 2],
-            pipes: Default::default(),
+            pipes,
             dialect: Dialect { codec, plane },
             target,
             given_up: false,
             connected: false,
+            heard: [0; 2],
             buffer,
+            ends: [None, None],
+            gone: [false; 2],
+            said: Default::default(),
         });
         self.line(None, || format!("node {from} dials hub {to} (conn {conn})"));
         let there = self.net.latency(from, to);
@@ -257,6 +256,7 @@ impl World {
         let back = self.net.latency(from, to);
         self.after(back, Event::Connected { conn });
         self.trace.mix(u64::from(conn));
+        self.open_end(conn, 1);
         self.input(to, Input::Accepted { conn: key(conn, 1), dialect, principal });
     }
 
@@ -281,6 +281,7 @@ impl World {
         if c.given_up || blocked || node.run != c.runs[0] || !node.is_up() || !c.up[1] {
             let c = &mut self.conns[conn as usize];
             c.up[0] = false;
+            c.gone[0] = true;
             if c.up[1] && !blocked {
                 let back = self.net.latency(from, to);
                 self.after(back, Event::Reset { conn, to: 1 });
@@ -291,6 +292,7 @@ impl World {
         c.connected = true;
         c.up[0] = true;
         let (target, dialect) = (c.target, c.dialect);
+        self.open_end(conn, 0);
         let peer = HubGrant { dns_names: Some(vec![format!("hub-{to}")]) };
         self.input(from, Input::Connected { target, conn: key(conn, 0), dialect, peer });
     }
@@ -322,134 +324,31 @@ impl World {
     /// Writes what the machine has while the socket takes it. The machine's
     /// outputs are left for `settle`.
     fn pump(&mut self, conn: u32, end: usize) {
-        loop {
-            let c = &mut self.conns[conn as usize];
-            if !c.up[end] {
-                return;
-            }
-            let room = c.buffer.saturating_sub(c.pipes[end].bytes);
-            let transport = c.closing[end] == Some(CloseCode::Transport);
-            if !c.dirty[end] || transport {
-                break;
-            }
-            if room == 0 {
-                return;
-            }
-            c.dirty[end] = false;
-            let ix = usize::from(c.nodes[end]);
-            let mut batch = std::mem::take(&mut self.batch);
-            let (now, node) = (self.now, &mut self.nodes[ix]);
-            let at = node.clock(now);
-            let Some(m) = &mut node.machine else { return };
-            let budget = room.min(PULL_BYTES) as usize;
-            let state = m.poll_transmit(at, key(conn, end), budget, &mut batch, &mut node.out);
-            if state == nowconnect_core::session::TxState::More {
-                self.conns[conn as usize].dirty[end] = true;
-            }
-            while let Some(m) = batch.messages.pop_front() {
-                let bytes = m.to_bytes();
-                self.tap(conn, end, &bytes);
-                self.transmit(conn, end, Item::Message(bytes));
-            }
-            batch.bytes = 0;
-            self.batch = batch;
+        match self.plan.level {
+            Level::L0 => self.pump_whole(conn, end),
+            Level::L1 => self.pump_bytes(conn, end),
         }
-        // Everything is in the socket: an orderly close may follow.
-        let c = &mut self.conns[conn as usize];
-        if let Some(code) = c.closing[end] {
-            c.up[end] = false;
-            let ix = c.nodes[end];
-            self.transmit(conn, end, Item::Fin);
-            self.raw_input(ix, Input::Disconnected { conn: key(conn, end), cause: code });
-        }
-    }
-
-    /// Puts an item on the wire.
-    fn transmit(&mut self, conn: u32, end: usize, item: Item) {
-        let [a, b] = self.conns[conn as usize].nodes;
-        let (latency, bandwidth) = self.net.pair(a, b);
-        let jitter = self.net.lane.below(self.net.jitter + 1);
-        let len = match &item {
-            Item::Message(m) => m.len() as u64,
-            Item::Fin => 0,
-        };
-        let now = self.now;
-        let pipe = &mut self.conns[conn as usize].pipes[end];
-        pipe.items.push_back(item);
-        pipe.bytes += len;
-        if pipe.dead {
-            // Written to a peer that is gone without a word.
-            if pipe.stuck_since.is_none() {
-                pipe.stuck_since = Some(now);
-                self.after(USER_TIMEOUT_NS, Event::GiveUp { conn, end: end as u8 });
-            }
-            return;
-        }
-        pipe.free_at = pipe.free_at.max(now) + len * 1_000_000_000 / bandwidth;
-        pipe.last_at = pipe.last_at.max(pipe.free_at + latency + jitter);
-        let at = pipe.last_at;
-        // Same-instant items of one pipe must keep their order on the heap.
-        pipe.last_at += 1;
-        self.at(at, Event::Deliver { conn, to: 1 - end as u8 });
     }
 
     pub(crate) fn on_deliver(&mut self, conn: u32, to: u8) {
-        let (to, from) = (usize::from(to), 1 - usize::from(to));
-        let c = &mut self.conns[conn as usize];
-        if c.pipes[from].dead {
-            return;
-        }
-        let (sender, receiver) = (c.nodes[from], c.nodes[to]);
-        if self.net.is_blocked(sender, receiver) {
-            let pipe = &mut c.pipes[from];
-            pipe.stuck += 1;
-            if pipe.stuck_since.is_none() {
-                pipe.stuck_since = Some(self.now);
-                self.after(USER_TIMEOUT_NS, Event::GiveUp { conn, end: from as u8 });
-            }
-            return;
-        }
-        let Some(item) = c.pipes[from].items.pop_front() else { return };
-        let node = &self.nodes[usize::from(receiver)];
-        if node.silent {
-            // The machine is gone: nothing answers.
-            c.pipes[from].dead = true;
-            return;
-        }
-        let alive = c.up[to] && node.is_up() && node.run == c.runs[to];
-        match item {
-            Item::Message(bytes) => {
-                c.pipes[from].bytes -= bytes.len() as u64;
-                if alive {
-                    self.trace.mix(u64::from(conn) << 2 | to as u64);
-                    self.trace.mix_bytes(&bytes);
-                    self.deliver(conn, to, bytes);
-                } else if c.up[from] {
-                    // A closed socket answers with a reset.
-                    let back = self.net.latency(sender, receiver);
-                    self.after(back, Event::Reset { conn, to: from as u8 });
-                }
-                self.unclog(conn, from);
-            }
-            Item::Fin => {
-                if alive {
-                    self.line(None, || format!("node {receiver} sees the end of conn {conn}"));
-                    self.disconnect(conn, to);
-                }
-            }
+        match self.plan.level {
+            Level::L0 => self.deliver_whole(conn, usize::from(to)),
+            Level::L1 => self.deliver_bytes(conn, usize::from(to)),
         }
     }
 
-    fn deliver(&mut self, conn: u32, to: usize, message: Bytes) {
-        let receiver = self.conns[conn as usize].nodes[to];
-        self.check.messages += 1;
-        self.input(receiver, Input::Message { conn: key(conn, to), message });
+    pub(crate) fn on_reset(&mut self, conn: u32, to: u8) {
+        match self.plan.level {
+            Level::L0 => self.reset_whole(conn, usize::from(to)),
+            Level::L1 => self.reset_bytes(conn, usize::from(to)),
+        }
     }
 
-    /// The receiving end took something: the sender may go on.
+    /// There is room again: the sender may go on.
     fn unclog(&mut self, conn: u32, from: usize) {
         let c = &self.conns[conn as usize];
-        if !c.up[from] || !(c.dirty[from] || c.closing[from].is_some()) {
+        let waits = c.up[from] && (c.dirty[from] || c.closing[from].is_some());
+        if !waits && !c.ends[from].as_ref().is_some_and(|e| e.waits()) {
             return;
         }
         let ix = c.nodes[from];
@@ -473,6 +372,63 @@ impl World {
         }
     }
 
+    /// A whole message reached a machine.
+    fn deliver(&mut self, conn: u32, to: usize, message: ::bytes::Bytes) {
+        let receiver = self.conns[conn as usize].nodes[to];
+        self.trace.mix(u64::from(conn) << 2 | to as u64);
+        self.trace.mix_bytes(&message);
+        self.check.messages += 1;
+        self.show_message(conn, to, &message);
+        self.tap_in(conn, to, &message);
+        self.input(receiver, Input::Message { conn: key(conn, to), message });
+        self.say_something_newer(conn, to);
+    }
+
+    /// A peer of a later version may send optional frames once the handshake
+    /// is over (P6).
+    fn say_something_newer(&mut self, conn: u32, to: usize) {
+        if self.plan.newer == 0 {
+            return;
+        }
+        let c = &mut self.conns[conn as usize];
+        c.heard[to] = c.heard[to].saturating_add(1);
+        let (receiver, codec, late) = (c.nodes[to], c.dialect.codec, c.heard[to] > HANDSHAKE_MESSAGES);
+        if !late || !c.up[to] || self.net.lane.below(1000) >= u64::from(self.plan.newer) {
+            return;
+        }
+        self.marks.hit(Mark::NewerPeer);
+        let message = match codec {
+            Codec::JsonV1 => ::bytes::Bytes::from_static(br#"{"type":"LATER","n":0,"optional":true,"more":[1]}"#),
+            Codec::BinaryV2 => ::bytes::Bytes::from_static(&[0, 0xff, 3, 1, 2, 3]),
+        };
+        self.input(receiver, Input::Message { conn: key(conn, to), message });
+    }
+
+    /// Puts an item on the wire; the sender's buffer has counted its bytes.
+    fn transmit(&mut self, conn: u32, end: usize, item: Item) {
+        let [a, b] = self.conns[conn as usize].nodes;
+        let (latency, bandwidth) = self.net.pair(a, b);
+        let jitter = self.net.lane.below(self.net.jitter + 1);
+        let len = item.len();
+        let now = self.now;
+        let pipe = &mut self.conns[conn as usize].pipes[end];
+        pipe.items.push_back(item);
+        if pipe.dead {
+            // Written to a peer that is gone without a word.
+            if pipe.stuck_since.is_none() {
+                pipe.stuck_since = Some(now);
+                self.after(USER_TIMEOUT_NS, Event::GiveUp { conn, end: end as u8 });
+            }
+            return;
+        }
+        pipe.free_at = pipe.free_at.max(now) + len * 1_000_000_000 / bandwidth;
+        pipe.last_at = pipe.last_at.max(pipe.free_at + latency + jitter);
+        let at = pipe.last_at;
+        // Same-instant items of one pipe must keep their order on the heap.
+        pipe.last_at += 1;
+        self.at(at, Event::Deliver { conn, to: 1 - end as u8 });
+    }
+
     /// Tells a machine that its connection is gone.
     fn disconnect(&mut self, conn: u32, end: usize) {
         let c = &mut self.conns[conn as usize];
@@ -482,125 +438,6 @@ impl World {
         let ix = c.nodes[end];
         if self.nodes[usize::from(ix)].run == c.runs[end] {
             self.input(ix, Input::Disconnected { conn: key(conn, end), cause: CloseCode::Transport });
-        }
-    }
-
-    pub(crate) fn on_reset(&mut self, conn: u32, to: u8) {
-        let (to, from) = (usize::from(to), 1 - usize::from(to));
-        let c = &mut self.conns[conn as usize];
-        if self.net.is_blocked(c.nodes[from], c.nodes[to]) {
-            return;
-        }
-        // Unread bytes are gone with it.
-        c.pipes[from].items.clear();
-        c.pipes[from].bytes = 0;
-        c.pipes[from].dead = true;
-        let ix = c.nodes[to];
-        self.line(None, || format!("node {ix} sees conn {conn} reset"));
-        self.disconnect(conn, to);
-    }
-
-    /// `TCP_USER_TIMEOUT`: what was written is not acknowledged for too long.
-    pub(crate) fn on_give_up(&mut self, conn: u32, end: u8) {
-        let end = usize::from(end);
-        let c = &self.conns[conn as usize];
-        let since = c.pipes[end].stuck_since;
-        let late = since.is_some_and(|t| self.now >= t + USER_TIMEOUT_NS);
-        if c.up[end] && (late || c.closing[end].is_some()) {
-            self.line(None, || format!("conn {conn} times out at end {end}"));
-            self.disconnect(conn, end);
-        } else if c.up[end]
-            && let Some(t) = since
-        {
-            self.at(t + USER_TIMEOUT_NS, Event::GiveUp { conn, end: end as u8 });
-        }
-    }
-
-    /// What a block held back goes on.
-    pub(crate) fn release(&mut self, from: u16, to: u16) {
-        for conn in 0..self.conns.len() {
-            for end in 0..2 {
-                let c = &mut self.conns[conn];
-                if c.nodes[end] != from || c.nodes[1 - end] != to || c.pipes[end].stuck == 0 {
-                    continue;
-                }
-                let stuck = std::mem::take(&mut c.pipes[end].stuck);
-                c.pipes[end].stuck_since = None;
-                for _ in 0..stuck {
-                    let pipe = &mut self.conns[conn].pipes[end];
-                    pipe.last_at = pipe.last_at.max(self.now + MS) + 1;
-                    let at = pipe.last_at;
-                    self.at(at, Event::Deliver { conn: conn as u32, to: 1 - end as u8 });
-                }
-            }
-        }
-    }
-
-    /// Breaks every connection between two nodes (or of one).
-    pub(crate) fn cut(&mut self, a: u16, b: Option<u16>, how: CutHow) {
-        for conn in 0..self.conns.len() as u32 {
-            let c = &self.conns[conn as usize];
-            let hit = match b {
-                Some(b) => c.nodes == [a, b] || c.nodes == [b, a],
-                None => c.nodes.contains(&a),
-            };
-            if !hit || !(c.up[0] || c.up[1]) {
-                continue;
-            }
-            let first = usize::from(c.nodes[0] != a);
-            self.line(None, || format!("conn {conn} is cut ({how:?})"));
-            match how {
-                CutHow::Fin => {
-                    for end in 0..2 {
-                        if self.conns[conn as usize].up[end] {
-                            self.transmit(conn, 1 - end, Item::Fin);
-                        }
-                    }
-                }
-                CutHow::Rst => {
-                    for end in 0..2 {
-                        let delay = self.net.lane.below(50 * MS);
-                        self.after(delay, Event::Reset { conn, to: end });
-                    }
-                }
-                CutHow::OneSide => {
-                    self.kill(conn);
-                    self.after(0, Event::Reset { conn, to: first as u8 });
-                }
-                CutHow::Silent => self.kill(conn),
-            }
-        }
-    }
-
-    /// Nothing arrives any more in either direction.
-    fn kill(&mut self, conn: u32) {
-        for end in 0..2 {
-            let pipe = &mut self.conns[conn as usize].pipes[end];
-            pipe.dead = true;
-            if pipe.bytes > 0 && pipe.stuck_since.is_none() {
-                pipe.stuck_since = Some(self.now);
-                self.after(USER_TIMEOUT_NS, Event::GiveUp { conn, end: end as u8 });
-            }
-        }
-    }
-
-    /// A process is gone: its kernel closes its connections, or nobody does.
-    pub(crate) fn drop_conns(&mut self, ix: u16, silent: bool) {
-        for conn in 0..self.conns.len() as u32 {
-            for end in 0..2 {
-                let c = &mut self.conns[conn as usize];
-                if c.nodes[end] != ix || !c.up[end] {
-                    continue;
-                }
-                c.up[end] = false;
-                if silent {
-                    self.kill(conn);
-                } else {
-                    let [a, b] = self.conns[conn as usize].nodes;
-                    let delay = self.net.latency(a, b);
-                    self.after(delay, Event::Reset { conn, to: 1 - end as u8 });
-                }
-            }
         }
     }
 }

@@ -118,6 +118,9 @@ pub(crate) struct Node {
     timeouts_at: u64,
     timeouts: u32,
     pub(crate) drift_ppm: i32,
+    /// How far the wall clock was stepped, nanoseconds: no machine sees it,
+    /// unless planted bug 44 gives it the wall clock for its own.
+    pub(crate) wall_ns: i64,
     /// A second process of an agent, on borrowed time.
     pub(crate) is_clone: bool,
     /// A mode other than the plan's, until the healing.
@@ -137,15 +140,15 @@ impl Node {
     pub(crate) fn clock(&self, now: u64) -> Instant {
         let real = now.saturating_sub(self.started);
         if self.drift_ppm == 0 {
-            return Instant::from_nanos(1 + real);
+            return Instant::from_nanos(1 + real.saturating_add_signed(self.wall_ns));
         }
         let drift = (i128::from(real) * i128::from(self.drift_ppm) / 1_000_000) as i64;
-        Instant::from_nanos(1 + real.saturating_add_signed(drift))
+        Instant::from_nanos(1 + real.saturating_add_signed(drift).saturating_add_signed(self.wall_ns))
     }
 
     /// The first moment of the world at which the clock shows `at` or later.
     fn when(&self, at: Instant) -> u64 {
-        let shown = at.as_nanos().saturating_sub(1);
+        let shown = at.as_nanos().saturating_sub(1).saturating_add_signed(self.wall_ns.saturating_neg());
         if self.drift_ppm == 0 {
             return self.started.saturating_add(shown);
         }
@@ -289,6 +292,7 @@ impl World {
             timeouts_at: 0,
             timeouts: 0,
             drift_ppm,
+            wall_ns: 0,
             is_clone,
             mode: None,
             targets_down: None,
@@ -385,6 +389,7 @@ impl World {
         let at = node.clock(now);
         let Some(m) = &mut node.machine else { return };
         m.handle(at, input, &mut node.out);
+        self.inputs += 1;
         self.settle(ix);
     }
 
@@ -395,6 +400,7 @@ impl World {
         let at = node.clock(now);
         if let Some(m) = &mut node.machine {
             m.handle(at, input, &mut node.out);
+            self.inputs += 1;
         }
     }
 
@@ -428,6 +434,7 @@ impl World {
         let Some(note) = node.notes.get_mut(&to).and_then(|(_, q)| q.pop_front()) else { return };
         let Some(Machine::Hub(hub)) = &mut node.machine else { return };
         hub.on_note(at, note, &mut node.out);
+        self.inputs += 1;
         self.marks.hit(crate::marks::Mark::Split);
         self.settle(ix);
     }
@@ -451,6 +458,7 @@ impl World {
             }
             let why = m.poll_timeout().map_or("", |d| d.why);
             m.handle_timeout(at, &mut node.out);
+            self.inputs += 1;
             if node.timeouts > TIMEOUTS_AT_ONCE_MAX {
                 let text = format!("{}: `{why}` is due again and again at one instant", node.name);
                 return self.fail("B9", text);

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::faults::{Class, Fault, Planned};
+use crate::faults::{At, Class, Fault, Planned};
 use crate::profile::Profile;
 use crate::tape::{Lane, Tape};
 
@@ -57,6 +57,9 @@ pub struct Plan {
     /// Vulnerable moments that did something, by (point, occurrence); `Some`
     /// replaces the drawing by this list.
     pub triggered: Option<Vec<crate::faults::Triggered>>,
+    /// The one node that the healing leaves out: it is dead from then on.
+    #[serde(default)]
+    pub frozen: Option<Frozen>,
     /// Length of the safety phase, nanoseconds.
     pub safety_ns: u64,
     /// The network.
@@ -67,10 +70,23 @@ pub struct Plan {
     pub connectors: u16,
     /// Wire encoding 1 in `v1` of 256 dials, else 2.
     pub v1: u16,
+    /// After this many of 1,000 messages a peer of a later version says
+    /// something optional that nobody knows yet (P6).
+    #[serde(default)]
+    pub newer: u16,
     /// Timers fire late by up to this, nanoseconds; 0: exactly on time.
     pub late_timers_ns: u64,
     /// Same-instant events in drawn order (else first in, first out).
     pub shuffle: bool,
+}
+
+/// A node that never comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Which.
+    pub at: At,
+    /// Its whole machine is gone: nobody is told.
+    pub silent: bool,
 }
 
 /// A hub.
@@ -236,6 +252,23 @@ pub struct TimerPlan {
 }
 
 impl Plan {
+    /// A plan as [`Self::to_json`] wrote it.
+    ///
+    /// # Errors
+    /// What is wrong with the text, or with the plan: a node that is named and
+    /// not there, a client's number that is taken twice.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let plan: Self = serde_json::from_str(text).map_err(|e| format!("not a plan: {e}"))?;
+        crate::edit::judge(&plan)?;
+        Ok(plan)
+    }
+
+    /// As one line of JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// Draws a plan of a profile.
     #[must_use]
     pub fn draw(tape: &Tape, seed: u64, profile: &Profile, level: Level) -> Self {
@@ -264,12 +297,13 @@ impl Plan {
         }
         let calm = p.faults_per_minute == Some(0);
         let net = NetPlan::draw(&mut tape.lane("net plan", 0), level, calm);
-        let clients = (0..clients)
+        let clients: Vec<ClientPlan> = (0..clients)
             .map(|n| {
                 let mut l = tape.lane("client", n);
                 ClientPlan::draw(&mut l, n as u32, hubs.len() as u8, connectors, safety_ns, p.bytes_max)
             })
             .collect();
+        let clients = if level == Level::L1 { net.bound(clients) } else { clients };
         let mut plan = Self {
             seed,
             profile: p.name.to_owned(),
@@ -281,17 +315,20 @@ impl Plan {
             at_vulnerable: 0,
             classes: Vec::new(),
             triggered: None,
+            frozen: None,
             safety_ns,
             net,
             timers,
             connectors,
             v1: if l.chance(1, 6) { l.below(257) as u16 } else { 0 },
+            newer: if l.chance(1, 8) { l.spread(1, 100) as u16 } else { 0 },
             late_timers_ns: if l.chance(1, 4) { l.spread(1, 200) * MS } else { 0 },
             shuffle: l.chance(7, 8),
         };
         plan.timers.fit(&plan.net, plan.late_timers_ns, &plan.hubs);
         plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
+        plan.draw_frozen(&mut tape.lane("frozen", 0));
         if let Some(script) = profile.script {
             script(&mut plan, &mut tape.lane("script", 0));
         }
@@ -317,6 +354,16 @@ impl Plan {
             c.down.after = 0;
             self.clients.push(c);
         }
+    }
+
+    /// In a quarter of the runs with faults only a core of the nodes is healed.
+    fn draw_frozen(&mut self, l: &mut Lane) {
+        let (hubs, agents) = (self.hubs.len() as u64, self.agents.len() as u64);
+        if self.faults.is_empty() || hubs < 2 || !l.chance(1, 4) {
+            return;
+        }
+        let at = if l.chance(2, 3) { At::Hub(l.below(hubs) as u8) } else { At::Agent(l.below(agents) as u8) };
+        self.frozen = Some(Frozen { at, silent: l.chance(1, 2) });
     }
 
     /// Swarm selection: each class is off in about half the runs, the others
@@ -438,7 +485,7 @@ impl AgentPlan {
             hubs: order,
             scope: l.chance(1, 2).then(|| exposed.iter().map(|c| c.0).collect()),
             connectors: exposed,
-            token_ns: 0,
+            token_ns: if l.chance(1, 10) { l.spread(2000, 60_000) * MS } else { 0 },
             budget: if l.chance(1, 16) { l.spread(256 << 10, 4 << 20) } else { 512 << 20 },
             window: window(l),
             inflight: inflight(l),
@@ -521,7 +568,26 @@ impl ClientPlan {
     }
 }
 
+/// Pieces the bytes of one direction are carried in at least (L1), where they
+/// are small.
+const PIECES: u64 = 1000;
+
 impl NetPlan {
+    /// A network that carries little at a time is given little to carry: a
+    /// run is to end, and what a thousand pieces do not show a million do not
+    /// show either.
+    fn bound(&self, mut clients: Vec<ClientPlan>) -> Vec<ClientPlan> {
+        let most = u32::try_from(self.mtu.1.min(self.buffer.1).max(2) * PIECES).unwrap_or(u32::MAX);
+        for c in &mut clients {
+            for flow in [&mut c.up, &mut c.down] {
+                flow.total = flow.total.min(most);
+            }
+            c.up.after = c.up.after.min(c.down.total);
+            c.down.after = c.down.after.min(c.up.total);
+        }
+        clients
+    }
+
     fn draw(l: &mut Lane, level: Level, calm: bool) -> Self {
         let low = l.spread(50, 20_000) * 1000;
         let slow = !calm && l.chance(1, 6);
@@ -531,9 +597,14 @@ impl NetPlan {
             Level::L1 => l.spread(1, 1 << 20),
         };
         let mtu = if l.chance(1, 4) { l.spread(1, 1500) } else { 65_536 };
+        let latency = (low, low + l.spread(1, 200_000) * 1000);
+        let jitter = l.spread(1, 20_000) * 1000;
+        // Only where the way is short can a buffer of a few bytes carry
+        // anything in time.
+        let near = level == Level::L1 && l.chance(1, 3);
         Self {
-            latency: (low, low + l.spread(1, 200_000) * 1000),
-            jitter: l.spread(1, 20_000) * 1000,
+            latency: if near { (20_000, 50_000) } else { latency },
+            jitter: if near { jitter.min(20_000) } else { jitter },
             bandwidth: (bandwidth, bandwidth * 4),
             buffer: (buffer, buffer * 4),
             mtu: (mtu, mtu),

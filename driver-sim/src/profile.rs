@@ -132,10 +132,77 @@ pub const PROFILES: &[Profile] = &[
     },
 ];
 
+/// The name of the rotation on the command line.
+pub const MIXED: &str = "mixed";
+
+/// Which profile a seed runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Choice {
+    /// Every seed the same.
+    One(&'static Profile),
+    /// Even seeds the first profile of [`PROFILES`], odd ones all others in turn.
+    Mixed,
+}
+
+impl Choice {
+    /// The choice with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        if name == MIXED { Some(Self::Mixed) } else { Profile::named(name).map(Self::One) }
+    }
+
+    /// The profile of a seed.
+    #[must_use]
+    pub fn of(self, seed: u64) -> &'static Profile {
+        match self {
+            Self::One(profile) => profile,
+            Self::Mixed if seed.is_multiple_of(2) => &SWARM,
+            Self::Mixed => {
+                let others = PROFILES.len() - 1;
+                PROFILES.get(1 + (seed / 2 % others as u64) as usize).unwrap_or(&SWARM)
+            }
+        }
+    }
+
+    /// Whether a campaign of it must meet every mark.
+    #[must_use]
+    pub fn meets_every_mark(self) -> bool {
+        match self {
+            Self::Mixed => true,
+            Self::One(profile) => profile.name == SWARM.name,
+        }
+    }
+}
+
 impl Profile {
     /// The profile with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Self> {
         PROFILES.iter().find(|p| p.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rotation_runs_every_profile_and_half_of_it_is_swarm() {
+        let turn = 2 * (PROFILES.len() as u64 - 1);
+        let names: Vec<&str> = (40..40 + turn).map(|s| Choice::Mixed.of(s).name).collect();
+        for p in PROFILES {
+            let n = names.iter().filter(|n| **n == p.name).count() as u64;
+            assert_eq!(n, if p.name == SWARM.name { turn / 2 } else { 1 }, "{}", p.name);
+        }
+    }
+
+    #[test]
+    fn names_are_found_and_none_is_taken_twice() {
+        for p in PROFILES {
+            assert_eq!(PROFILES.iter().filter(|q| q.name == p.name).count(), 1);
+            assert_eq!(Choice::named(p.name).map(|c| c.of(1).name), Some(p.name));
+            assert_ne!(p.name, MIXED);
+        }
+        assert!(Choice::named("swar").is_none());
     }
 }

@@ -3,7 +3,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::faults::Class;
 use crate::marks::Marks;
+use crate::panics::{Running, place};
 use crate::plan::{Level, Plan};
 use crate::profile::Profile;
 use crate::tape::Tape;
@@ -35,8 +37,10 @@ pub struct Report {
     pub events: u64,
     /// Virtual time, nanoseconds.
     pub virtual_ns: u64,
-    /// Faults carried out.
-    pub faults: u64,
+    /// Faults carried out, in the order of [`Class::ALL`].
+    pub faults: [u64; Class::ALL.len()],
+    /// Inputs, timeouts and notes given to machines: core events.
+    pub inputs: u64,
     /// Payload bytes that reached a client or a target.
     pub delivered: u64,
     /// WebSocket messages delivered.
@@ -73,6 +77,25 @@ pub fn run(plan: Plan, keep: Keep) -> Report {
     run_on(plan, tape, keep)
 }
 
+/// Carries out a plan with one planted bug on (`nowconnect_core::planted`), and
+/// switches it off again whatever happens. `None` when that bug cannot be on:
+/// it is in no catalogue, or this build lacks the feature `planted`. A caller
+/// that counts catches must look at that.
+#[must_use]
+pub fn run_planted(plan: Plan, bug: u16, keep: Keep) -> Option<Report> {
+    let _off = Off;
+    nowconnect_core::planted::set(Some(bug)).then(|| run(plan, keep))
+}
+
+/// Switches planted bugs off when it goes.
+struct Off;
+
+impl Drop for Off {
+    fn drop(&mut self) {
+        nowconnect_core::planted::set(None);
+    }
+}
+
 /// Carries out a plan on a tape of one's own.
 #[must_use]
 pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
@@ -82,7 +105,9 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
         Keep::Steps => Trace::stepping(),
     };
     let mut world = World::new(plan, tape, trace);
+    let running = Running::begin();
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
+    drop(running);
     if let Err(panic) = outcome {
         let text = panic
             .downcast_ref::<String>()
@@ -90,7 +115,13 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
             .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
             .unwrap_or_else(|| "a panic without words".to_owned());
         let id = named_in(&text).unwrap_or("D2").to_owned();
-        world.violation = Some(Violation::new(id, format!("panic: {text}")));
+        world.violation = Some(Violation::new(
+            id,
+            match place() {
+                Some(place) => format!("panic at {place}: {text}"),
+                None => format!("panic: {text}"),
+            },
+        ));
     }
     world.collect_marks();
     Report {
@@ -99,6 +130,7 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
         events: world.trace.events,
         virtual_ns: world.now,
         faults: world.faults_done,
+        inputs: world.inputs,
         delivered: world.check.delivered,
         messages: world.check.messages,
         marks: std::mem::take(&mut world.marks),

@@ -14,11 +14,11 @@ use nowconnect_core::session::TxBatch;
 use crate::actor::{Actor, Sock};
 use crate::check::Check;
 use crate::event::{Agenda, Event, Undo};
-use crate::faults::{Point, Triggered};
+use crate::faults::{Class, Point, Triggered};
 use crate::marks::Marks;
 use crate::net::{Conn, Net};
 use crate::node::Node;
-use crate::plan::Plan;
+use crate::plan::{Level, Plan};
 use crate::registry::RegistryModel;
 use crate::tape::{Lane, Tape};
 use crate::trace::Trace;
@@ -75,11 +75,16 @@ pub(crate) struct World {
     pub(crate) violation: Option<Violation>,
     pub(crate) tie: Lane,
     pub(crate) draws: Lane,
+    /// How much a call to an actor's socket moves (L1).
+    pub(crate) sock_draws: Lane,
     pub(crate) registry_draws: Lane,
     pub(crate) fault_draws: Lane,
     pub(crate) point_counts: BTreeMap<Point, u32>,
     pub(crate) triggered: Vec<Triggered>,
-    pub(crate) faults_done: u64,
+    /// Carried out, by class.
+    pub(crate) faults_done: [u64; Class::ALL.len()],
+    /// Inputs, timeouts and notes given to machines.
+    pub(crate) inputs: u64,
     pub(crate) batch: TxBatch,
     pub(crate) tape: Tape,
 }
@@ -105,11 +110,13 @@ impl World {
             violation: None,
             tie: tape.lane("tie", 0),
             draws: tape.lane("world", 0),
+            sock_draws: tape.lane("actor sockets", 0),
             registry_draws: tape.lane("registry", 0),
             fault_draws: tape.lane("vulnerable", 0),
             point_counts: BTreeMap::new(),
             triggered: Vec::new(),
-            faults_done: 0,
+            faults_done: [0; Class::ALL.len()],
+            inputs: 0,
             batch: TxBatch::default(),
             tape,
             plan,
@@ -169,6 +176,7 @@ impl World {
             let Some((at, event)) = self.agenda.pop() else { break };
             self.now = at;
             self.trace.mix(at);
+            self.show_event(&event);
             self.dispatch(event);
             self.trace.step();
             if self.trace.events % 256 == 0 {
@@ -195,9 +203,12 @@ impl World {
             | Event::Target { node, .. }
             | Event::Reply { node, .. }
             | Event::Note { node, .. } => *node,
-            Event::Deliver { conn, to } | Event::Reset { conn, to } => {
-                self.conns[*conn as usize].nodes[usize::from(*to)]
-            }
+            // What arrives at a kernel does not wait for the process.
+            Event::Deliver { .. } | Event::Reset { .. } if self.plan.level == Level::L1 => return None,
+            Event::Ready { conn, end: to }
+            | Event::Linger { conn, end: to }
+            | Event::Deliver { conn, to }
+            | Event::Reset { conn, to } => self.conns[*conn as usize].nodes[usize::from(*to)],
             Event::Accept { conn } => self.conns[*conn as usize].nodes[1],
             Event::Connected { conn } => self.conns[*conn as usize].nodes[0],
             Event::Sock { sock } | Event::SockAborted { sock } => self.socks[*sock as usize].node,
@@ -258,6 +269,8 @@ impl World {
             Event::Timer { node, run } => self.on_timer(node, run),
             Event::Deliver { conn, to } => self.on_deliver(conn, to),
             Event::Reset { conn, to } => self.on_reset(conn, to),
+            Event::Ready { conn, end } => self.on_ready(conn, usize::from(end)),
+            Event::Linger { conn, end } => self.on_linger(conn, usize::from(end)),
             Event::GiveUp { conn, end } => self.on_give_up(conn, end),
             Event::Accept { conn } => self.on_accept(conn),
             Event::Connected { conn } => self.on_connected(conn),

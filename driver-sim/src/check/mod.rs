@@ -4,6 +4,8 @@
 //! 256 events (the machines' own invariants: B); liveness is asked after the
 //! healing (L). The ghost state here is what a perfect wire would have done.
 
+pub(crate) mod wire;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use nowconnect_core::error::RstCode;
@@ -41,7 +43,9 @@ pub(crate) struct Check {
     /// Probes that were connected.
     probing: usize,
     wanted: BTreeMap<Cid, u32>,
-    connected: BTreeSet<Cid>,
+    /// The target's actor, by cid.
+    pub(crate) connected: BTreeMap<Cid, u32>,
+    pub(crate) wire: wire::Wire,
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
@@ -67,7 +71,8 @@ impl Check {
             probes: Vec::new(),
             probing: 0,
             wanted: BTreeMap::new(),
-            connected: BTreeSet::new(),
+            connected: BTreeMap::new(),
+            wire: wire::Wire::default(),
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
@@ -124,8 +129,8 @@ impl Check {
         Ok(())
     }
 
-    pub(crate) fn on_target_connected(&mut self, cid: Cid) {
-        self.connected.insert(cid);
+    pub(crate) fn on_target_connected(&mut self, cid: Cid, actor: u32) {
+        self.connected.insert(cid, actor);
     }
 }
 
@@ -165,7 +170,7 @@ impl World {
             if cid.0 != 0 && self.cids.insert(cid, *client).is_none() {
                 self.line(Some(*client), || format!("client {client} is opened as {cid}"));
             }
-            if open && self.check.opened.insert(cid) && !self.check.connected.contains(&cid) {
+            if open && self.check.opened.insert(cid) && !self.check.connected.contains_key(&cid) {
                 self.fail("S7", format!("client {client}: OPEN_ACK ok for {cid}, whose target was never connected"));
             }
             !open
@@ -186,9 +191,6 @@ impl World {
             _ => {}
         }
     }
-
-    /// Frames that leave a machine.
-    pub(crate) fn tap(&mut self, _conn: u32, _end: usize, _message: &bytes::Bytes) {}
 
     /// S2: an actor was shown the end of its incoming direction.
     pub(crate) fn on_eof(&mut self, ix: u32) {
@@ -268,7 +270,8 @@ impl World {
             let ix = self.node_of(At::Agent(n as u8));
             let Some(a) = self.nodes[usize::from(ix)].agent() else { continue };
             let have = a.mux().iter().filter(|(_, e)| e.conn.is_some()).count();
-            let want = usize::from(agent.parallel).min(agent.hubs.len());
+            let there = agent.hubs.iter().filter(|h| !self.is_frozen(u16::from(**h))).count();
+            let want = usize::from(agent.parallel).min(there);
             if have < want {
                 let text = format!(
                     "agent-{n} has {have} of {want} tunnels {} s after the healing",
@@ -282,7 +285,7 @@ impl World {
                 let linked = self.plan.hubs[a].mode != ModePlan::Off && self.plan.hubs[b].mode != ModePlan::Off;
                 let peers =
                     self.plan.hubs[a].peers.contains(&(b as u8)) || self.plan.hubs[b].peers.contains(&(a as u8));
-                if a == b || !linked || !peers {
+                if a == b || !linked || !peers || self.is_frozen(b as u16) {
                     continue;
                 }
                 let name = format!("hub-{b}");
@@ -311,12 +314,17 @@ impl World {
                     let up = x.mux().get(t.session).is_some_and(|e| e.conn.is_some());
                     let agent =
                         self.plan.agents.iter().enumerate().find(|(n, _)| t.agent_id.as_str() == format!("agent-{n}"));
-                    up && agent.is_some_and(|(_, a)| a.connectors.iter().any(|c| c.0 == wanted))
+                    // What runs out is not renewed in band, nor is the tunnel replaced.
+                    let lasts = agent.is_some_and(|(_, a)| a.token_ns == 0);
+                    up && lasts && agent.is_some_and(|(_, a)| a.connectors.iter().any(|c| c.0 == wanted))
                 })
             })
         };
         if attached(hub) {
             return true;
+        }
+        if !self.nodes[hub].is_up() {
+            return false;
         }
         self.plan.hubs[hub].mode == ModePlan::Active
             && (0..self.plan.hubs.len()).any(|h| h != hub && self.plan.hubs[h].mode == ModePlan::Active && attached(h))
