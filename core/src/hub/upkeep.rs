@@ -213,6 +213,7 @@ impl Control {
         self.ask(now, op, asked, out);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one claim's facts, used once")]
     pub(super) fn on_reclaimed(
         &mut self,
         now: Instant,
