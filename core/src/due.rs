@@ -19,16 +19,22 @@ impl<K, V> Default for Due<K, V> {
     }
 }
 
-impl<K: Copy + Ord, V> Due<K, V> {
+impl<K: Clone + Ord, V> Due<K, V> {
     pub(crate) fn insert(&mut self, key: K, at: Instant, value: V) {
-        if let Some((old, _)) = self.values.insert(key, (at, value)) {
-            self.order.remove(&(old, key));
+        let order = key.clone();
+        if let Some((old, _)) = self.values.insert(order, (at, value)) {
+            self.order.remove(&(old, key.clone()));
         }
         self.order.insert((at, key));
     }
 
     pub(crate) fn get(&self, key: K) -> Option<&V> {
         self.values.get(&key).map(|(_, v)| v)
+    }
+
+    /// When a key is due.
+    pub(crate) fn at(&self, key: &K) -> Option<Instant> {
+        self.values.get(key).map(|(at, _)| *at)
     }
 
     pub(crate) fn get_mut(&mut self, key: K) -> Option<&mut V> {
@@ -52,7 +58,7 @@ impl<K: Copy + Ord, V> Due<K, V> {
 
     /// A key whose deadline is not after `now`.
     pub(crate) fn late(&self, now: Instant) -> Option<K> {
-        self.order.first().filter(|(at, _)| *at <= now).map(|(_, k)| *k)
+        self.order.first().filter(|(at, _)| *at <= now).map(|(_, k)| k.clone())
     }
 }
 

@@ -110,7 +110,9 @@ impl CloseCode {
     pub const fn ends(self) -> Ends {
         match self {
             Self::Draining => Ends::Nothing,
-            Self::Dead | Self::Transport => Ends::Connection,
+            // An answer that came too late may have been a resumption, and the
+            // side that gave up still has the session.
+            Self::Dead | Self::HandshakeTimeout | Self::Transport => Ends::Connection,
             Self::DuplicateId
             | Self::Superseded
             | Self::Protocol
@@ -121,7 +123,6 @@ impl CloseCode {
             | Self::Flow
             | Self::Busy
             | Self::ResumeRefused
-            | Self::HandshakeTimeout
             | Self::Duplicate
             | Self::Shutdown => Ends::Session,
         }

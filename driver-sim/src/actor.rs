@@ -54,6 +54,7 @@ pub(crate) struct Actor {
     write_at: u64,
     read_at: u64,
     fin_at: Option<u64>,
+    fin_sent_at: u64,
     /// The next step on the heap.
     step_at: Option<u64>,
 }
@@ -158,6 +159,7 @@ impl World {
             write_at: 0,
             read_at: 0,
             fin_at: None,
+            fin_sent_at: 0,
             step_at: None,
         });
         self.socks.push(Sock {
@@ -346,6 +348,7 @@ impl World {
         let more = sock.sent > sock.taken || sock.fin;
         // The actor may write again.
         self.step(actor, plan.latency);
+        self.check.nodes.entry(node).or_default().from_sockets += len as u64;
         self.input(node, Input::Socket { stream, event: SockEvent::Data(bytes) });
         if more {
             self.sock_due(ix);
@@ -388,6 +391,7 @@ impl World {
             self.sock_due(ix);
         }
         if written > 0 {
+            self.check.nodes.entry(node).or_default().to_sockets += written;
             self.input(node, Input::Socket { stream, event: SockEvent::Written(written) });
         }
         if shut {
@@ -449,6 +453,9 @@ impl World {
         a.fate = fate;
         a.ended_at = now;
         let (client, is_client) = (a.client, a.is_client);
+        if fate == Fate::Finished && now > a.fin_sent_at + 20_000 * MS {
+            self.marks.hit(Mark::HalfClosedLong);
+        }
         self.line(Some(client), || format!("{} {client} ends: {fate:?}", side(is_client)));
         self.trace.mix(u64::from(actor) << 8 | u64::from(matches!(fate, Fate::Finished)));
         self.on_actor_end(actor);
@@ -591,6 +598,7 @@ impl World {
             };
         if fin {
             a.fin_sent = true;
+            a.fin_sent_at = now;
             let (sock, client, is_client) = (a.sock, a.client, a.is_client);
             self.line(Some(client), || format!("{} {client} half-closes after {} bytes", side(is_client), flow.total));
             self.socks[sock as usize].fin = true;

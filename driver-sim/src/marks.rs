@@ -35,7 +35,9 @@ marks! {
     QueueFull = "a session's queue or in-flight cap stopped its data";
     ResumedWithReplay = "a session resumed and sent bytes again";
     ResumeRefused = "a resumption was refused";
-    ClaimUnknownThenHit = "a claim's answer was lost and its retry answered from memory";
+    ClaimUnknownThenHit = "a claim's answer was lost and its retry answered from memory"
+        later "hubs do not retry a claim: an attachment without an answer is provisional";
+    ClaimReplyLost = "a claim was executed and its answer lost";
     EpochRaisedBySeen = "an epoch was raised by `seen` (the registry had gone back)";
     EpochRaisedByFloor = "an epoch was raised by the floor";
     ClaimLostInFailover = "a failover lost a claim";
@@ -53,6 +55,7 @@ marks! {
     FinWithDataBuffered = "a direction ended while its bytes were still on their way";
     RstCrossedFin = "an RST met a FIN on its way";
     AgentMoved = "an agent moved to another hub while a stream was open";
+    NewerPeer = "a peer of a later version sent an optional frame";
     TwoInstances = "two processes of one agent were alive";
     Superseded = "an instance superseded another's attachments";
     LeaseSelfFence = "a hub's lease ran out and it refused as owner";
@@ -74,6 +77,10 @@ marks! {
     DrainDeadline = "a drained node was stopped with streams left";
     ModeFlip = "a mode flipped under cross-hub streams" later "switching modes comes with reload";
     TokenExpired = "a token ran out on a live tunnel";
+    WrongSession = "a frame of a stream came on a session it is not bound to";
+    Forged = "an authenticated peer sent a frame of somebody else's stream";
+    UnknownFrame = "a frame of an unknown optional type came along";
+    WrongCertificate = "a hub showed a certificate that is not its own";
     V1 = "a session spoke wire version 1";
     BothEncodings = "both encodings were used in one run";
 }

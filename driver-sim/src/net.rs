@@ -28,6 +28,7 @@ use self::bytes::End;
 use self::pipe::{Item, Pipe};
 use crate::event::Event;
 use crate::faults::At;
+use crate::marks::Mark;
 use crate::node::connector;
 use crate::plan::{Level, MS, Plan};
 use crate::tape::{Lane, Tape};
@@ -35,6 +36,8 @@ use crate::world::World;
 
 /// The session sockets' `TCP_USER_TIMEOUT` of the production driver.
 const USER_TIMEOUT_NS: u64 = 10_000 * MS;
+/// More messages than a handshake has in one direction.
+const HANDSHAKE_MESSAGES: u8 = 3;
 /// Bytes a node takes from its machine for a connection at a time.
 const PULL_BYTES: u64 = 256 << 10;
 
@@ -54,7 +57,11 @@ pub(crate) struct Conn {
     target: TargetIx,
     /// The dialler gave up before it heard of it.
     given_up: bool,
+    /// The dialler showed a certificate of another name.
+    pub(crate) wrong_certificate: bool,
     connected: bool,
+    /// Messages that reached each end, as far as it matters (a handshake).
+    heard: [u8; 2],
     buffer: u64,
     /// L1: what each process has of the connection.
     ends: [Option<Box<End>>; 2],
@@ -155,6 +162,13 @@ const fn place(key: ConnKey) -> (u32, usize) {
     (key.ix / 2, (key.ix % 2) as usize)
 }
 
+impl Conn {
+    /// Whether an end wants it closed.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.iter().any(Option::is_some)
+    }
+}
+
 impl World {
     /// A node dials a hub of its list.
     pub(crate) fn dial(&mut self, from: u16, target: TargetIx) {
@@ -188,7 +202,9 @@ impl World {
             dialect: Dialect { codec, plane },
             target,
             given_up: false,
+            wrong_certificate: false,
             connected: false,
+            heard: [0; 2],
             buffer,
             ends: [None, None],
             gone: [false; 2],
@@ -246,22 +262,30 @@ impl World {
         c.runs[1] = run;
         c.up[1] = true;
         let dialect = c.dialect;
-        let principal = self.principal(from, at);
+        let principal = self.principal(conn, from, at);
+        if let (At::Agent(n), Principal::Agent(grant)) = (self.nodes[usize::from(from)].at, &principal) {
+            self.ghost_token(to, n, grant.expires);
+        }
         let back = self.net.latency(from, to);
         self.after(back, Event::Connected { conn });
         self.trace.mix(u64::from(conn));
         self.open_end(conn, 1);
+        if let At::Hub(n) = self.nodes[usize::from(from)].at
+            && self.certificate(conn, n).1
+        {
+            self.conns[conn as usize].wrong_certificate = true;
+            self.marks.hit(crate::marks::Mark::WrongCertificate);
+        }
         self.input(to, Input::Accepted { conn: key(conn, 1), dialect, principal });
     }
 
-    fn principal(&self, from: u16, hub_now: Instant) -> Principal {
+    fn principal(&self, conn: u32, from: u16, hub_now: Instant) -> Principal {
         match self.nodes[usize::from(from)].at {
-            At::Hub(n) => Principal::Hub(HubGrant { dns_names: Some(vec![format!("hub-{n}")]) }),
+            At::Hub(n) => Principal::Hub(HubGrant { dns_names: Some(vec![self.certificate(conn, n).0]) }),
             At::Agent(n) => {
-                let a = &self.plan.agents[usize::from(n)];
-                let connectors: Option<Vec<Name>> = a.scope.as_ref().map(|s| s.iter().map(|c| connector(*c)).collect());
-                let expires =
-                    (a.token_ns > 0).then(|| Instant::from_nanos(hub_now.as_nanos().saturating_add(a.token_ns)));
+                let (scope, lasts) = self.token(conn, n);
+                let connectors: Option<Vec<Name>> = scope.map(|s| s.iter().map(|c| connector(*c)).collect());
+                let expires = (lasts > 0).then(|| Instant::from_nanos(hub_now.as_nanos().saturating_add(lasts)));
                 Principal::Agent(AgentGrant { subject: format!("agent-{n}"), connectors, expires })
             }
         }
@@ -374,6 +398,30 @@ impl World {
         self.check.messages += 1;
         self.show_message(conn, to, &message);
         self.tap_in(conn, to, &message);
+        let carried = self.carries_on(conn, to, &message);
+        let message = self.tamper(conn, to, message);
+        self.input(receiver, Input::Message { conn: key(conn, to), message });
+        self.after_message(conn, to, carried);
+        self.say_something_newer(conn, to);
+    }
+
+    /// A peer of a later version may send optional frames once the handshake
+    /// is over (P6).
+    fn say_something_newer(&mut self, conn: u32, to: usize) {
+        if self.plan.newer == 0 {
+            return;
+        }
+        let c = &mut self.conns[conn as usize];
+        c.heard[to] = c.heard[to].saturating_add(1);
+        let (receiver, codec, late) = (c.nodes[to], c.dialect.codec, c.heard[to] > HANDSHAKE_MESSAGES);
+        if !late || !c.up[to] || self.net.lane.below(1000) >= u64::from(self.plan.newer) {
+            return;
+        }
+        self.marks.hit(Mark::NewerPeer);
+        let message = match codec {
+            Codec::JsonV1 => ::bytes::Bytes::from_static(br#"{"type":"LATER","n":0,"optional":true,"more":[1]}"#),
+            Codec::BinaryV2 => ::bytes::Bytes::from_static(&[0, 0xff, 3, 1, 2, 3]),
+        };
         self.input(receiver, Input::Message { conn: key(conn, to), message });
     }
 

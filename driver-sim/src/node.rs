@@ -379,6 +379,7 @@ impl World {
         node.out = out;
         self.line(None, || format!("{} starts (run {run})", self_name(ix)));
         self.check.on_boot(ix);
+        self.ghost_boot(ix);
         self.settle(ix);
     }
 
@@ -548,6 +549,7 @@ impl World {
         node.silent = silent;
         self.line(None, || format!("{} dies{}", self_name(ix), if silent { " with its machine" } else { "" }));
         self.check.on_crash(ix, self.now);
+        self.excuse(ix);
         self.drop_conns(ix, silent);
         self.drop_socks(ix);
     }

@@ -135,6 +135,17 @@ fn variants_that_pass() {
 }
 
 #[test]
+fn a_list_is_no_header_and_no_set_of_claims() {
+    let bench = Bench::new();
+    let auth = bench.auth();
+    let (header, good) = (json!({"alg": "ES256"}), claims().to_string());
+    assert!(verify(&auth, &bench.signed(&header, &good)).is_ok());
+    assert_eq!(verify(&auth, &bench.signed(&json!(["ES256"]), &good)), Err(AuthReject::Malformed));
+    let listed = json!(["https://idp", "plant-7", "nowconnect", NOW + 3600, NOW, NOW, ["ldap"]]).to_string();
+    assert_eq!(verify(&auth, &bench.signed(&header, &listed)), Err(AuthReject::Claims));
+}
+
+#[test]
 fn attacks() {
     let bench = Bench::new();
     let auth = bench.auth();

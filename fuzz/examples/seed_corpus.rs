@@ -1,4 +1,5 @@
-//! Writes the small seeds of the codec corpora from the golden vectors:
+//! Writes the seeds that are not grown: those of the codecs from the golden
+//! vectors, those of configuration files from the examples that users get.
 //! `cargo run -p nowconnect-fuzz --example seed_corpus`. Files that a fuzzer
 //! added stay.
 
@@ -42,12 +43,12 @@ fn main() -> std::io::Result<()> {
             messages.push((format!("malformed_{version}_{i:02}"), codec, bytes));
         }
     }
-    for (target, _) in nowconnect_fuzz::TARGETS {
+    for target in ["frame_decode", "frame_split", "hello_json", "differential_v1_v2"] {
         let folder = root.join("corpus").join(target);
         std::fs::create_dir_all(&folder)?;
         for (name, selector, message) in &messages {
             let handshake = ["hello", "welcome", "auth"].iter().any(|h| name.starts_with(h));
-            let seed = match *target {
+            let seed = match target {
                 "hello_json" if selector & 1 == 0 && handshake => message.clone(),
                 "hello_json" => continue,
                 "frame_split" => [&[*selector, 3], message.as_slice()].concat(),
@@ -55,6 +56,17 @@ fn main() -> std::io::Result<()> {
             };
             std::fs::write(folder.join(name), seed)?;
         }
+    }
+    let folder = root.join("corpus/config_yaml");
+    std::fs::create_dir_all(&folder)?;
+    for (name, file, selector) in [
+        ("example_hub", "../deploy/examples/hub.yaml", 0),
+        ("example_agent", "../deploy/examples/agent.yaml", 2),
+        ("example_cloud", "../deploy/examples/cloud.yaml", 0),
+        ("fixture_architecture", "../driver-tokio/tests/fixtures/cloud-architecture.yaml", 0),
+        ("fixture_enable_ha", "../driver-tokio/tests/fixtures/cloud-enable-ha.yaml", 1),
+    ] {
+        std::fs::write(folder.join(name), [&[selector], std::fs::read(root.join(file))?.as_slice()].concat())?;
     }
     Ok(())
 }

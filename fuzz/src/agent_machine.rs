@@ -23,8 +23,8 @@ use nowconnect_core::session::TxBatch;
 use nowconnect_core::shard::{SockEvent, SockOp};
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{
-    Attachment, Body, Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, Frame, HelloRole, NUMBER_MAX, Plane, ResumeAccept, Welcome,
-    WireLimits, decode, encode_message,
+    Attachment, Body, Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, Frame, HelloRole, NUMBER_MAX, Plane, ResumeAccept,
+    Welcome, WireLimits, decode, encode_message,
 };
 
 use crate::peer::{Cast, Peer, agent, name, proof, window_of_the_node};

@@ -19,9 +19,7 @@ struct Model {
 
 impl Model {
     fn highest(&self, session: SessionKey, cid: Cid) -> Option<u64> {
-        let of = |l: &&(SessionKey, Incarnation, u8, u64)| {
-            (l.0, l.1, l.2) == (session, cid.incarnation(), cid.lane())
-        };
+        let of = |l: &&(SessionKey, Incarnation, u8, u64)| (l.0, l.1, l.2) == (session, cid.incarnation(), cid.lane());
         self.lanes.iter().filter(of).map(|l| l.3).max()
     }
 

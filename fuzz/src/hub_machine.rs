@@ -18,22 +18,22 @@ use nowconnect_core::id::{
     AgentId, Cid, ConnKey, Epoch, Fence, Incarnation, Instance, ListenerIx, Name, Nonce, Secret, SessionId, SockKey,
     StreamKey, TargetIx,
 };
-use nowconnect_core::mux::{Input, NodeOut, Peer as Behind};
-use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
+use nowconnect_core::mux::{Input, NodeOut};
+use nowconnect_core::principal::Principal;
 use nowconnect_core::registry::{
     HubRun, Located, MemoryRegistry, RegistryError, RegistryOp, RegistryReply, RegistryResult, Token,
 };
 use nowconnect_core::rng::Seed;
 use nowconnect_core::session::TxBatch;
-use nowconnect_core::shard::{SockEvent, SockOp};
+use nowconnect_core::shard::SockEvent;
 use nowconnect_core::time::Instant;
-use nowconnect_core::wire::{
-    Body, Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, ResumeAccept,
-    Welcome, WireLimits, decode, encode_message,
-};
+use nowconnect_core::wire::{Body, Dialect, Frame, WireLimits, decode};
 
-use crate::peer::{Cast, Peer, ads, agent, name, proof, window_of_the_node};
+use crate::peer::{Cast, Peer, ads, agent, name, window_of_the_node};
 use crate::tape::{Tape, payload, says};
+
+mod handshakes;
+mod verdict;
 
 const BUDGET_BYTES: u64 = 512 << 10;
 const STREAMS_MAX: u32 = 12;
@@ -226,180 +226,6 @@ impl World {
         (self.keys, ConnKey { ix: self.keys, generation: 0 })
     }
 
-    fn dialect(tape: &mut Tape<'_>, plane: Plane) -> Dialect {
-        Dialect { codec: if tape.one_in(3) { Codec::JsonV1 } else { Codec::BinaryV2 }, plane }
-    }
-
-    fn connect(&mut self, dialect: Dialect, principal: Principal, dialled: bool) -> ConnKey {
-        let (n, key) = self.key();
-        let challenge = Secret([n as u8; 16]);
-        self.conns.push(Conn {
-            key,
-            dialect,
-            open: true,
-            principal,
-            challenge,
-            session: None,
-            resume: None,
-            window: 0,
-            received: None,
-            dialled,
-            shaking: true,
-        });
-        key
-    }
-
-    fn accept(&mut self, tape: &mut Tape<'_>) {
-        self.conns.retain(|c| c.open);
-        if self.conns.len() >= CONNS_MAX {
-            return;
-        }
-        let (plane, principal) = if tape.one_in(3) {
-            let dns_names = (!tape.one_in(2)).then(|| vec![if tape.one_in(4) { "hub-x" } else { "hub-b" }.to_owned()]);
-            (Plane::Mesh, Principal::Hub(HubGrant { dns_names }))
-        } else {
-            let subject = tape.pick(&["a", "b", "a/x"]).unwrap_or("a").to_owned();
-            let scope = |set: usize| self.cast.connectors.iter().take(set).cloned().collect();
-            let connectors = if tape.one_in(3) { None } else { Some(scope(3 - tape.below(3))) };
-            let expires = tape.one_in(8).then(|| self.now.after(Duration::from_secs(3)));
-            (Plane::Tunnel, Principal::Agent(AgentGrant { subject, connectors, expires }))
-        };
-        let dialect = Self::dialect(tape, plane);
-        let conn = self.connect(dialect, principal.clone(), false);
-        self.input(Input::Accepted { conn, dialect, principal });
-        self.settle();
-        if !tape.one_in(8) {
-            let ix = self.conns.len() - 1;
-            self.say_hello(tape, ix);
-        }
-    }
-
-    fn hello(&mut self, tape: &mut Tape<'_>) {
-        let ix = tape.below(self.conns.len());
-        if ix < self.conns.len() {
-            self.say_hello(tape, ix);
-        }
-    }
-
-    /// HELLO, or AUTH where that is next; resuming if the tape wants and can.
-    fn say_hello(&mut self, tape: &mut Tape<'_>, ix: usize) {
-        let Some(c) = self.conns.get(ix).filter(|c| c.open) else { return };
-        let (dialect, challenge, key, principal) = (c.dialect, c.challenge, c.key, c.principal.clone());
-        if c.session.is_some() && c.shaking {
-            // To a hub that dialled it is one frame too many.
-            self.conns[ix].shaking = c.dialled;
-            let auth = encode_message(dialect, 0, &[Frame::Auth(Box::default())]);
-            return self.deliver(key, &auth);
-        }
-        let fitting: Vec<usize> = (0..self.sides.len()).filter(|s| self.sides[*s].peer.dialect == dialect).collect();
-        let resumed = if tape.one_in(2) { tape.pick(&fitting) } else { None };
-        let resume = resumed.map(|s| self.sides[s].peer.resume_request(tape, &challenge));
-        if self.hub.mux().carried_by(key).is_none() {
-            self.conns[ix].resume = resume.as_ref().map(|r| (r.session, r.attempt));
-        }
-        let role = if (dialect.plane == Plane::Tunnel) != tape.one_in(32) {
-            let subject = match &principal {
-                Principal::Agent(g) => agent(&g.subject),
-                Principal::Hub(_) => agent("a"),
-            };
-            HelloRole::Agent(HelloAgent {
-                agent_id: if tape.one_in(4) { self.cast.agents[tape.below(3)].clone() } else { subject },
-                instance: Instance(tape.below(2) as u64),
-                connectors: ads(tape, &self.cast),
-                seen: Epoch(if tape.one_in(4) { tape.number() } else { 0 }),
-            })
-        } else {
-            HelloRole::Hub(HelloHub {
-                replica_id: tape.pick(&["hub-b", "hub-z", "hub-x", "hub-m"]).map_or_else(|| name("hub-b"), name),
-                incarnation: tape.pick(&self.cast.incarnations).unwrap_or_default(),
-                namespace: name(if tape.one_in(16) { "elsewhere" } else { "default" }),
-                region: tape.one_in(2).then(|| name("eu")),
-                sessions: self.sides.iter().map(|s| s.peer.id).take(tape.below(3)).collect(),
-            })
-        };
-        let initial_window = if tape.one_in(3) { tape.number() } else { 32_768 };
-        if let Some(side) = resumed.and_then(|s| self.sides.get_mut(s)) {
-            side.peer.window = side.peer.window.max(initial_window);
-        }
-        let hello = Hello { role, challenge, initial_window, capabilities: Vec::new(), resume };
-        self.conns[ix].window = initial_window;
-        let hello = encode_message(dialect, 0, &[Frame::Hello(Box::new(hello))]);
-        self.deliver(key, &hello);
-    }
-
-    /// The answer to a dial of the hub.
-    fn dialled(&mut self, tape: &mut Tape<'_>) {
-        if self.dials.is_empty() {
-            return;
-        }
-        let target = self.dials.remove(tape.below(self.dials.len()));
-        if tape.one_in(3) {
-            return self.input(Input::DialFailed { target });
-        }
-        let dialect = Self::dialect(tape, Plane::Mesh);
-        let dns_names = tape.one_in(4).then(|| vec!["hub-b".to_owned()]);
-        let peer = HubGrant { dns_names };
-        let conn = self.connect(dialect, Principal::Hub(peer.clone()), true);
-        self.input(Input::Connected { target, conn, dialect, peer });
-    }
-
-    /// WELCOME on a connection that the hub dialled.
-    fn welcome(&mut self, tape: &mut Tape<'_>) {
-        let dialled: Vec<usize> =
-            (0..self.conns.len()).filter(|i| self.conns[*i].open && self.conns[*i].session.is_none()).collect();
-        let Some(ix) = tape.pick(&dialled) else { return };
-        self.transmit(self.conns[ix].key, usize::MAX);
-        let (n, _) = self.key();
-        let c = &self.conns[ix];
-        if c.session.is_some() || self.hub.mux().carried_by(c.key).is_some() {
-            return;
-        }
-        let mine = Secret([n as u8; 16]);
-        let wanted = c.resume.filter(|_| !tape.one_in(4)).map(|(id, _)| id);
-        let wanted_from = c.received;
-        let side = self.sides.iter().position(|s| Some(s.peer.id) == wanted);
-        let resumed = side.and_then(|s| self.sides.get(s)).map(|s| {
-            let received = s.peer.received;
-            let label = b"nowconnect resume accept v1\0";
-            let attempt = c.resume.map_or(1, |(_, attempt)| attempt);
-            let challenges = [&c.challenge.0, &mine.0];
-            ResumeAccept { received, proof: proof(&s.peer.secret, label, s.peer.id, attempt, received, &challenges) }
-        });
-        let initial_window = if tape.one_in(3) { tape.number() } else { 32_768 };
-        let (id, secret) = (SessionId(u128::from(n)), Secret([n as u8; 32]));
-        let welcome = Welcome {
-            replica_id: tape.pick(&["hub-b", "hub-z", "hub-x", "hub-m"]).map_or_else(|| name("hub-b"), name),
-            incarnation: tape.pick(&self.cast.incarnations).unwrap_or_default(),
-            namespace: name(if tape.one_in(16) { "elsewhere" } else { "default" }),
-            region: None,
-            session: side.map_or(id, |s| self.sides[s].peer.id),
-            secret: resumed.is_none().then_some(secret),
-            resumed,
-            attachment: None,
-            resume_window_ms: tape.number(),
-            challenge: mine,
-            initial_window,
-            capabilities: Vec::new(),
-            signature: None,
-        };
-        let ix_of_side = side.unwrap_or(self.sides.len());
-        if side.is_none() {
-            let peer = Peer::new(u128::from(n), c.dialect, id, secret, initial_window);
-            self.sides.push(Side { peer, agent: None, scopes: Vec::new() });
-        }
-        let key = c.key;
-        let welcome = encode_message(c.dialect, 0, &[Frame::Welcome(Box::new(welcome))]);
-        self.deliver(key, &welcome);
-        // Only the hub knows whether it took it.
-        if self.hub.mux().carried_by(key).is_some() {
-            let c = &mut self.conns[ix];
-            (c.session, c.shaking) = (Some(ix_of_side), side.is_none());
-            if let Some(received) = wanted_from {
-                self.replay.extend(self.sides[ix_of_side].peer.unheard(received).into_iter().map(|m| (key, m)));
-            }
-        }
-    }
-
     fn registry(&mut self, tape: &mut Tape<'_>) {
         if tape.one_in(8)
             && let Some((token, result)) = tape.pick(&self.answered)
@@ -501,7 +327,7 @@ impl World {
         let measured = tape.one_in(4);
         let messages = side.peer.encode_all(frames);
         let before = if measured { Some(self.control_frames_out()) } else { None };
-        let (streams, sessions) = (self.hub.shard().streams(), self.hub.mux().len());
+        let (streams, sessions) = (self.hub.streams(), self.hub.mux().len());
         for message in messages {
             self.deliver(key, &message);
         }
@@ -553,14 +379,14 @@ impl World {
         let dialect = known.map(|e| e.session.dialect());
         let attached: Vec<(AgentId, Fence)> =
             self.hub.control().tunnels().map(|t| (t.agent_id.clone(), t.fence)).collect();
-        let (carried, streams) = (self.hub.shard().counters().carried, self.hub.shard().streams());
+        let (carried, streams) = (self.hub.counters().carried, self.hub.streams());
         self.input(Input::Message { conn, message: message.clone() });
-        let new = self.hub.shard().counters().carried - carried;
+        let new = self.hub.counters().carried - carried;
         let mut frames = Vec::new();
         if let Some(dialect) = dialect {
             let _ = decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames);
         } else {
-            assert!(self.hub.shard().streams() <= streams, "a stream before authentication (I3)");
+            assert!(self.hub.streams() <= streams, "a stream before authentication (I3)");
         }
         let fenced = |f: &&Frame| {
             let Frame::Stream { epoch, body: Body::Open(open), .. } = f else { return false };
@@ -587,182 +413,6 @@ impl World {
         self.batch = batch;
     }
 
-    /// What the hub said on a connection.
-    fn observe(&mut self, key: ConnKey, message: &Bytes) {
-        let Some(ix) = self.conns.iter().position(|c| c.key == key) else { return };
-        if !self.conns[ix].open {
-            return;
-        }
-        if let (Some(s), false) = (self.conns[ix].session, self.conns[ix].shaking) {
-            let frames = self.sides[s].peer.hear(message);
-            for frame in frames.into_iter().flatten() {
-                self.judge(s, &frame);
-            }
-            return;
-        }
-        let mut frames = Vec::new();
-        let dialect = self.conns[ix].dialect;
-        decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames).expect("the hub speaks the dialect");
-        let c = &mut self.conns[ix];
-        match frames.pop() {
-            Some(Frame::Hello(hello)) => {
-                c.challenge = hello.challenge;
-                c.resume = hello.resume.as_ref().map(|r| (r.session, r.attempt));
-                c.received = hello.resume.map(|r| r.received);
-            }
-            Some(Frame::Auth(_)) => c.shaking = false,
-            Some(Frame::Welcome(w)) => {
-                let known = self.sides.iter().position(|s| s.peer.id == w.session);
-                let scope = match &c.principal {
-                    Principal::Agent(g) => g.connectors.clone(),
-                    Principal::Hub(_) => None,
-                };
-                let s = known.unwrap_or(self.sides.len());
-                if let Some(secret) = w.secret {
-                    assert!(known.is_none(), "a session id is used twice");
-                    let peer = Peer::new(u128::from(key.ix) << 32, dialect, w.session, secret, c.window);
-                    self.sides.push(Side { peer, agent: None, scopes: Vec::new() });
-                }
-                let side = &mut self.sides[s];
-                if let Some(r) = &w.resumed {
-                    let label = b"nowconnect resume accept v1\0";
-                    let p = &side.peer;
-                    let challenges = [&c.challenge.0, &w.challenge.0];
-                    let right = proof(&p.secret, label, p.id, c.resume.map_or(0, |(_, n)| n), r.received, &challenges);
-                    assert!(right == r.proof, "the hub's half of a resumption is wrong");
-                    assert!(r.received <= p.sent, "the hub received what was never sent");
-                    self.replay.extend(p.unheard(r.received).into_iter().map(|m| (key, m)));
-                }
-                side.scopes.push(scope);
-                if let Some(a) = &w.attachment {
-                    side.peer.fences = vec![Fence { epoch: a.epoch, nonce: a.nonce }];
-                }
-                c.session = Some(s);
-                // A hub that dialled says AUTH before its session begins.
-                c.shaking = dialect.plane == Plane::Mesh && w.resumed.is_none();
-            }
-            _ => {}
-        }
-    }
-
-    /// What one session hears of others (I1, I2).
-    fn judge(&mut self, s: usize, frame: &Frame) {
-        let Frame::Stream { cid, body, .. } = frame else { return };
-        if self.cast.cids.len() < 64 && !self.cast.cids.contains(cid) {
-            self.cast.cids.push(*cid);
-        }
-        match body {
-            Body::Open(open) if self.sides[s].peer.dialect.plane == Plane::Tunnel => {
-                let side = &mut self.sides[s];
-                let may = |scope: &Option<Vec<Name>>| {
-                    scope.as_ref().map_or(self.unscoped, |names| names.contains(&open.connector))
-                };
-                assert!(side.scopes.iter().any(may), "an OPEN outside the token's scope (I1)");
-                let agent = side.agent.get_or_insert_with(|| open.agent_id.clone());
-                assert_eq!(*agent, open.agent_id, "one session, two agents (I1)");
-            }
-            Body::Data { off, bytes } => {
-                let mine = cid.incarnation() == self.hub.run().incarnation;
-                let owner = self.cids.iter().find(|(c, _)| c == cid).map(|(_, client)| *client);
-                let client = owner.is_some_and(|client| says(self.clients[client].tag, *off, bytes));
-                let others = || self.sides.iter().enumerate().filter(|(i, _)| *i != s);
-                let fits = client || others().any(|(_, side)| side.peer.is_source_of(*cid, *off, bytes));
-                assert!(fits, "bytes on {cid} (the hub's own: {mine}) that no end of it said (I2, S1)");
-            }
-            Body::Open(_)
-            | Body::OpenAck { .. }
-            | Body::Credit { .. }
-            | Body::Fin { .. }
-            | Body::Rst { .. }
-            | Body::Resume(_) => {}
-        }
-    }
-
-    /// Carries out what the hub wants and looks at what it is.
-    fn settle(&mut self) {
-        for (i, c) in self.clients.iter().enumerate().filter(|(_, c)| !c.over) {
-            if let Some(stream) = self.hub.shard().stream(c.stream)
-                && stream.cid != Cid(0)
-                && !self.cids.contains(&(stream.cid, i))
-            {
-                self.cids.push((stream.cid, i));
-            }
-        }
-        assert!(self.out.targets.is_empty(), "a hub connects no targets");
-        self.dials.append(&mut self.out.dial);
-        self.asked.append(&mut self.out.registry);
-        self.out.wake.clear();
-        self.out.observed.clear();
-        for (sock, op) in std::mem::take(&mut self.out.socks) {
-            self.sock_op(sock, &op);
-        }
-        for (key, _) in std::mem::take(&mut self.out.close) {
-            self.transmit(key, usize::MAX);
-        }
-        self.hub.check_invariants();
-        self.look();
-    }
-
-    fn sock_op(&mut self, sock: SockKey, op: &SockOp) {
-        let Some(ix) = self.clients.iter().position(|c| c.sock == sock) else {
-            assert!(matches!(op, SockOp::Abort(_)), "an operation on a client that was never accepted");
-            return;
-        };
-        let (tag_off, over) = (self.clients[ix].got, self.clients[ix].over);
-        let c = &mut self.clients[ix];
-        if std::mem::take(&mut c.aborted) && matches!(op, SockOp::Abort(_)) {
-            return;
-        }
-        assert!(!over, "{op:?} after the end of its client (S4)");
-        match op {
-            SockOp::Write(bytes) => {
-                assert!(!c.shut, "bytes after the end of a half (S2)");
-                c.got += bytes.len() as u64;
-                c.unwritten += bytes.len() as u64;
-                let own = || self.cids.iter().filter(|(_, client)| *client == ix).map(|(cid, _)| *cid);
-                let said = own().any(|cid| self.sides.iter().any(|s| s.peer.is_source_of(cid, tag_off, bytes)));
-                assert!(said, "a client gets bytes that no agent of its stream said (I1, S1)");
-            }
-            SockOp::ShutDown => assert!(!std::mem::replace(&mut c.shut, true), "two ends of one half"),
-            SockOp::Readable => {}
-            SockOp::Abort(_) => c.over = true,
-            SockOp::Close => {
-                assert!(c.ended, "a client that goes on writing is closed (S3)");
-                c.over = true;
-            }
-        }
-    }
-
-    fn look(&mut self) {
-        self.cast.fences.truncate(1);
-        self.cast.fences.extend(self.hub.control().tunnels().map(|t| t.fence));
-        self.cast.fences.extend((0..2).map(|n| Fence { epoch: Epoch(100 + n), nonce: Nonce(9) }));
-        let held = self.hub.mux().budget().held();
-        // Two halves and a frame of each, in the larger encoding.
-        let frame = (DATA_PAYLOAD_MAX_BYTES as u64 * 4).div_ceil(3) + 256;
-        let most = BUDGET_BYTES + frame * u64::from(2 * STREAMS_MAX + SESSIONS_MAX);
-        assert!(held <= most, "{held} bytes are held with a budget of {BUDGET_BYTES} (B3)");
-        assert!(self.hub.shard().streams() <= STREAMS_MAX as usize, "more streams than allowed");
-        for a in self.hub.shard().attachments() {
-            assert!(self.hub.mux().get(a.session).is_some(), "an attachment outlives its session (B5)");
-        }
-        for (_, e) in self.hub.mux().iter() {
-            let Some(c) = e.conn.and_then(|key| self.conns.iter().find(|c| c.key == key)) else { continue };
-            match (&e.peer, &c.principal) {
-                (Behind::Agent { id, .. }, Principal::Agent(grant)) => {
-                    assert!(id.covered_by_subject(&grant.subject), "an agent under another's token (I1)");
-                }
-                (Behind::Hub { replica_id, .. }, Principal::Hub(grant)) => {
-                    let named = |names: &Vec<String>| {
-                        names.iter().any(|n| n == replica_id.as_str()) || replica_id.as_str() == "hub-z"
-                    };
-                    assert!(grant.dns_names.as_ref().is_none_or(named), "a hub under another's name (I3)");
-                }
-                _ => panic!("a session of the wrong plane (I3)"),
-            }
-        }
-    }
-
     /// Time passes, and what falls due inside it is done.
     fn pass(&mut self, pause: Duration) {
         let end = self.now.after(pause);
@@ -782,7 +432,7 @@ impl World {
     fn end(&mut self) {
         self.pass(OPEN_TIMEOUT + Duration::from_millis(1));
         for c in self.clients.iter().filter(|c| !c.over) {
-            let open = self.hub.shard().stream(c.stream).is_some_and(|s| s.open);
+            let open = self.hub.stream(c.stream).is_some_and(|s| s.open);
             assert!(open, "a client hangs (L12)");
         }
         for c in &mut self.clients {
@@ -797,9 +447,9 @@ impl World {
         }
         self.settle();
         self.pass(Duration::from_secs(60));
-        assert_eq!(self.hub.shard().streams(), 0, "streams are left (B5)");
+        assert_eq!(self.hub.streams(), 0, "streams are left (B5)");
         assert_eq!(self.hub.mux().len(), 0, "sessions are left (B5)");
         assert_eq!(self.hub.mux().budget().held(), 0, "bytes are left (B5)");
-        assert_eq!(self.hub.shard().poll_timeout(), None, "timers are left (B5)");
+        assert!(self.hub.shards().iter().all(|s| s.poll_timeout().is_none()), "timers are left (B5)");
     }
 }

@@ -4,8 +4,10 @@
 //! let a fuzzer grow them.
 
 mod agent_machine;
+mod config_yaml;
 mod dedup_lru;
 mod hub_machine;
+mod jwt;
 mod pair;
 mod peer;
 mod stream_window;
@@ -13,8 +15,10 @@ mod tape;
 mod wire;
 
 pub use agent_machine::agent_machine;
+pub use config_yaml::config_yaml;
 pub use dedup_lru::dedup_lru;
 pub use hub_machine::hub_machine;
+pub use jwt::jwt;
 pub use pair::pair;
 pub use stream_window::stream_window;
 pub use wire::{differential_v1_v2, frame_decode, frame_split, hello_json};
@@ -33,4 +37,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("pair", pair),
     ("stream_window", stream_window),
     ("dedup_lru", dedup_lru),
+    ("config_yaml", config_yaml),
+    ("jwt", jwt),
 ];

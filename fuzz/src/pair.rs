@@ -7,93 +7,32 @@
 //! left (S4, S5, B4, B5).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nowconnect_core::agent::Agent;
-use nowconnect_core::config::{
-    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers,
-    RegistryTimers,
-};
 use nowconnect_core::error::{CloseCode, RstCode};
-use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{Cid, ConnKey, ListenerIx, SessionId, SockKey, StreamKey, TargetIx};
-use nowconnect_core::mux::{Input, Mux, NodeOut};
+use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
 use nowconnect_core::registry::MemoryRegistry;
-use nowconnect_core::rng::Seed;
 use nowconnect_core::session::TxBatch;
-use nowconnect_core::shard::{Shard, SockEvent, SockOp};
+use nowconnect_core::shard::{SockEvent, SockOp};
 use nowconnect_core::time::{Deadline, Instant};
 use nowconnect_core::wire::{Codec, Dialect, Plane};
 
-use crate::peer::{agent, name};
+use crate::peer::agent;
 use crate::tape::{Tape, payload, says};
+
+mod nodes;
+
+use nodes::{Machine, nodes};
 
 const HUB: usize = 0;
 const AGENT: usize = 1;
 const OPS_MAX: usize = 600;
 const CLIENTS_MAX: usize = 6;
 const WINDOW: Duration = Duration::from_secs(20);
-
-#[expect(clippy::large_enum_variant, reason = "there are two")]
-enum Machine {
-    Hub(Hub),
-    Agent(Agent),
-}
-
-impl Machine {
-    fn handle(&mut self, now: Instant, input: Input, out: &mut NodeOut) {
-        match self {
-            Self::Hub(h) => h.handle(now, input, out),
-            Self::Agent(a) => a.handle(now, input, out),
-        }
-    }
-
-    fn transmit(&mut self, now: Instant, conn: ConnKey, budget: usize, batch: &mut TxBatch, out: &mut NodeOut) {
-        match self {
-            Self::Hub(h) => h.poll_transmit(now, conn, budget, batch, out),
-            Self::Agent(a) => a.poll_transmit(now, conn, budget, batch, out),
-        };
-    }
-
-    fn time_out(&mut self, now: Instant, out: &mut NodeOut) {
-        match self {
-            Self::Hub(h) => h.handle_timeout(now, out),
-            Self::Agent(a) => a.handle_timeout(now, out),
-        }
-    }
-
-    fn due(&self) -> Option<Deadline> {
-        match self {
-            Self::Hub(h) => h.poll_timeout(),
-            Self::Agent(a) => a.poll_timeout(),
-        }
-    }
-
-    fn room(&mut self, stream: StreamKey) -> usize {
-        match self {
-            Self::Hub(h) => h.read_budget(stream),
-            Self::Agent(a) => a.read_budget(stream),
-        }
-    }
-
-    fn parts(&self) -> (&Shard, &Mux) {
-        match self {
-            Self::Hub(h) => (h.shard(), h.mux()),
-            Self::Agent(a) => (a.shard(), a.mux()),
-        }
-    }
-
-    fn check(&self) {
-        match self {
-            Self::Hub(h) => h.check_invariants(),
-            Self::Agent(a) => a.check_invariants(),
-        }
-    }
-}
 
 /// A client's socket, or its target's.
 struct Sock {
@@ -151,59 +90,13 @@ struct World {
     keys: u32,
 }
 
-fn limits(flags: u8) -> Limits {
-    Limits {
-        stream_window_initial_bytes: [65_536, 1000, 16_384, 70_000][usize::from(flags >> 2 & 3)],
-        stream_window_max_bytes: 256 << 10,
-        send_queue_depth: if flags & 16 == 0 { 1000 } else { 4 },
-        inflight_bytes: if flags & 32 == 0 { 8 << 20 } else { 20_000 },
-        ..Limits::default()
-    }
-}
-
 fn world(flags: u8) -> World {
     let now = Instant::from_nanos(1);
     let mut outs = [NodeOut::default(), NodeOut::default()];
-    let hub = HubConfig {
-        replica_id: name("hub-a"),
-        namespace: name("default"),
-        region: None,
-        mode: if flags & 2 == 0 { Mode::Off } else { Mode::Active },
-        listeners: vec![ListenerConfig {
-            name: name("l"),
-            connector: name("ldap"),
-            open: if flags & 64 == 0 { OpenRule::Eager } else { OpenRule::FirstByte },
-            max_connections: 100,
-        }],
-        peers: Vec::new(),
-        limits: limits(flags),
-        liveness: Liveness::default(),
-        resume_window: WINDOW,
-        backoff: Backoff::default(),
-        open: OpenTimers::default(),
-        registry: RegistryTimers::default(),
-        handshake_timeout: Duration::from_secs(5),
-        insecure_allow_unscoped: true,
-        insecure_mesh: true,
-    };
-    let connector = ConnectorConfig { name: name("ldap"), target: "t".to_owned(), priority: 0, weight: 1 };
-    let config = AgentConfig {
-        agent_id: agent("a"),
-        hubs: vec!["1".to_owned()],
-        parallel: 1,
-        connectors: vec![connector],
-        limits: limits(flags >> 1),
-        liveness: Liveness::default(),
-        resume_window: WINDOW,
-        backoff: Backoff::default(),
-        target_timeout: Duration::from_millis(1500),
-        handshake_timeout: Duration::from_secs(5),
-    };
-    let hub = Hub::new(Arc::new(hub), Seed::from_u64(1), now, &mut outs[HUB]);
-    let agent = Agent::new(Arc::new(config), Seed::from_u64(2), now, &mut outs[AGENT]);
+    let nodes = nodes(flags, now, &mut outs);
     World {
         now,
-        nodes: [Machine::Hub(hub), Machine::Agent(agent)],
+        nodes,
         outs,
         wires: Vec::new(),
         socks: Vec::new(),
@@ -540,7 +433,11 @@ impl World {
             self.sessions[n] = self.nodes[n].parts().1.iter().map(|(_, e)| e.session.id()).collect();
         }
         let quiet = |o: &NodeOut| {
-            o.socks.is_empty() && o.registry.is_empty() && o.close.is_empty() && o.targets.is_empty() && o.dial.is_empty()
+            o.socks.is_empty()
+                && o.registry.is_empty()
+                && o.close.is_empty()
+                && o.targets.is_empty()
+                && o.dial.is_empty()
         };
         if !self.outs.iter().all(quiet) {
             self.settle();
@@ -608,8 +505,7 @@ impl World {
     fn pass(&mut self, pause: Duration) {
         let end = self.now.after(pause);
         let mut again = 0;
-        while let Some(due) =
-            Deadline::earliest(self.nodes[HUB].due(), self.nodes[AGENT].due()).filter(|d| d.at <= end)
+        while let Some(due) = Deadline::earliest(self.nodes[HUB].due(), self.nodes[AGENT].due()).filter(|d| d.at <= end)
         {
             again = if due.at > self.now { 0 } else { again + 1 };
             assert!(again < 32, "{} is due again and again (B9)", due.why);
@@ -664,7 +560,9 @@ impl World {
         }
         for s in &self.socks {
             assert!(s.over, "a socket of client {} at node {} hangs (S5, L1)", s.client, s.node);
-            let fine = s.broken || (s.wrote == 0 && s.got == 0) || self.socks.iter().any(|o| o.client == s.client && o.node != s.node && o.wrote == s.got);
+            let fine = s.broken
+                || (s.wrote == 0 && s.got == 0)
+                || self.socks.iter().any(|o| o.client == s.client && o.node != s.node && o.wrote == s.got);
             assert!(fine, "bytes are missing (S2)");
         }
         for (client, excused) in self.excused.iter().enumerate() {

@@ -120,7 +120,8 @@ impl Peer {
             15 => NUMBER_MAX,
             _ => self.received,
         };
-        let mut proof = proof(&self.secret, b"nowconnect resume v1\0", self.id, self.attempt, received, &[&challenge.0]);
+        let mut proof =
+            proof(&self.secret, b"nowconnect resume v1\0", self.id, self.attempt, received, &[&challenge.0]);
         if tape.one_in(16) {
             proof.0[0] ^= 1;
         }
@@ -202,18 +203,19 @@ impl Peer {
     /// them: what they may have changed is noted.
     pub(crate) fn said_raw(&mut self, message: &Bytes) {
         let mut frames = Vec::new();
-        if let Ok(number) = decode(self.dialect, message, &WireLimits::ESTABLISHED, &mut frames) {
-            if number == self.sent + 1 {
-                self.sent = number;
-                self.log(number, message);
-            }
-            for frame in &frames {
-                self.note_sent(frame);
-                if let Frame::Stream { cid, body: Body::Data { .. } | Body::Fin { .. }, .. } = frame
-                    && let Some(told) = self.streams.get_mut(cid)
-                {
-                    told.tainted = true;
-                }
+        let number = decode(self.dialect, message, &WireLimits::ESTABLISHED, &mut frames);
+        // Under any other number it is a replay, a gap or no frames of streams.
+        if number != Ok(self.sent + 1) {
+            return;
+        }
+        self.sent += 1;
+        self.log(self.sent, message);
+        for frame in &frames {
+            self.note_sent(frame);
+            if let Frame::Stream { cid, body: Body::Data { .. } | Body::Fin { .. }, .. } = frame
+                && let Some(told) = self.streams.get_mut(cid)
+            {
+                told.tainted = true;
             }
         }
     }
@@ -402,7 +404,9 @@ impl Peer {
                     assert!(*received <= self.sent, "the node acknowledges what was never sent");
                 }
                 Frame::Stream { cid, epoch, body } => self.hear_stream(*cid, *epoch, body),
-                Frame::Hello(_) | Frame::Welcome(_) | Frame::Auth(_) => panic!("a handshake frame in a session: {frame:?}"),
+                Frame::Hello(_) | Frame::Welcome(_) | Frame::Auth(_) => {
+                    panic!("a handshake frame in a session: {frame:?}")
+                }
                 Frame::Ping { .. }
                 | Frame::Pong { .. }
                 | Frame::GoAway { .. }

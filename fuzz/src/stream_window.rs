@@ -100,20 +100,13 @@ fn world(tape: &mut Tape<'_>) -> World {
     };
     let codec = if tape.one_in(3) { Codec::JsonV1 } else { Codec::BinaryV2 };
     let dialect = Dialect { codec, plane: Plane::Tunnel };
-    let listener = ListenerConfig {
-        name: name("l"),
-        connector: name("ldap"),
-        open: OpenRule::Eager,
-        max_connections: 1,
-    };
+    let listener =
+        ListenerConfig { name: name("l"), connector: name("ldap"), open: OpenRule::Eager, max_connections: 1 };
     let origin = Role::Hub { listeners: vec![listener], open: OpenTimers::default() };
     let target_timeout = Duration::from_millis(1500);
     let mut w = World {
         now: Instant::from_nanos(1),
-        nodes: [
-            node(origin, &limits, dialect, 1),
-            node(Role::Agent { target_timeout }, &limits, dialect, 2),
-        ],
+        nodes: [node(origin, &limits, dialect, 1), node(Role::Agent { target_timeout }, &limits, dialect, 2)],
         halves: Default::default(),
         queues: Default::default(),
         connected: true,

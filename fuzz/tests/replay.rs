@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use nowconnect_fuzz::TARGETS;
 
-const MUTATIONS_PER_TARGET: usize = 20_000;
-
 /// A small generator of its own: the mutations of a commit never change.
 struct Xorshift(u64);
 
@@ -97,22 +95,50 @@ impl Drop for Input<'_> {
     }
 }
 
-#[test]
-fn corpora_and_their_mutations_break_no_property() {
-    for (name, target) in TARGETS {
-        let seeds = corpus(name);
-        assert!(seeds.len() >= 8, "{name} has {} seeds", seeds.len());
-        for (_, seed) in &seeds {
-            let _input = Input(name, seed);
-            target(seed);
-        }
-        let mut rng = Xorshift(0x9e37_79b9_7f4a_7c15);
-        for _ in 0..MUTATIONS_PER_TARGET {
-            let bytes = mutate(&mut rng, &seeds);
-            let _input = Input(name, &bytes);
-            target(&bytes);
-        }
+fn replay(name: &str, mutations: usize) {
+    let target = TARGETS.iter().find(|(n, _)| *n == name).expect("a target").1;
+    let seeds = corpus(name);
+    assert!(seeds.len() >= 8, "{name} has {} seeds", seeds.len());
+    for (_, seed) in &seeds {
+        let _input = Input(name, seed);
+        target(seed);
     }
+    let mut rng = Xorshift(0x9e37_79b9_7f4a_7c15);
+    for _ in 0..mutations {
+        let bytes = mutate(&mut rng, &seeds);
+        let _input = Input(name, &bytes);
+        target(&bytes);
+    }
+}
+
+/// A test a target: the corpus, then this many mutations of it.
+macro_rules! replayed {
+    ($($name:ident: $mutations:literal,)*) => {
+        $(#[test]
+        fn $name() {
+            replay(stringify!($name), $mutations);
+        })*
+
+        #[test]
+        fn every_target_is_replayed() {
+            let replayed = [$(stringify!($name)),*];
+            assert!(TARGETS.iter().map(|(name, _)| *name).eq(replayed), "{replayed:?}");
+        }
+    };
+}
+
+replayed! {
+    frame_decode: 20_000,
+    frame_split: 20_000,
+    hello_json: 20_000,
+    differential_v1_v2: 20_000,
+    hub_machine: 1_000,
+    agent_machine: 1_000,
+    pair: 300,
+    stream_window: 1_000,
+    dedup_lru: 2_000,
+    config_yaml: 2_000,
+    jwt: 5_000,
 }
 
 #[test]

@@ -162,6 +162,7 @@ fn claim(agent_id: AgentId, instance: u64, hub: HubRun, id: u64, seen: Epoch) ->
         claim_id: ClaimId(u128::from(id) << 40),
         nonce: Nonce(id.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
         seen,
+        granted: Epoch(0),
         connectors: vec![ad("ldap", 1)],
     }
 }

@@ -11,7 +11,7 @@ use crate::mux::{Mux, NodeOut, Peer};
 use crate::observed::Observed;
 use crate::planted;
 use crate::principal::AgentGrant;
-use crate::registry::{Claim, Located, RegistryError, RegistryOp, RegistryReply, RegistryResult};
+use crate::registry::{Claim, Located, RegistryError, RegistryOp, RegistryReply, RegistryResult, provisional_epoch};
 use crate::session::Session;
 use crate::shard::{Attach, ControlNote, SessionUp};
 use crate::time::Instant;
@@ -59,29 +59,27 @@ impl Control {
             let wanted = Peer::Agent { id: agent.agent_id.clone(), instance: agent.instance };
             return self.resume(now, conn, &hello, &request, &wanted, Some(grant), mux, notes, out);
         }
+        if self.attachments.get(&agent.agent_id).is_some_and(|a| {
+            a.instance == agent.instance && mux.get(a.session).is_some_and(|e| agent.sessions.contains(&e.session.id()))
+        }) {
+            let detail = "the agent is attached here over another of its addresses";
+            return self.refuse_handshake(now, conn, CloseCode::Duplicate, detail, mux, out);
+        }
         // Resumptions are not counted: a full hub must not lose what it has.
         if self.is_full(mux) && !self.attachments.contains_key(&agent.agent_id) {
             return self.refuse_handshake(now, conn, CloseCode::Busy, "limits.max_sessions is reached", mux, out);
         }
         let claim = self.new_claim(agent);
-        let (nonce, seen, agent_id) = (claim.nonce, claim.seen, claim.agent_id.clone());
+        let (nonce, agent_id) = (claim.nonce, claim.agent_id.clone());
+        let alone = Fence { epoch: self.provisional(now, agent), nonce };
         if let Some(h) = self.handshakes.get_mut(conn) {
-            h.stage = Stage::Claim(Box::new(Claiming { hello, grant }));
+            h.stage = Stage::Claim(Box::new(Claiming { hello, grant, claim: Box::new(claim.clone()) }));
         }
         if self.config.mode == Mode::Off {
-            return self.attach(
-                now,
-                conn,
-                Fence { epoch: Epoch(seen.0.saturating_add(1)), nonce },
-                true,
-                Vec::new(),
-                mux,
-                notes,
-                out,
-            );
+            return self.attach(now, conn, alone, true, Vec::new(), None, mux, notes, out);
         }
         if !self.ask(now, RegistryOp::Claim(Box::new(claim)), Asked::Claim { conn, agent_id }, out) {
-            self.attach_provisionally(now, conn, mux, notes, out);
+            self.attach_provisionally(now, conn, false, mux, notes, out);
         }
     }
 
@@ -89,6 +87,13 @@ impl Control {
     fn seen(&self, agent: &HelloAgent) -> Epoch {
         let own = self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default();
         if planted::on(2) { own } else { agent.seen.max(own) }
+    }
+
+    /// Without the registry: max(seen) + 1, no wall clock (semantics 4).
+    fn provisional(&self, now: Instant, agent: &HelloAgent) -> Epoch {
+        let own = self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default();
+        let seen = if planted::on(2) { own } else { agent.seen };
+        provisional_epoch(own, seen, self.known_floor(now))
     }
 
     fn new_claim(&mut self, agent: &HelloAgent) -> Claim {
@@ -99,6 +104,7 @@ impl Control {
             claim_id: ClaimId(self.rng.next_u128()),
             nonce: Nonce(self.rng.next_u64()),
             seen: self.seen(agent),
+            granted: self.granted_epoch.get(&agent.agent_id).copied().unwrap_or_default(),
             connectors: agent.connectors.clone(),
         }
     }
@@ -134,32 +140,36 @@ impl Control {
         match result {
             Ok(RegistryReply::Claimed { epoch, nonce, .. }) if self.handshakes.get(conn).is_none() => {
                 // The agent left meanwhile: what was claimed for it is nobody's.
-                let fence = Fence { epoch, nonce };
-                let op = RegistryOp::Release { agent_id, hub: self.run.clone(), fence };
-                self.ask(now, op, Asked::Release, out);
+                self.release(now, &agent_id, Fence { epoch, nonce }, out);
             }
             Ok(RegistryReply::Claimed { epoch, nonce, superseded }) => {
-                self.attach(now, conn, Fence { epoch, nonce }, true, superseded, mux, notes, out);
+                self.attach(now, conn, Fence { epoch, nonce }, true, superseded, None, mux, notes, out);
             }
-            Ok(_) | Err(RegistryError::Definite(_) | RegistryError::Unknown(_)) => {
-                self.attach_provisionally(now, conn, mux, notes, out);
+            Ok(_) | Err(RegistryError::Definite(_)) => {
+                self.attach_provisionally(now, conn, false, mux, notes, out);
             }
+            Err(RegistryError::Unknown(_)) if self.handshakes.get(conn).is_none() => self.orphan(now, agent_id),
+            Err(RegistryError::Unknown(_)) => self.attach_provisionally(now, conn, true, mux, notes, out),
         }
     }
 
-    /// Without the registry: max(seen) + 1, no clock (semantics 4).
+    /// The registry did not grant it, or did without our knowledge: then the
+    /// claim is `open` and asked again, under its own id.
     fn attach_provisionally(
         &mut self,
         now: Instant,
         conn: ConnKey,
+        open: bool,
         mux: &mut Mux,
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
         let Some(Stage::Claim(c)) = self.handshakes.get(conn).map(|h| &h.stage) else { return };
         let HelloRole::Agent(agent) = &c.hello.role else { return };
-        let fence = Fence { epoch: Epoch(self.seen(agent).0.saturating_add(1)), nonce: Nonce(self.rng.next_u64()) };
-        self.attach(now, conn, fence, false, Vec::new(), mux, notes, out);
+        let epoch = self.provisional(now, agent);
+        let claim = open.then(|| c.claim.clone());
+        let fence = Fence { epoch, nonce: Nonce(self.rng.next_u64()) };
+        self.attach(now, conn, fence, false, Vec::new(), claim, mux, notes, out);
     }
 
     #[expect(clippy::too_many_arguments, reason = "one attachment's facts, used once")]
@@ -170,6 +180,7 @@ impl Control {
         fence: Fence,
         firm: bool,
         superseded: Vec<Located>,
+        claim: Option<Box<Claim>>,
         mux: &mut Mux,
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
@@ -180,7 +191,7 @@ impl Control {
         }
         let Some(h) = self.handshakes.remove(conn) else { return };
         let Stage::Claim(claiming) = h.stage else { return };
-        let Claiming { hello, grant } = *claiming;
+        let Claiming { hello, grant, .. } = *claiming;
         let initial_window = hello.initial_window;
         let HelloRole::Agent(agent) = hello.role else { return };
         let takeover = !superseded.is_empty()
@@ -193,8 +204,7 @@ impl Control {
             let key = old.session;
             self.lose(now, key, CloseCode::Superseded, mux, notes, out);
         }
-        let highest = self.highest_epoch.entry(agent.agent_id.clone()).or_default();
-        *highest = (*highest).max(fence.epoch);
+        self.learn_epoch(now, &agent.agent_id, fence.epoch, firm && self.config.mode != Mode::Off);
 
         let config = self.new_session(h.dialect);
         let mut welcome = self.welcome(config.id);
@@ -223,21 +233,8 @@ impl Control {
         let exposed = names(&agent.connectors);
         out.observed.push(Observed::SessionUp { plane: Plane::Tunnel, peer: agent.agent_id.as_str().to_owned() });
         out.observed.push(Observed::Attached { agent_id: agent.agent_id.clone(), epoch: fence.epoch, firm, takeover });
-        let notice = EpochNotice {
-            agent_id: agent.agent_id.clone(),
-            instance: agent.instance,
-            replica_id: self.run.replica_id.clone(),
-            epoch: fence.epoch,
-            nonce: fence.nonce,
-            firm,
-        };
-        let mut links: Vec<SessionKey> = self.links.values().copied().collect();
-        if planted::on(56) {
-            planted::hash_order(&mut links);
-        }
-        for link in links {
-            mux.send(now, link, Frame::Epoch(Box::new(notice.clone())), out);
-        }
+        self.broadcast_epoch(now, &self.notice(&agent.agent_id, agent.instance, fence, firm), mux, out);
+        self.look_after(now, &agent.agent_id, firm);
         self.expiry_at = [self.expiry_at, grant.expires].into_iter().flatten().min();
         self.attachments.insert(
             agent.agent_id,
@@ -246,6 +243,7 @@ impl Control {
                 instance: agent.instance,
                 fence,
                 firm,
+                claim,
                 connectors: agent.connectors,
                 connectors_generation: 0,
                 grant,
@@ -266,16 +264,17 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let highest = self.highest_epoch.entry(notice.agent_id.clone()).or_default();
-        *highest = (*highest).max(notice.epoch);
+        self.learn_epoch(now, &notice.agent_id, notice.epoch, notice.firm);
+        // The pair is what orders two claims: after a loss of data epochs may be equal.
+        let fence = Fence { epoch: notice.epoch, nonce: notice.nonce };
         let superseded = self
             .attachments
             .get(&notice.agent_id)
-            .and_then(|a| (a.instance != notice.instance && a.fence.epoch < notice.epoch).then_some(a.session));
+            .and_then(|a| (a.instance != notice.instance && a.fence < fence).then_some(a.session));
         if let Some(key) = superseded {
             self.lose(now, key, CloseCode::Superseded, mux, notes, out);
         }
-        self.forget_lookups(now, &notice.agent_id, out);
+        self.forget_lookups(now, notice, out);
     }
 
     /// An agent adds or withdraws connectors on a live tunnel.
@@ -322,9 +321,13 @@ impl Control {
             connectors: names(&connectors),
         }));
         self.routes_dirty = true;
-        if self.config.mode != Mode::Off {
+        // An attachment that is not listed takes them along when it is claimed.
+        if self.config.mode != Mode::Off && a.firm {
             let op = RegistryOp::SetConnectors { agent_id: agent_id.clone(), hub: self.run.clone(), fence, connectors };
-            self.ask(now, op, Asked::SetConnectors { agent_id: agent_id.clone(), fence }, out);
+            let asked = Asked::SetConnectors { agent_id: agent_id.clone(), fence };
+            if !self.ask(now, op, asked, out) {
+                self.upkeep_by(agent_id, now.after(self.config.registry.renew_every));
+            }
         }
         self.answer_waiting(&exposed, notes);
     }

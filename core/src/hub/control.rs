@@ -7,21 +7,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handshake::Handshake;
+use super::upkeep::Upkeep;
 use crate::config::{HubConfig, Mode};
 use crate::due::Due;
 use crate::error::{CloseCode, Ends, ProtocolError, RstCode};
-use crate::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Name, SessionId, SessionKey, TargetIx};
+use crate::id::{
+    AgentId, ClaimId, ConnKey, Epoch, Fence, Incarnation, Instance, Name, SessionId, SessionKey, TargetIx,
+};
 use crate::link::Link;
 use crate::mux::{Mux, NodeOut, Peer, SessionNews};
 use crate::observed::Observed;
 use crate::planted;
 use crate::principal::AgentGrant;
-use crate::registry::{HubRun, Located, RegistryOp, Token};
+use crate::registry::{Claim, HubRun, Located, RegistryOp, Token};
 use crate::rng::{Rng, Seed};
 use crate::route::{Candidate, Routes};
 use crate::shard::{ControlNote, ShardNote};
 use crate::time::{Deadline, Instant};
 use crate::wire::{ConnectorAd, Frame, Plane, Status};
+
+/// Ranks from here on: attachments that the registry does not list any more.
+const RANK_FADED: u64 = 1 << 32;
 
 /// One configured mesh peer.
 #[derive(Debug)]
@@ -41,7 +47,10 @@ pub(super) struct AttachmentState {
     pub(super) session: SessionKey,
     pub(super) instance: Instance,
     pub(super) fence: Fence,
+    /// Granted by the registry, which lists it as far as this hub knows.
     pub(super) firm: bool,
+    /// A claim for it whose outcome is not known: asked again under its own id (O5).
+    pub(super) claim: Option<Box<Claim>>,
     pub(super) connectors: Vec<ConnectorAd>,
     pub(super) connectors_generation: u64,
     pub(super) grant: AgentGrant,
@@ -68,8 +77,11 @@ pub(super) struct PendingOp {
 pub(super) enum Asked {
     Renew { sent: Instant },
     Claim { conn: ConnKey, agent_id: AgentId },
+    Reclaim { agent_id: AgentId, session: SessionKey, claim_id: ClaimId },
     SetConnectors { agent_id: AgentId, fence: Fence },
-    Release,
+    Owners { agent_id: AgentId },
+    Release { agent_id: AgentId },
+    Resign,
     Lookup { connector: Name },
     Sweep,
 }
@@ -81,6 +93,10 @@ pub(super) struct Remote {
     /// When it is asked again by itself; `None`: with the next renewal that succeeds.
     pub(super) next: Option<Instant>,
     pub(super) asking: bool,
+    /// Listed before and not any more; asked when nothing else is left, until then.
+    pub(super) faded: Vec<(Located, Instant)>,
+    /// When what waits is answered from what is known, whatever the registry does (M4).
+    pub(super) answer_by: Option<Instant>,
     /// Shards that wait for this lookup's answer, with their latest question.
     pub(super) wanted: BTreeMap<u8, u64>,
     /// What waits must not be answered by a lookup sent before.
@@ -100,9 +116,15 @@ pub struct Control {
     pub(super) statuses: BTreeMap<SessionKey, Status>,
     pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
     pub(super) highest_epoch: BTreeMap<AgentId, Epoch>,
+    /// The same, of those that the registry granted.
+    pub(super) granted_epoch: BTreeMap<AgentId, Epoch>,
     pub(super) pending: BTreeMap<Token, PendingOp>,
-    /// Claims that were given up; what a late answer granted is released.
+    /// Claims that were given up, for their late answers.
     pub(super) late_claims: BTreeMap<Token, AgentId>,
+    /// When an agent's entries in the registry are looked after next.
+    pub(super) upkeep: Due<AgentId, Upkeep>,
+    /// A floor of epochs that the registry let be known, and when.
+    pub(super) floor: Option<(Instant, Epoch)>,
     pub(super) next_token: u64,
     pub(super) remote: BTreeMap<Name, Remote>,
     pub(super) registry_healthy: bool,
@@ -110,6 +132,8 @@ pub struct Control {
     pub(super) lease_until: Option<Instant>,
     /// The run to take the lease over from with the next renewal.
     pub(super) lease_seen: Option<Incarnation>,
+    /// The run it was taken over from: dead, whatever a registry that lost data says.
+    pub(super) lease_before: Option<Incarnation>,
     /// This run held the lease once: from then on it never takes over (O7).
     pub(super) lease_held: bool,
     /// The take-over at the start was tried.
@@ -146,14 +170,18 @@ impl Control {
             statuses: BTreeMap::new(),
             attachments: BTreeMap::new(),
             highest_epoch: BTreeMap::new(),
+            granted_epoch: BTreeMap::new(),
             pending: BTreeMap::new(),
             late_claims: BTreeMap::new(),
+            upkeep: Due::default(),
+            floor: None,
             next_token: 0,
             remote: BTreeMap::new(),
             registry_healthy: false,
             registry_failures: 0,
             lease_until: None,
             lease_seen: None,
+            lease_before: None,
             lease_held: false,
             lease_tried: false,
             renew_at: None,
@@ -247,7 +275,8 @@ impl Control {
     }
 
     pub(super) fn has_candidate(&self, connector: &Name, mux: &Mux) -> bool {
-        self.routes.of(connector).iter().any(|c| mux.get(c.session).is_some_and(|e| e.conn.is_some()))
+        let up = |c: &Candidate| c.rank < RANK_FADED && mux.get(c.session).is_some_and(|e| e.conn.is_some());
+        self.routes.of(connector).iter().any(up)
     }
 
     /// A frame that is not the shard's business.
@@ -283,13 +312,13 @@ impl Control {
                 }
                 notes.push(ControlNote::InitialWindow { session: key, bytes: status.initial_window });
             }
+            Frame::Epoch(notice) => self.on_epoch_refused(now, key, &notice, mux),
             Frame::Connectors { generation, connectors } if plane == Plane::Tunnel => {
                 self.on_connectors(now, key, generation, connectors, mux, notes, out);
             }
             // A fresh token is checked by the driver, which sees it first.
             Frame::Token { .. } if plane == Plane::Tunnel => {}
-            Frame::Epoch(_)
-            | Frame::Connectors { .. }
+            Frame::Connectors { .. }
             | Frame::Token { .. }
             | Frame::Hello(_)
             | Frame::Welcome(_)
@@ -382,10 +411,7 @@ impl Control {
                 {
                     notes.push(ControlNote::Detach { agent_id: id.clone(), fence: a.fence });
                     out.observed.push(Observed::Detached { agent_id: id.clone(), epoch: a.fence.epoch });
-                    if self.config.mode != Mode::Off {
-                        let op = RegistryOp::Release { agent_id: id.clone(), hub: self.run.clone(), fence: a.fence };
-                        self.ask(now, op, Asked::Release, out);
-                    }
+                    self.forget_attachment(now, id, &a, out);
                 }
             }
             Peer::Hub { replica_id, .. } => {
@@ -429,6 +455,7 @@ impl Control {
                 }
                 self.lose(now, session, code, mux, notes, out);
             }
+            ShardNote::NotOwner { agent_id } => self.on_not_owner(now, &agent_id),
             ShardNote::Drained => {}
         }
     }
@@ -454,7 +481,9 @@ impl Control {
         }
         if self.routes_across() {
             for (connector, remote) in &self.remote {
-                for l in remote.located.iter().filter(|l| l.hub.replica_id != self.run.replica_id) {
+                let listed = remote.located.iter().map(|l| (l, 0));
+                let faded = remote.faded.iter().map(|(l, _)| (l, RANK_FADED));
+                for (l, last) in listed.chain(faded).filter(|(l, _)| l.hub.replica_id != self.run.replica_id) {
                     let Some(key) = self.links.get(&l.hub.replica_id) else { continue };
                     let usable = mux.get(*key).is_some_and(
                         |e| matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == l.hub.incarnation),
@@ -468,7 +497,7 @@ impl Control {
                             session: *key,
                             owner: l.hub.replica_id.clone(),
                             local: false,
-                            rank: (u64::from(ad.priority) << 2) | 2 | elsewhere,
+                            rank: last | (u64::from(ad.priority) << 2) | 2 | elsewhere,
                             weight: ad.weight,
                         });
                     }
@@ -523,6 +552,14 @@ impl Control {
 
     pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         self.draining = true;
+        if self.config.mode != Mode::Off {
+            // Before the releases: with the lease every attachment goes from the
+            // listings at once, and the process may end before all are answered.
+            let op = RegistryOp::Resign { hub: self.run.clone() };
+            self.ask(now, op, Asked::Resign, out);
+            self.renew_at = None;
+            self.lease_until = None;
+        }
         let keys: BTreeSet<SessionKey> = mux.iter().map(|(k, _)| k).collect();
         for key in keys {
             self.lose(now, key, CloseCode::Shutdown, mux, notes, out);
@@ -530,11 +567,7 @@ impl Control {
         for p in &mut self.peers {
             p.link.on_event(now, crate::link::Event::Shutdown);
         }
-        if self.config.mode != Mode::Off {
-            let op = RegistryOp::Resign { hub: self.run.clone() };
-            self.ask(now, op, Asked::Release, out);
-            self.renew_at = None;
-        }
+        self.upkeep = Due::default();
     }
 
     pub(super) fn handle_timeout(
@@ -552,6 +585,7 @@ impl Control {
         }
         self.expire_handshakes(now, mux, out);
         self.registry_timeouts(now, mux, notes, out);
+        self.keep_up(now, mux, out);
         self.expire_tokens(now, notes, out);
         self.broadcast_status(now, mux, out);
     }
@@ -564,6 +598,8 @@ impl Control {
             self.pending.first_key_value().map(|(_, p)| Deadline { at: p.deadline, why: "registry operation" }),
         );
         d = Deadline::earliest(d, self.renew_at.map(|at| Deadline { at, why: "lease renewal" }));
+        d = Deadline::earliest(d, self.upkeep.next().map(|at| Deadline { at, why: "registry upkeep" }));
+        d = Deadline::earliest(d, self.next_answer().map(|at| Deadline { at, why: "answer without the registry" }));
         d = Deadline::earliest(d, self.sweep_at.map(|at| Deadline { at, why: "registry sweep" }));
         d = Deadline::earliest(d, self.expiry_at.map(|at| Deadline { at, why: "token expiry" }));
         Deadline::earliest(d, self.next_lookup().map(|at| Deadline { at, why: "registry lookup" }))

@@ -12,6 +12,7 @@ use crate::link;
 use crate::mux::{Mux, NodeOut};
 use crate::observed::Observed;
 use crate::principal::{AgentGrant, HubGrant, Principal};
+use crate::registry::Claim;
 use crate::session::SessionConfig;
 use crate::shard::ControlNote;
 use crate::time::Instant;
@@ -44,6 +45,8 @@ pub(super) enum Stage {
 pub(super) struct Claiming {
     pub(super) hello: Hello,
     pub(super) grant: AgentGrant,
+    /// What the registry was asked.
+    pub(super) claim: Box<Claim>,
 }
 
 /// A hub that was welcomed.

@@ -18,6 +18,7 @@ mod handshake;
 mod mesh;
 mod registry;
 mod split;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

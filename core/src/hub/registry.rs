@@ -4,21 +4,51 @@
 
 use std::time::Duration;
 
-use super::control::{Asked, Control, PendingOp};
+use super::control::{Asked, Control, PendingOp, Remote};
 use crate::config::Mode;
 use crate::error::RstCode;
-use crate::id::{AgentId, Name};
+use crate::id::{Fence, Name};
 use crate::mux::{Mux, NodeOut};
 use crate::observed::Observed;
 use crate::planted;
-use crate::registry::{RegistryError, RegistryOp, RegistryReply, RegistryResult, Token};
+use crate::registry::{HubRun, Located, RegistryError, RegistryOp, RegistryReply, RegistryResult, Token};
 use crate::shard::{ControlNote, Question};
 use crate::time::Instant;
+use crate::wire::EpochNotice;
 
 /// Failures in a row after which the registry counts as unhealthy.
 const FAILURES_TO_UNHEALTHY: u32 = 2;
 /// Operations under way at once; beyond it an operation fails at once.
-const PENDING_OPS_MAX: usize = 4096;
+pub(super) const PENDING_OPS_MAX: usize = 4096;
+/// How long a client that needs another hub waits for the registry before it is
+/// answered from what is known: less than the 100 ms of M4.
+const ANSWER_WITHIN: Duration = Duration::from_millis(80);
+
+impl Remote {
+    /// Takes a lookup's answer. An attachment that is not listed any more was
+    /// ended, or the registry lost it and its owner will claim it again: until
+    /// `until` it is asked when nothing else is left, because the owner fences.
+    /// True if anything changed.
+    fn take_listing(&mut self, located: Vec<Located>, now: Instant, until: Instant) -> bool {
+        let replaces = |new: &Located, old: &Located| {
+            new.agent_id == old.agent_id && (new.hub.replica_id == old.hub.replica_id || new.instance != old.instance)
+        };
+        let held = self.faded.len();
+        self.faded.retain(|(old, end)| *end > now && !located.iter().any(|new| replaces(new, old)));
+        if self.located == located {
+            return self.faded.len() != held;
+        }
+        let gone = std::mem::replace(&mut self.located, located);
+        let lost = gone.into_iter().filter(|old| !self.located.iter().any(|new| replaces(new, old)));
+        self.faded.extend(lost.map(|old| (old, until)));
+        true
+    }
+
+    fn knows_other_than(&self, run: &HubRun) -> bool {
+        let mut all = self.located.iter().chain(self.faded.iter().map(|(l, _)| l));
+        all.any(|l| l.hub.replica_id != run.replica_id)
+    }
+}
 
 impl Control {
     /// Asks the registry. False when too much is under way already.
@@ -34,10 +64,12 @@ impl Control {
     }
 
     pub(super) fn renew(&mut self, now: Instant, out: &mut NodeOut) {
+        let takes_over = self.lease_seen.take();
+        self.lease_before = takes_over.or(self.lease_before);
         let op = RegistryOp::Renew {
             hub: self.run.clone(),
             lease: self.config.registry.lease,
-            takes_over: self.lease_seen.take(),
+            takes_over,
             region: self.config.region.clone(),
         };
         self.ask(now, op, Asked::Renew { sent: now }, out);
@@ -58,11 +90,7 @@ impl Control {
             if let Some(agent_id) = self.late_claims.remove(&token)
                 && let Ok(RegistryReply::Claimed { epoch, nonce, .. }) = result
             {
-                // Too late: the agent has a provisional attachment or none. What
-                // the registry lists under this fence would lead others astray.
-                let fence = crate::id::Fence { epoch, nonce };
-                let op = RegistryOp::Release { agent_id, hub: self.run.clone(), fence };
-                self.ask(now, op, Asked::Release, out);
+                self.on_late_claim(now, &agent_id, Fence { epoch, nonce }, out);
             }
             return;
         };
@@ -82,14 +110,17 @@ impl Control {
             Asked::Renew { sent } => self.on_renewed(now, sent, &result, notes, out),
             Asked::Claim { conn, agent_id } => self.on_claimed(now, conn, agent_id, result, mux, notes, out),
             Asked::Lookup { connector } => self.on_looked_up(now, &connector, result, notes, out),
-            Asked::SetConnectors { agent_id, fence } => {
-                // Stale: another claim took over; its notice or the audit ends this attachment.
-                let stale = result == Ok(RegistryReply::Stale);
-                if stale && self.attachments.get(&agent_id).is_some_and(|a| a.fence == fence) {
-                    self.routes_dirty = true;
+            Asked::Reclaim { agent_id, session, claim_id } => {
+                self.on_reclaimed(now, &agent_id, session, claim_id, result, mux, notes, out);
+            }
+            Asked::SetConnectors { agent_id, fence } => self.on_audited(now, &agent_id, fence, &result, out),
+            Asked::Owners { agent_id } => self.on_owners(now, &agent_id, result, mux, notes, out),
+            Asked::Release { agent_id } => {
+                if result.is_err() {
+                    self.orphan(now, agent_id);
                 }
             }
-            Asked::Release | Asked::Sweep => {}
+            Asked::Resign | Asked::Sweep => {}
         }
     }
 
@@ -104,6 +135,9 @@ impl Control {
         match result {
             Ok(RegistryReply::Renewed) => {
                 self.registry_failures = 0;
+                // What was attached while the registry was away, or was listed
+                // under a lease that ended, is looked after now.
+                let back = !self.registry_healthy || self.lease_until.is_none_or(|until| until <= now);
                 let from = if planted::on(7) { now } else { sent };
                 self.lease_until = Some(from.after(self.config.registry.lease));
                 self.lease_held = true;
@@ -112,11 +146,20 @@ impl Control {
                 }
                 self.set_health(true, out);
                 self.look_up_all(now, out);
+                if back {
+                    self.look_after_all(now);
+                }
             }
             Ok(RegistryReply::LeaseHeld { by }) => {
                 self.registry_failures = 0;
-                self.set_health(true, out);
-                if self.lease_held {
+                self.look_up_all(now, out);
+                if self.lease_held && self.lease_before == Some(*by) {
+                    // The run before this one again: the registry lost data (R3, R4).
+                    self.lease_seen = Some(*by);
+                    self.renew(now, out);
+                } else if self.lease_held {
+                    // It answers, but lists nothing of this hub: degraded.
+                    self.set_health(false, out);
                     // A newer run of this replica id took over: this one fences
                     // itself and waits for that lease to end. Taking it back
                     // would make the two renew in turns for ever.
@@ -183,13 +226,17 @@ impl Control {
     }
 
     /// What is known of an agent's attachments changed: ask anew.
-    pub(super) fn forget_lookups(&mut self, now: Instant, _agent_id: &AgentId, out: &mut NodeOut) {
+    pub(super) fn forget_lookups(&mut self, now: Instant, notice: &EpochNotice, out: &mut NodeOut) {
         if !self.routes_across() {
             return;
         }
         let connectors: Vec<Name> = self.remote.keys().cloned().collect();
         for connector in connectors {
             if let Some(r) = self.remote.get_mut(&connector) {
+                r.faded.retain(|(l, _)| {
+                    l.agent_id != notice.agent_id
+                        || (l.instance == notice.instance && l.hub.replica_id != notice.replica_id)
+                });
                 r.again |= r.asking;
             }
             self.look_up(now, &connector, out);
@@ -211,10 +258,8 @@ impl Control {
         // asked again at once (B9).
         remote.next = Some(now.after(self.config.registry.lookup_fresh));
         let ok = if let Ok(RegistryReply::Attachments(located)) = result {
-            if remote.located != located {
-                remote.located = located;
-                self.routes_dirty = true;
-            }
+            let until = now.after(self.config.registry.lease);
+            self.routes_dirty |= remote.take_listing(located, now, until);
             true
         } else {
             // An old answer stays usable: the owner fences (semantics 5).
@@ -225,8 +270,8 @@ impl Control {
             return;
         }
         let Some(remote) = self.remote.get(connector) else { return };
-        let known = remote.located.iter().any(|l| l.hub.replica_id != self.run.replica_id);
-        let result = if ok && known || self.exposes(connector) { Ok(()) } else { Err(refusal) };
+        let result =
+            if ok && remote.knows_other_than(&self.run) || self.exposes(connector) { Ok(()) } else { Err(refusal) };
         self.answer_wanted(connector, result, notes);
     }
 
@@ -238,6 +283,7 @@ impl Control {
         notes: &mut Vec<ControlNote>,
     ) {
         let Some(remote) = self.remote.get_mut(connector) else { return };
+        remote.answer_by = None;
         for (shard, number) in std::mem::take(&mut remote.wanted) {
             let question = Question { shard, number };
             notes.push(ControlNote::RouteAnswer { connector: connector.clone(), question, result });
@@ -270,11 +316,30 @@ impl Control {
         let remote = self.remote.entry(connector.clone()).or_default();
         // A shard's questions come in order.
         remote.wanted.insert(question.shard, question.number);
+        if !planted::on(49) {
+            remote.answer_by.get_or_insert(now.after(ANSWER_WITHIN));
+        }
         // What the streams tried came from an earlier lookup: one that is
         // already under way may be as old.
         remote.again |= afresh && remote.asking;
         if !self.look_up(now, &connector, out) {
             self.answer_wanted(&connector, Err(RstCode::RegistryDown), notes);
+        }
+    }
+
+    /// When the first client that waits for a lookup is answered without it.
+    pub(super) fn next_answer(&self) -> Option<Instant> {
+        self.remote.values().filter_map(|r| r.answer_by).min()
+    }
+
+    /// The registry takes too long: who waits hears what is known (M4).
+    fn answer_overdue(&mut self, now: Instant, notes: &mut Vec<ControlNote>) {
+        let overdue = |(c, r): (&Name, &Remote)| r.answer_by.is_some_and(|at| at <= now).then(|| c.clone());
+        let connectors: Vec<Name> = self.remote.iter().filter_map(overdue).collect();
+        for connector in connectors {
+            let known = self.remote.get(&connector).is_some_and(|r| r.knows_other_than(&self.run));
+            let result = if known || self.exposes(&connector) { Ok(()) } else { Err(RstCode::RegistryDown) };
+            self.answer_wanted(&connector, result, notes);
         }
     }
 
@@ -321,6 +386,7 @@ impl Control {
             let result = Err(RegistryError::Unknown("no reply inside its deadline".to_owned()));
             self.on_outcome(now, op.what, result, mux, notes, out);
         }
+        self.answer_overdue(now, notes);
         if self.renew_at.is_some_and(|at| at <= now) {
             self.renew(now, out);
         }
@@ -339,7 +405,7 @@ impl Control {
                 .map(|(c, _)| c.clone())
                 .collect();
             for connector in due {
-                if self.registry_healthy {
+                if self.registry_failures < FAILURES_TO_UNHEALTHY {
                     self.look_up(now, &connector, out);
                 } else if let Some(r) = self.remote.get_mut(&connector) {
                     // Asked again with the first renewal that succeeds.

@@ -174,7 +174,7 @@ impl MemoryRegistry {
 
     fn claim(&mut self, now: u64, claim: &Claim) -> RegistryResult {
         self.forget_claims(now);
-        let Claim { agent_id, instance, hub, claim_id, nonce, seen, connectors } = claim;
+        let Claim { agent_id, instance, hub, claim_id, nonce, seen, granted, connectors } = claim;
         if let Some(granted) = self.claims.get(&(agent_id.clone(), *claim_id)) {
             let reply = granted.reply();
             self.announce(agent_id, connectors);
@@ -188,7 +188,7 @@ impl MemoryRegistry {
         }
 
         let stored = self.epochs.get(agent_id).copied().unwrap_or_default();
-        let epoch = next_epoch(stored, *seen, now);
+        let epoch = next_epoch(stored.max(*granted), *seen, now);
         let epoch = if planted::on(11) { as_lua_text(epoch) } else { epoch };
         if epoch.0 > EPOCH_MAX {
             return Err(RegistryError::Definite(super::epochs_used_up()));

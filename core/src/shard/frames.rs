@@ -202,6 +202,10 @@ impl Shard {
             Err(code) => {
                 if code == RstCode::NotOwner {
                     self.counters.epoch_mismatch += 1;
+                    let held = self.attachments.get(&open.agent_id);
+                    if !self.is_agent() && !held.is_some_and(|h| h.values().any(|a| a.fence == fence)) {
+                        out.notes.push(ShardNote::NotOwner { agent_id: open.agent_id });
+                    }
                 }
                 return self.refuse(session, cid, epoch, code, out);
             }

@@ -174,6 +174,11 @@ pub enum ShardNote {
         /// The code for its GOAWAY.
         code: CloseCode,
     },
+    /// Another hub took this one for the owner of an attachment that it does not hold.
+    NotOwner {
+        /// The attachment's agent.
+        agent_id: AgentId,
+    },
     /// The last stream is gone (sent while draining).
     Drained,
 }

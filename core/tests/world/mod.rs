@@ -139,6 +139,8 @@ pub(crate) struct World {
     conns: Vec<Conn>,
     next_conn: u32,
     pub(crate) registry: MemoryRegistry,
+    /// Milliseconds its clock stepped back.
+    pub(crate) registry_behind: u64,
     pub(crate) registry_down: bool,
     /// Every operation fails at once.
     pub(crate) registry_fails_at_once: bool,
@@ -184,6 +186,7 @@ impl World {
             conns: Vec::new(),
             next_conn: 0,
             registry: MemoryRegistry::default(),
+            registry_behind: 0,
             registry_down: false,
             registry_fails_at_once: false,
             registry_held: false,
@@ -361,10 +364,14 @@ impl World {
         self.registry_held = false;
     }
 
+    fn registry_millis(&self) -> u64 {
+        1_000_000 + self.now.as_nanos() / 1_000_000 - self.registry_behind
+    }
+
     /// Attachments the registry lists for a connector.
     pub(crate) fn located(&mut self, connector: &str) -> usize {
         let op = RegistryOp::Lookup { connector: name(connector) };
-        match self.registry.execute(1_000_000 + self.now.as_nanos() / 1_000_000, &op) {
+        match self.registry.execute(self.registry_millis(), &op) {
             Ok(RegistryReply::Attachments(l)) => l.len(),
             other => panic!("{other:?}"),
         }
@@ -456,7 +463,7 @@ impl World {
             let result: RegistryResult = if self.registry_fails_at_once {
                 Err(RegistryError::Definite("down".into()))
             } else {
-                self.registry.execute(1_000_000 + self.now.as_nanos() / 1_000_000, &op)
+                self.registry.execute(self.registry_millis(), &op)
             };
             self.input(n, Input::Registry { token, result });
         }

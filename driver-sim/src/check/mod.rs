@@ -4,14 +4,19 @@
 //! 256 events (the machines' own invariants: B); liveness is asked after the
 //! healing (L). The ghost state here is what a perfect wire would have done.
 
+mod ends;
+mod nodes;
+mod rare;
+mod relations;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nowconnect_core::error::RstCode;
-use nowconnect_core::id::{Cid, Name};
+use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::id::{AgentId, Cid, Name};
 use nowconnect_core::observed::Observed;
-use nowconnect_core::registry::RegistryOp;
+use nowconnect_core::stream::Part;
+use nowconnect_core::wire::{Body, Frame, Plane, WireLimits, decode};
 
 use crate::actor::{Fate, side};
 use crate::event::Event;
@@ -26,6 +31,8 @@ use crate::world::{Phase, Violation, World};
 pub(crate) const PROBES_FROM: u32 = 20_000;
 /// Time between two looks at whether everything is over.
 const PROBE_EVERY: u64 = 1000 * MS;
+/// Bytes a second below which a wire holds a new client's OPEN back for long.
+const SLOW_BELOW: u64 = 1 << 20;
 
 /// What is remembered to judge the rest.
 #[derive(Debug)]
@@ -38,10 +45,24 @@ pub(crate) struct Check {
     pub(crate) effects: Vec<Effect>,
     pub(crate) drains: BTreeSet<u16>,
     probes: Vec<ClientPlan>,
+    /// Probes that were connected.
+    probing: usize,
     wanted: BTreeMap<Cid, u32>,
     /// The target's actor, by cid.
     pub(crate) connected: BTreeMap<Cid, u32>,
     pub(crate) wire: wire::Wire,
+    pub(crate) nodes: BTreeMap<u16, nodes::NodeGhost>,
+    /// When which process lost what may have carried streams.
+    pub(crate) excuses: Vec<(u64, u16)>,
+    /// When one of a pair of hubs last found the other's connection one too
+    /// many: a dial of the lower number, a dial of the higher.
+    pub(crate) duplicates: BTreeMap<(u16, u16), [Option<u64>; 2]>,
+    /// A fault took something from the registry, or kept it from being written.
+    pub(crate) registry_lost: bool,
+    /// Clients that were opened once.
+    tried: BTreeSet<u32>,
+    /// The hub each agent attached to last.
+    pub(crate) attached: BTreeMap<AgentId, u16>,
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
@@ -65,9 +86,16 @@ impl Check {
             effects: Vec::new(),
             drains: BTreeSet::new(),
             probes: Vec::new(),
+            probing: 0,
             wanted: BTreeMap::new(),
             connected: BTreeMap::new(),
             wire: wire::Wire::default(),
+            nodes: BTreeMap::new(),
+            excuses: Vec::new(),
+            duplicates: BTreeMap::new(),
+            registry_lost: false,
+            tried: BTreeSet::new(),
+            attached: BTreeMap::new(),
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
@@ -102,11 +130,7 @@ impl Check {
         self.drains.remove(&ix);
     }
 
-    pub(crate) fn on_fault(&mut self, _now: u64, _fault: &Fault) {}
-
     pub(crate) fn on_client(&mut self, _client: u32, _now: u64, _hub: &Node) {}
-
-    pub(crate) fn on_registry_op(&mut self, _ix: u16, _node: &Node, _op: &RegistryOp) {}
 
     /// S6, I1: an agent wants a target for a cid.
     pub(crate) fn on_target_wanted(
@@ -162,7 +186,17 @@ impl World {
                 return false;
             };
             let (cid, open) = (stream.cid, stream.open);
+            let agent = match &stream.part {
+                Part::Origin(o) => o.carrier.as_ref().filter(|c| c.local).map(|c| c.agent_id.clone()),
+                Part::Owner | Part::Agent => None,
+            };
             if cid.0 != 0 && self.cids.insert(cid, *client).is_none() {
+                if !self.check.tried.insert(*client) {
+                    self.marks.hit(Mark::Retried);
+                }
+                if let Some(agent) = agent {
+                    self.ghost_opened(ix, agent.as_str(), *client);
+                }
                 self.line(Some(*client), || format!("client {client} is opened as {cid}"));
             }
             if open && self.check.opened.insert(cid) && !self.check.connected.contains_key(&cid) {
@@ -176,6 +210,14 @@ impl World {
     pub(crate) fn on_observed(&mut self, ix: u16, event: Observed) {
         self.line(None, || format!("node {ix}: {event:?}"));
         match event {
+            Observed::Stream(record) => self.ghost_record(ix, &record),
+            Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),
+            Observed::SessionLost { .. } => self.excuse(ix),
+            Observed::SessionSuspended { cause: CloseCode::Dead, .. } => self.marks.hit(Mark::DeadPeerNoticed),
+            Observed::HandshakeFailed { cause: CloseCode::ResumeRefused, .. } => self.marks.hit(Mark::ResumeRefused),
+            Observed::LeaseHeldByOther => self.marks.hit(Mark::LeaseSelfFence),
+            Observed::Attached { agent_id, firm, takeover, .. } => self.note_attached(ix, &agent_id, firm, takeover),
+            Observed::TokenExpired { .. } => self.marks.hit(Mark::TokenExpired),
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
             Observed::ProtocolViolation { plane, kind, detail } => {
                 self.fail(
@@ -184,6 +226,45 @@ impl World {
                 );
             }
             _ => {}
+        }
+    }
+
+    /// Whether this message asks a hub to carry a stream of another hub: how
+    /// many it had carried before, and which connectors are asked for.
+    pub(crate) fn carries_on(&self, conn: u32, to: usize, message: &bytes::Bytes) -> Option<(u64, usize)> {
+        let c = &self.conns[conn as usize];
+        let hub = self.nodes[usize::from(c.nodes[to])].hub()?;
+        if c.dialect.plane != Plane::Mesh || self.plan_of_hub(c.nodes[to]).shards > 0 {
+            return None;
+        }
+        let mut frames = Vec::new();
+        decode(c.dialect, message, &WireLimits::ESTABLISHED, &mut frames).ok()?;
+        let opens = frames.iter().filter(|f| matches!(f, Frame::Stream { body: Body::Open(_), .. })).count();
+        (opens > 0).then(|| (hub.counters().carried, opens))
+    }
+
+    fn plan_of_hub(&self, node: u16) -> &crate::plan::HubPlan {
+        &self.plan.hubs[usize::from(node)]
+    }
+
+    /// After a message: what it may not have done.
+    pub(crate) fn after_message(&mut self, conn: u32, to: usize, carried: Option<(u64, usize)>) {
+        let c = &self.conns[conn as usize];
+        let ix = c.nodes[to];
+        let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
+        let more = carried.is_some_and(|(before, _)| hub.counters().carried > before);
+        let end = crate::net::key(conn, to);
+        if to == 1
+            && let At::Hub(n) = self.nodes[usize::from(c.nodes[0])].at
+            && c.dialect.plane == Plane::Mesh
+            && hub.mux().carried_by(end).is_some()
+            && c.wrong_certificate
+        {
+            return self
+                .fail("I3", format!("node {ix} has a session on conn {conn} with a certificate not of hub-{n}"));
+        }
+        if more {
+            self.ghost_carried(ix);
         }
     }
 
@@ -234,6 +315,9 @@ impl World {
         if let Err(v) = self.registry.check() {
             self.fail(v.id, v.text);
         }
+        self.check_nodes();
+        self.check_duplicates();
+        self.check_memory();
     }
 
     /// After the healing: new clients, then an end.
@@ -246,11 +330,14 @@ impl World {
         if since >= self.check.settle_ns && !self.check.probed {
             self.check.probed = true;
             self.check_relations();
+            self.check_registry();
             self.start_probes();
         } else if self.check.probed && alive == 0 {
-            // Late frames, acknowledgements and tombstones settle.
-            self.check.over_at = Some(self.now + 5000 * MS);
-            return;
+            if !self.next_probe() {
+                // Late frames, acknowledgements and tombstones settle.
+                self.check.over_at = Some(self.now + 5000 * MS);
+                return;
+            }
         } else if since > self.check.settle_ns + 90_000 * MS {
             return self.say_who_is_stuck();
         }
@@ -334,9 +421,19 @@ impl World {
                 let flow = FlowPlan { total: 5000, chunk: 2000, write_gap: 0, read: 1 << 16, read_gap: 0, after: 0 };
                 let probe = ClientPlan { id, hub: hub as u8, connector: wanted, up: flow, down: flow, ..orphan() };
                 self.check.probes.push(probe);
-                self.connect_client(probe);
             }
         }
+        // On a slow wire they would time out behind each other's bytes and what
+        // else is under way: there they come one by one, when it is quiet.
+        while self.plan.net.bandwidth.0 >= SLOW_BELOW && self.next_probe() {}
+    }
+
+    /// Connects the next new client; false when all were.
+    fn next_probe(&mut self) -> bool {
+        let Some(probe) = self.check.probes.get(self.check.probing).copied() else { return false };
+        self.check.probing += 1;
+        self.connect_client(probe);
+        true
     }
 
     /// L1, L12: somebody waits for ever.
@@ -381,6 +478,7 @@ impl World {
                 }
             }
         }
+        self.check_ends();
         self.check_calm();
         for ix in 0..self.nodes.len() {
             let Some(m) = &self.nodes[ix].machine else { continue };
@@ -415,20 +513,5 @@ impl World {
             }
         }
         let _ = connector;
-    }
-}
-
-/// Marks that counters of the machines tell at the end of a run.
-impl World {
-    pub(crate) fn collect_marks(&mut self) {
-        for ix in 0..self.nodes.len() {
-            let Some(m) = &self.nodes[ix].machine else { continue };
-            for shard in m.shards() {
-                let c = shard.counters();
-                self.marks.add(Mark::EpochMismatch, c.epoch_mismatch);
-                self.marks.add(Mark::DuplicateDropped, c.duplicates);
-                self.marks.add(Mark::BudgetPressure, c.paused_budget);
-            }
-        }
     }
 }

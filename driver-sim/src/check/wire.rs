@@ -13,13 +13,15 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
-use nowconnect_core::error::RstCode;
+use nowconnect_core::config::Mode;
+use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, Cid, Epoch, Fence, SessionId};
 use nowconnect_core::wire::{Body, Dialect, Frame, HelloRole, Plane, WireLimits, decode};
 
 use crate::faults::Point;
+use crate::marks::Mark;
 use crate::payload::{self, Half};
-use crate::plan::ModePlan;
 use crate::world::{Violation, World};
 
 /// DATA of one stream after which a neighbour that waits is remembered.
@@ -79,6 +81,10 @@ struct Ledger {
     dirs: [Direction; 2],
     streams: HashMap<Cid, Carried>,
     fence: Option<Fence>,
+    /// The connection of the latest handshake, and whether its acceptor counts
+    /// as established by that alone.
+    conn: u32,
+    bound: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,8 +105,13 @@ pub(crate) struct Wire {
     by_id: BTreeMap<SessionId, u32>,
     /// The one session that a fence opens streams on.
     openers: BTreeMap<(AgentId, Fence), u32>,
+    /// Sessions with a connection, as far as anybody knows.
+    open: Vec<u32>,
     frames: Vec<Frame>,
     points: Vec<Point>,
+    marks: Vec<Mark>,
+    /// A hub that says DUPLICATE on a mesh connection.
+    duplicate: bool,
     /// Streams seen lately, for whoever wants to forge a frame of one.
     pub(crate) recent: VecDeque<(Cid, Epoch)>,
 }
@@ -224,7 +235,9 @@ impl Wire {
         if data && (dir.kept_bytes >= bytes_max || dir.kept_frames >= frames_max) {
             let text = format!(
                 "{}: DATA on conn {conn} with {} bytes and {} frames in flight; the caps are {bytes_max} and {frames_max}",
-                g.node().name, dir.kept_bytes, dir.kept_frames
+                g.node().name,
+                dir.kept_bytes,
+                dir.kept_frames
             );
             return broken("B2", text);
         }
@@ -250,19 +263,14 @@ impl Wire {
 
     /// M1, M2: what a mode forbids on the mesh.
     fn judge_mode(&self, g: &Ghost<'_>, plane: Plane, frames: &[Frame]) -> Result<(), Violation> {
-        let crate::faults::At::Hub(n) = g.node().at else { return Ok(()) };
-        if plane == Plane::Tunnel {
-            return Ok(());
-        }
-        let mode = g.node().mode.unwrap_or(g.world.plan.hubs[usize::from(n)].mode);
+        let Some(mode) = g.node().hub().map(Hub::mode).filter(|_| plane == Plane::Mesh) else { return Ok(()) };
         for f in frames {
             let (id, forbidden) = match mode {
-                ModePlan::Active => return Ok(()),
-                ModePlan::Off => ("M1", !matches!(f, Frame::GoAway { .. })),
-                ModePlan::Shadow => (
-                    "M2",
-                    matches!(f, Frame::Stream { body: Body::Open(_) | Body::Data { .. } | Body::Resume(_), .. }),
-                ),
+                Mode::Active => return Ok(()),
+                Mode::Off => ("M1", !matches!(f, Frame::GoAway { .. })),
+                Mode::Shadow => {
+                    ("M2", matches!(f, Frame::Stream { body: Body::Open(_) | Body::Data { .. } | Body::Resume(_), .. }))
+                }
             };
             if forbidden {
                 return broken(id, format!("{} says {} on the mesh in mode {mode:?}", g.node().name, f.kind()));
@@ -314,14 +322,21 @@ impl Wire {
                         dirs: [Direction::default(), Direction::default()],
                         streams: HashMap::new(),
                         fence: w.attachment.as_ref().map(|a| Fence { epoch: a.epoch, nonce: a.nonce }),
+                        conn,
+                        bound: plane == Plane::Tunnel,
                     });
                     self.by_id.insert(w.session, session);
                     self.line(conn).next = [1, 1];
                     session
                 };
                 self.line(conn).session = Some(session);
+                if !self.open.contains(&session) {
+                    self.open.push(session);
+                }
                 if let Some(ledger) = self.sessions.get_mut(session as usize) {
                     // Each end's first window, as the other may know it from now on.
+                    ledger.conn = conn;
+                    ledger.bound |= w.resumed.is_some();
                     for (dir, window) in ledger.dirs.iter_mut().zip([line.window, w.initial_window]) {
                         dir.window = dir.window.max(window);
                     }
@@ -347,10 +362,12 @@ impl Wire {
                     return broken("S1", text);
                 }
             }
+            Frame::GoAway { code, .. } => {
+                self.duplicate |= plane == Plane::Mesh && *code == CloseCode::Duplicate;
+            }
             Frame::Auth(_)
             | Frame::Ping { .. }
             | Frame::Pong { .. }
-            | Frame::GoAway { .. }
             | Frame::Epoch(_)
             | Frame::Connectors { .. }
             | Frame::Token { .. }
@@ -359,14 +376,7 @@ impl Wire {
         Ok(())
     }
 
-    fn stream(
-        &mut self,
-        g: &Ghost<'_>,
-        session: u32,
-        cid: Cid,
-        epoch: Epoch,
-        body: &Body,
-    ) -> Result<(), Violation> {
+    fn stream(&mut self, g: &Ghost<'_>, session: u32, cid: Cid, epoch: Epoch, body: &Body) -> Result<(), Violation> {
         let end = g.end;
         let Some(ledger) = self.sessions.get_mut(session as usize) else { return Ok(()) };
         let fence = ledger.fence;
@@ -410,6 +420,10 @@ impl Wire {
                 broken("I2", format!("{}: {} without an OPEN on this session", g.what(cid), body.kind()))
             };
         };
+        if matches!(body, Body::Rst { code: RstCode::Unknown, .. }) {
+            // An answer in the words of the question, whoever asked it.
+            return Ok(());
+        }
         if epoch != s.epoch {
             return broken("O4", format!("{}: {} under {epoch}, opened under {}", g.what(cid), body.kind(), s.epoch));
         }
@@ -508,10 +522,19 @@ impl Wire {
                     );
                     return broken("S2", text);
                 }
+                if s.fin[1 - end].is_none() {
+                    self.marks.push(if end == s.opener { Mark::FinClientFirst } else { Mark::FinTargetFirst });
+                }
+                if s.arrived[end] < s.next[end] {
+                    self.marks.push(Mark::FinWithDataBuffered);
+                }
                 s.fin[end] = Some(*final_off);
             }
             Body::Rst { .. } => {
                 self.points.push(Point::Rst);
+                if s.fin[1 - end].is_some() && !s.fin_arrived[1 - end] {
+                    self.marks.push(Mark::RstCrossedFin);
+                }
                 s.over[end] = true;
             }
             Body::Open(_) | Body::Resume(_) => {}
@@ -536,6 +559,10 @@ impl Wire {
                     Frame::Ack { received } => ledger.dirs[to].forget(*received),
                     Frame::Stream { cid, body, .. } if fresh => {
                         let Some(s) = ledger.streams.get_mut(cid) else { continue };
+                        if s.over[to] {
+                            let ok = matches!(body, Body::OpenAck { result: Ok(()) });
+                            self.marks.push(if ok { Mark::AckAfterCancel } else { Mark::TombstoneUsed });
+                        }
                         match body {
                             Body::Open(o) => s.allowed[to] = s.allowed[to].max(o.limit),
                             Body::Data { off, bytes } => s.arrived[from] = *off + bytes.len() as u64,
@@ -571,6 +598,24 @@ impl Wire {
         {
             l.dirs[end].turn = Some((cid, if who.is_some() { had } else { 0 }, who));
         }
+    }
+
+    /// Connections that an acceptor answered with WELCOME and that are the
+    /// latest of their session.
+    pub(crate) fn current(&self) -> impl Iterator<Item = (u32, bool)> {
+        self.open.iter().filter_map(|s| self.sessions.get(*s as usize)).map(|l| (l.conn, l.bound))
+    }
+
+    /// Forgets sessions of which nothing is left.
+    pub(crate) fn prune(&mut self, mut alive: impl FnMut(u32) -> bool) {
+        let sessions = &self.sessions;
+        self.open.retain(|s| sessions.get(*s as usize).is_some_and(|l| alive(l.conn)));
+    }
+
+    /// How much of each direction of a stream is known to have arrived
+    /// somewhere.
+    pub(crate) fn position(&self, cid: Cid) -> Option<[u64; 2]> {
+        self.sessions.iter().rev().find_map(|l| l.streams.get(&cid)).map(|s| s.arrived)
     }
 
     /// Whether a stream was opened on the session of a connection.
@@ -629,8 +674,15 @@ impl World {
             }
             wire.waits(conn, end, waiting);
         }
+        for m in wire.marks.drain(..) {
+            self.marks.hit(m);
+        }
         let mut points = std::mem::take(&mut wire.points);
+        let duplicate = std::mem::take(&mut wire.duplicate);
         self.check.wire = wire;
+        if duplicate {
+            self.said_duplicate(conn, end);
+        }
         let nodes = self.conns[conn as usize].nodes;
         for p in points.drain(..) {
             self.vulnerable(p, nodes[end], Some(nodes[1 - end]));

@@ -8,6 +8,7 @@
 //! (D1). tungstenite masks its control frames with keys of its own, from the
 //! system; they are unmasked by the reader and reach no hash and no timing.
 
+#[allow(unreachable_pub, reason = "the driver exports what this crate does not")]
 #[path = "../../../driver-tokio/src/ws/meter.rs"]
 mod meter;
 #[path = "../../../driver-tokio/src/ws/outgoing.rs"]

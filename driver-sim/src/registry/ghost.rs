@@ -231,8 +231,9 @@ impl Ghost {
 
     fn claimed(&mut self, place: Place, stored: Epoch, claim: &Claim, fence: Fence, superseded: &[Located]) {
         let floor = place.wall.saturating_mul(EPOCHS_PER_MILLI);
-        let base = stored.0.max(floor);
-        let seen = claim.seen.0.min(base.saturating_add(SEEN_AHEAD_MAX));
+        let known = stored.max(claim.granted);
+        let base = known.0.max(floor);
+        let seen = claim.seen.0.min(known.0.max(floor.saturating_add(SEEN_AHEAD_MAX)));
         match self.judge(place, claim, fence, superseded) {
             Judged::Retry => return self.mark("claim retried and answered from memory (idempotent)"),
             Judged::Broken(violation) => drop(self.violation.get_or_insert(violation)),
@@ -266,17 +267,21 @@ impl Ghost {
 
     fn judge(&self, place: Place, claim: &Claim, fence: Fence, superseded: &[Located]) -> Judged {
         let broken = |id, text| Judged::Broken(Violation { id, text });
-        let past = self.by_agent.get(&claim.agent_id).into_iter().flatten().rev();
-        for old in past.filter_map(|ix| self.claims.get(*ix)) {
+        let past =
+            || self.by_agent.get(&claim.agent_id).into_iter().flatten().rev().filter_map(|ix| self.claims.get(*ix));
+        // First: a retry gets its old answer, also after other claims (O5).
+        let same = |old: &&ExecutedClaim| old.claim_id == claim.claim_id && old.fence == fence && contains(old, place);
+        if let Some(old) = past().find(same) {
+            let remembered = !old.memory_lost && self.wall_high < old.wall_millis.saturating_add(memory_millis());
+            if remembered && old.superseded != superseded {
+                return broken("O5", format!("a retry got {superseded:?}, the first time {:?}", old.superseded));
+            }
+            return Judged::Retry;
+        }
+        for old in past() {
             let known = contains(old, place);
             let remembered =
                 known && !old.memory_lost && self.wall_high < old.wall_millis.saturating_add(memory_millis());
-            if old.claim_id == claim.claim_id && old.fence == fence && known {
-                if remembered && old.superseded != superseded {
-                    return broken("O5", format!("a retry got {superseded:?}, the first time {:?}", old.superseded));
-                }
-                return Judged::Retry;
-            }
             if old.claim_id == claim.claim_id && remembered {
                 return broken("O5", format!("a retry of {old:?} was granted {fence:?}"));
             }

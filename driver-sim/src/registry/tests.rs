@@ -40,6 +40,7 @@ fn claim(agent_id: AgentId, instance: u64, node: usize, id: u128, seen: u64) -> 
         claim_id: ClaimId(id),
         nonce: Nonce(u64::try_from(id).unwrap()),
         seen: Epoch(seen),
+        granted: Epoch(0),
         connectors: vec![ConnectorAd { name: name("ldap"), priority: 0, weight: 1 }],
     }))
 }

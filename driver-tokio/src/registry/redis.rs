@@ -223,6 +223,7 @@ impl Call<'_> {
             CLAIM_MEMORY.as_millis().to_string(),
             EPOCHS_PER_MILLI.to_string(),
             SEEN_AHEAD_MAX.to_string(),
+            claim.granted.0.min(EPOCH_MAX).to_string(),
         ];
         let named = [keys.attachments(agent), keys.epoch(agent), keys.claim(agent, claim.claim_id)];
         let reply = self.run(&SCRIPTS.claim, &named, &args).await?;

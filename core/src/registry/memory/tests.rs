@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::id::Nonce;
-use crate::registry::{EPOCHS_PER_MILLI, SEEN_AHEAD_MAX};
+use crate::registry::{EPOCHS_PER_MILLI, SEEN_AHEAD_MAX, SEEN_UNCHECKED_MAX, provisional_epoch};
 
 pub(super) const T0: u64 = 1_700_000_000_000;
 const LEASE: Duration = Duration::from_secs(10);
@@ -33,6 +33,7 @@ pub(super) fn claim(agent_id: AgentId, instance: u64, hub: HubRun, id: u128, see
         claim_id: ClaimId(id),
         nonce: Nonce(u64::try_from(id).unwrap() ^ 0xff),
         seen: Epoch(seen),
+        granted: Epoch(0),
         connectors: ads(&["ldap"]),
     }))
 }
@@ -68,10 +69,39 @@ fn the_epoch_is_above_stored_seen_and_floor() {
 }
 
 #[test]
+fn what_was_granted_before_counts_like_a_stored_epoch() {
+    let mut r = MemoryRegistry::default();
+    let RegistryOp::Claim(mut c) = claim(agent(1), 1, hub(1, 1), 1, 0) else { unreachable!() };
+    // The data is lost and the clock stepped back by days.
+    c.granted = Epoch(T0 * EPOCHS_PER_MILLI + 3 * SEEN_AHEAD_MAX);
+    let (a, _) = granted(r.execute(T0, &RegistryOp::Claim(c.clone())));
+    assert_eq!(a.epoch, Epoch(c.granted.0 + 1));
+}
+
+#[test]
+fn a_provisional_epoch_is_clamped_as_well() {
+    let floor = Epoch(T0 * EPOCHS_PER_MILLI);
+    let honest = Epoch(floor.0 + 5);
+    assert_eq!(provisional_epoch(Epoch(0), honest, None), Epoch(honest.0 + 1));
+    assert_eq!(provisional_epoch(honest, Epoch(3), Some(floor)), Epoch(honest.0 + 1));
+    for known in [None, Some(floor)] {
+        let first = provisional_epoch(Epoch(0), Epoch(u64::MAX), known);
+        assert!(first.0 <= SEEN_UNCHECKED_MAX + 1 && first.0 < EPOCH_MAX);
+        let second = provisional_epoch(first, Epoch(u64::MAX), known);
+        assert_eq!(second.0, first.0 + 1, "each the next one, never used up");
+    }
+}
+
+#[test]
 fn a_poisonous_seen_is_clamped_and_epochs_never_wrap() {
     let mut r = MemoryRegistry::default();
     let (a, _) = granted(r.execute(T0, &claim(agent(1), 1, hub(1, 1), 1, u64::MAX)));
     assert_eq!(a.epoch, Epoch(T0 * EPOCHS_PER_MILLI + SEEN_AHEAD_MAX + 1));
+    // Naming it again and again uses no epochs up: it moves no further than the clock.
+    for id in 11..20 {
+        let (next, _) = granted(r.execute(T0, &claim(agent(1), 1, hub(1, 1), id, u64::MAX)));
+        assert_eq!(next.epoch, Epoch(a.epoch.0 + u64::try_from(id).unwrap() - 10));
+    }
     let last_day = EPOCH_MAX / EPOCHS_PER_MILLI;
     let before = r.clone();
     for id in 2..5 {
