@@ -9,9 +9,9 @@
 mod actor;
 pub mod campaign;
 mod check;
+pub mod diff;
 pub mod edit;
 pub mod emit;
-pub mod diff;
 mod event;
 pub mod explain;
 pub mod faults;
