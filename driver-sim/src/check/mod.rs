@@ -16,7 +16,7 @@ use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::id::{AgentId, Cid, Name};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::stream::Part;
-use nowconnect_core::wire::{Body, Frame, Plane, WireLimits, decode};
+use nowconnect_core::wire::{Body, Frame, Open, Plane, WireLimits, decode};
 
 use crate::actor::{Fate, side};
 use crate::event::Event;
@@ -148,6 +148,13 @@ impl Check {
     }
 }
 
+/// OPENs of another hub that reach a hub.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    carried: u64,
+    opens: Vec<Open>,
+}
+
 /// The target of a cid nobody knows: reads whatever comes.
 fn orphan() -> ClientPlan {
     let flow = FlowPlan { total: 0, chunk: 1, write_gap: 0, read: 1 << 16, read_gap: 0, after: 0 };
@@ -190,7 +197,9 @@ impl World {
                     self.marks.hit(Mark::Retried);
                 }
                 if let Some(agent) = agent {
+                    let wanted = connector(self.client_plan(*client).connector);
                     self.ghost_opened(ix, agent.as_str(), *client);
+                    self.ghost_scope(ix, &agent, &wanted);
                 }
                 self.line(Some(*client), || format!("client {client} is opened as {cid}"));
             }
@@ -224,42 +233,41 @@ impl World {
         }
     }
 
-    /// Whether this message asks a hub to carry a stream of another hub: how
-    /// many it had carried before, and which connectors are asked for.
-    pub(crate) fn carries_on(&self, conn: u32, to: usize, message: &bytes::Bytes) -> Option<(u64, usize)> {
+    /// What a message asks a hub to carry for another hub, and how much it had
+    /// carried before. A split hub answers later.
+    pub(crate) fn carries_on(&self, conn: u32, to: usize, message: &bytes::Bytes) -> Option<Asked> {
         let c = &self.conns[conn as usize];
         let hub = self.nodes[usize::from(c.nodes[to])].hub()?;
-        if c.dialect.plane != Plane::Mesh || self.plan_of_hub(c.nodes[to]).shards > 0 {
+        if c.dialect.plane != Plane::Mesh || self.plan.hubs[usize::from(c.nodes[to])].shards > 0 {
             return None;
         }
         let mut frames = Vec::new();
         decode(c.dialect, message, &WireLimits::ESTABLISHED, &mut frames).ok()?;
-        let opens = frames.iter().filter(|f| matches!(f, Frame::Stream { body: Body::Open(_), .. })).count();
-        (opens > 0).then(|| (hub.counters().carried, opens))
-    }
-
-    fn plan_of_hub(&self, node: u16) -> &crate::plan::HubPlan {
-        &self.plan.hubs[usize::from(node)]
+        let opens: Vec<Open> = frames
+            .into_iter()
+            .filter_map(|f| if let Frame::Stream { body: Body::Open(o), .. } = f { Some(*o) } else { None })
+            .collect();
+        (!opens.is_empty()).then(|| Asked { carried: hub.counters().carried, opens })
     }
 
     /// After a message: what it may not have done.
-    pub(crate) fn after_message(&mut self, conn: u32, to: usize, carried: Option<(u64, usize)>) {
+    pub(crate) fn after_message(&mut self, conn: u32, to: usize, asked: Option<Asked>) {
         let c = &self.conns[conn as usize];
         let ix = c.nodes[to];
         let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
-        let more = carried.is_some_and(|(before, _)| hub.counters().carried > before);
-        let end = crate::net::key(conn, to);
-        if to == 1
-            && let At::Hub(n) = self.nodes[usize::from(c.nodes[0])].at
-            && c.dialect.plane == Plane::Mesh
-            && hub.mux().carried_by(end).is_some()
-            && c.wrong_certificate
-        {
-            return self
-                .fail("I3", format!("node {ix} has a session on conn {conn} with a certificate not of hub-{n}"));
+        if c.wrong_certificate && to == 1 && hub.mux().carried_by(crate::net::key(conn, to)).is_some() {
+            let text = format!("node {ix} has a session on conn {conn}, whose certificate names another hub");
+            return self.fail("I3", text);
         }
-        if more {
+        let Some(asked) = asked else { return };
+        let more = hub.counters().carried - asked.carried;
+        if more > 0 {
             self.ghost_carried(ix);
+        }
+        if more == asked.opens.len() as u64 {
+            for o in asked.opens {
+                self.ghost_scope(ix, &o.agent_id, &o.connector);
+            }
         }
     }
 
@@ -489,6 +497,5 @@ impl World {
                 return self.fail("L1", format!("client {client} ended as {:?} in a run without faults", c.fate));
             }
         }
-        let _ = connector;
     }
 }

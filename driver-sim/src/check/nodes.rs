@@ -12,14 +12,15 @@ use std::collections::BTreeMap;
 
 use nowconnect_core::agent::Agent;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::Epoch;
+use nowconnect_core::id::{AgentId, Epoch, Name};
 use nowconnect_core::observed::StreamRecord;
 use nowconnect_core::registry::{RegistryOp, RegistryReply, RegistryResult, Token};
 use nowconnect_core::stream::{End, HalfState};
 use nowconnect_core::time::Instant;
 
 use crate::faults::At;
-use crate::net::key;
+use crate::net::{key, place};
+use crate::node::connector;
 use crate::plan::MS;
 use crate::world::World;
 
@@ -130,6 +131,22 @@ impl World {
                 "I4",
                 format!("client {client} is opened at {agent}, whose token ran out at {until:?}, at {at:?}"),
             );
+        }
+    }
+
+    /// I1, I4: a stream is opened at an agent of this hub: the token that came
+    /// with the tunnel's connection names the connector.
+    pub(crate) fn ghost_scope(&mut self, hub: u16, agent: &AgentId, wanted: &Name) {
+        let Some(n) = agent.as_str().strip_prefix("agent-").and_then(|n| n.parse::<u8>().ok()) else { return };
+        let found = self.nodes[usize::from(hub)].hub().and_then(|h| {
+            let session = h.control().tunnels().find(|t| t.agent_id == agent)?.session;
+            let (conn, _) = place(h.mux().get(session)?.conn?);
+            let scope = self.token(conn, n).0?;
+            (!scope.iter().any(|c| connector(*c) == *wanted)).then_some(scope)
+        });
+        if let Some(scope) = found {
+            let text = format!("node {hub} opens {wanted} at {agent}, whose token names the connectors {scope:?} only");
+            self.fail("I1", text);
         }
     }
 
