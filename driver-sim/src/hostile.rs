@@ -22,7 +22,7 @@ const FROM_THE_FUTURE: [u8; 5] = [0x80 | 0x55, 3, 1, 2, 3];
 /// In how many dials of a hostile run a hub shows another's certificate.
 const WRONG_CERTIFICATE_IN: u64 = 24;
 /// In how many dials of an agent with short tokens one names fewer connectors.
-const NARROW_TOKEN_IN: u64 = 5;
+const NARROW_TOKEN_IN: u64 = 3;
 
 impl World {
     /// What reaches a machine instead of a message.

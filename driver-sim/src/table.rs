@@ -68,7 +68,7 @@ pub fn run_checked(plan: &Plan, bug: Option<u16>) -> Option<Report> {
         None => Some(run(plan.clone(), Keep::Outcome)),
     };
     let mut first = again()?;
-    if first.violation.is_none() && plan.seed % REPEAT_EVERY == 0 {
+    if first.violation.is_none() && plan.seed.is_multiple_of(REPEAT_EVERY) {
         let second = again()?;
         if (second.hash, second.events) != (first.hash, first.events) {
             let text = format!(

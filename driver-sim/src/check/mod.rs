@@ -8,6 +8,7 @@ mod ends;
 mod nodes;
 mod rare;
 mod relations;
+mod tap;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +24,7 @@ use crate::actor::{Fate, side};
 use crate::event::Event;
 use crate::faults::{At, Fault, Point};
 use crate::marks::Mark;
-use crate::node::{Node, connector};
+use crate::node::connector;
 use crate::plan::{ClientPlan, Ending, FlowPlan, MS, ModePlan, Plan, TargetPlan};
 use crate::registry::Effect;
 use crate::world::{Phase, Violation, World};
@@ -125,8 +126,6 @@ impl Check {
     pub(crate) fn on_crash(&mut self, ix: u16, _now: u64) {
         self.drains.remove(&ix);
     }
-
-    pub(crate) fn on_client(&mut self, _client: u32, _now: u64, _hub: &Node) {}
 
     /// S6, I1: an agent wants a target for a cid.
     pub(crate) fn on_target_wanted(
@@ -230,7 +229,15 @@ impl World {
                     format!("node {ix} finds a peer in breach of the protocol on {plane:?}: {kind:?}, {detail}"),
                 );
             }
-            _ => {}
+            Observed::Opened { .. }
+            | Observed::SessionUp { .. }
+            | Observed::SessionSuspended { .. }
+            | Observed::HandshakeFailed { .. }
+            | Observed::Rtt { .. }
+            | Observed::Detached { .. }
+            | Observed::PeerIsSelf { .. }
+            | Observed::FewerHubs { .. }
+            | Observed::GaveUp { .. } => {}
         }
     }
 
@@ -447,7 +454,7 @@ impl World {
         if self.phase != Phase::Liveness || self.check.over_at.is_none() {
             return self.fail("L1", "the run ended before everything was over");
         }
-        if planted::current() == Some(planted::CANARY) && self.plan.seed % 100 == 0 {
+        if planted::current() == Some(planted::CANARY) && self.plan.seed.is_multiple_of(100) {
             return self.fail("CANARY", "the bug that fails one run in a hundred");
         }
         for p in self.check.probes.clone() {

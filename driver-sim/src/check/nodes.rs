@@ -158,14 +158,14 @@ impl World {
         let total = r.total.as_nanos() as u64;
         let At::Hub(n) = self.nodes[usize::from(ix)].at else { return };
         let calm = self.calm(ix).is_some_and(|t| self.now - t > total + 1000 * MS);
-        if let Some(sock) = r.sock.and_then(|k| self.socks.get(k.ix as usize)) {
-            if r.bytes_up != sock.taken || r.bytes_down > sock.written {
-                let text = format!(
-                    "node {ix} records {} bytes up and {} down of {}; its socket gave {} and took {}",
-                    r.bytes_up, r.bytes_down, r.cid, sock.taken, sock.written
-                );
-                return self.fail("A1", text);
-            }
+        if let Some(sock) = r.sock.and_then(|k| self.socks.get(k.ix as usize))
+            && (r.bytes_up != sock.taken || r.bytes_down > sock.written)
+        {
+            let text = format!(
+                "node {ix} records {} bytes up and {} down of {}; its socket gave {} and took {}",
+                r.bytes_up, r.bytes_down, r.cid, sock.taken, sock.written
+            );
+            return self.fail("A1", text);
         }
         if !calm {
             return;
@@ -238,7 +238,7 @@ impl World {
     fn check_agent(&self, ix: u16, agent: &Agent) -> Option<(&'static str, String)> {
         let mut fences: Vec<_> = agent.shard().attachments().map(|a| a.fence).collect();
         fences.sort();
-        if let Some([a, b]) = fences.array_windows().find(|[a, b]| a.epoch == b.epoch) {
+        if let Some([a, b]) = fences.windows(2).find(|w| matches!(w, [a, b] if a.epoch == b.epoch)) {
             return Some(("O3", format!("serves under {a:?} and {b:?}: one epoch, two claims")));
         }
         let highest = agent.tunnels().highest_epoch();
