@@ -120,7 +120,6 @@ impl World {
         let node = u16::from(plan.hub);
         let (actor, sock) = self.add_actor(plan.id, true, node, None);
         self.pairs.insert(plan.id, [Some(actor), None]);
-        self.check.on_client(plan.id, self.now, &self.nodes[usize::from(node)]);
         self.line(Some(plan.id), || format!("client {} connects to node {node} for c{}", plan.id, plan.connector));
         let now = self.now;
         let n = &mut self.nodes[usize::from(node)];
@@ -487,7 +486,12 @@ impl World {
         let ending = if is_client { plan.client_end } else { plan.target_end };
         let ending = match ending {
             Ending::FinLater(_) | Ending::Hold | Ending::FinAfterOther if healed => Ending::Fin,
-            e => e,
+            e @ (Ending::Fin
+            | Ending::FinLater(_)
+            | Ending::FinAfterOther
+            | Ending::Abort(_)
+            | Ending::AbortAfterRead(_)
+            | Ending::Hold) => e,
         };
         if let Some(code) = self.socks[sock_ix as usize].reset {
             return self.end_actor(ix, Fate::Reset(code));

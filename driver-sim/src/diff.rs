@@ -61,7 +61,20 @@ fn even(mut p: Plan) -> Plan {
         Fault::Cut { a, b, .. } | Fault::Block { a, b, .. } | Fault::Flap { a, b, .. } | Fault::Slow { a, b, .. } => {
             matches!((a, b), (At::Hub(_), At::Hub(_)))
         }
-        _ => false,
+        Fault::CutAll { .. }
+        | Fault::Isolate { .. }
+        | Fault::RefuseDials { .. }
+        | Fault::Redirect { .. }
+        | Fault::Crash { .. }
+        | Fault::Pause { .. }
+        | Fault::Lag { .. }
+        | Fault::Clone { .. }
+        | Fault::Targets { .. }
+        | Fault::AbortTargets { .. }
+        | Fault::Drain { .. }
+        | Fault::Mode { .. }
+        | Fault::Swizzle { .. }
+        | Fault::Stop { .. } => false,
     });
     let hubs = p.hubs.len() as u8;
     for a in &mut p.agents {

@@ -12,9 +12,11 @@
 use bytes::{Bytes, BytesMut};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::Epoch;
-use nowconnect_core::wire::{Body, Codec, Frame, Plane, encode_frame};
+use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, WireLimits, decode, encode_frame, encode_message};
 
+use crate::faults::At;
 use crate::marks::Mark;
+use crate::node::connector;
 use crate::world::{Phase, World};
 
 /// A frame type of no version, flagged as optional, and its body.
@@ -22,11 +24,14 @@ const FROM_THE_FUTURE: [u8; 5] = [0x80 | 0x55, 3, 1, 2, 3];
 /// In how many dials of a hostile run a hub shows another's certificate.
 const WRONG_CERTIFICATE_IN: u64 = 24;
 /// In how many dials of an agent with short tokens one names fewer connectors.
-const NARROW_TOKEN_IN: u64 = 5;
+const NARROW_TOKEN_IN: u64 = 3;
 
 impl World {
     /// What reaches a machine instead of a message.
     pub(crate) fn tamper(&mut self, conn: u32, to: usize, message: Bytes) -> Bytes {
+        if let Some(hello) = self.narrow_hello(conn, to, &message) {
+            return hello;
+        }
         let c = &self.conns[conn as usize];
         let numbered = message.first().is_some_and(|n| *n != 0);
         if self.plan.hostile == 0
@@ -51,6 +56,24 @@ impl World {
             forged.extend_from_slice(&payload);
         }
         forged.freeze()
+    }
+
+    /// An agent whose token names fewer connectors says no more in its HELLO
+    /// (G7): it is let in, or resumes, with less than it had.
+    fn narrow_hello(&self, conn: u32, to: usize, message: &Bytes) -> Option<Bytes> {
+        let c = &self.conns[conn as usize];
+        let At::Agent(agent) = self.nodes[usize::from(c.nodes[0])].at else { return None };
+        if to == 0 || self.plan.agents[usize::from(agent)].token_ns == 0 || self.phase != Phase::Safety {
+            return None;
+        }
+        let scope =
+            self.token(conn, agent).0.filter(|s| Some(s) != self.plan.agents[usize::from(agent)].scope.as_ref())?;
+        let mut frames = Vec::new();
+        decode(c.dialect, message, &WireLimits::ESTABLISHED, &mut frames).ok()?;
+        let Some(Frame::Hello(hello)) = frames.first_mut() else { return None };
+        let HelloRole::Agent(says) = &mut hello.role else { return None };
+        says.connectors.retain(|ad| scope.iter().any(|c| connector(*c) == ad.name));
+        Some(encode_message(c.dialect, 0, &frames))
     }
 
     fn forge(&mut self, conn: u32) -> Option<Frame> {

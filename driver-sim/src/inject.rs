@@ -291,7 +291,12 @@ impl World {
         let point = match op {
             RegistryOp::Claim(_) => Some(Point::Claim),
             RegistryOp::Renew { .. } => Some(Point::Renew),
-            _ => None,
+            RegistryOp::Resign { .. }
+            | RegistryOp::SetConnectors { .. }
+            | RegistryOp::Release { .. }
+            | RegistryOp::Lookup { .. }
+            | RegistryOp::Agent { .. }
+            | RegistryOp::Sweep => None,
         };
         if let Some(point) = point {
             self.vulnerable(point, node, None);

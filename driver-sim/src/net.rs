@@ -158,7 +158,7 @@ pub(crate) const fn key(conn: u32, end: usize) -> ConnKey {
     ConnKey { ix: conn * 2 + end as u32, generation: 0 }
 }
 
-const fn place(key: ConnKey) -> (u32, usize) {
+pub(crate) const fn place(key: ConnKey) -> (u32, usize) {
     (key.ix / 2, (key.ix % 2) as usize)
 }
 

@@ -523,7 +523,7 @@ impl World {
     }
 
     fn arm(&mut self, ix: u16) {
-        let late = if self.phase == crate::world::Phase::Safety { self.plan.late_timers_ns } else { 0 };
+        let late = if self.phase == Phase::Safety { self.plan.late_timers_ns } else { 0 };
         let node = &self.nodes[usize::from(ix)];
         let Some(due) = node.machine.as_ref().and_then(Machine::poll_timeout) else { return };
         let at = node.when(due.at).max(self.now);

@@ -409,6 +409,7 @@ impl Plan {
         self.hostile = if profile.classes.is_empty() && l.chance(1, 4) { l.spread(1, 400) as u32 } else { 0 };
         if profile.classes.is_empty() && l.chance(1, 5) {
             for a in &mut self.agents {
+                a.scope = Some(a.connectors.iter().map(|c| c.0).collect());
                 a.token_ns = l.between(2000, self.safety_ns / MS) * MS;
             }
         }

@@ -160,6 +160,12 @@ pub const PROFILES: &[Profile] = &[
         script: Some(scenario::thin_wire),
         ..SCENARIO
     },
+    Profile {
+        name: "short-tokens",
+        what: "agents come back with tokens that name less or run out, while clients go on asking",
+        script: Some(scenario::short_tokens),
+        ..SCENARIO
+    },
 ];
 
 /// The name of the rotation on the command line.

@@ -210,6 +210,26 @@ pub(crate) fn thin_wire(plan: &mut Plan, l: &mut Lane) {
     }
 }
 
+/// {agents lose their connections and come back with tokens that name fewer
+/// connectors, or run out, while clients go on asking}.
+pub(crate) fn short_tokens(plan: &mut Plan, l: &mut Lane) {
+    plan.connectors = plan.connectors.max(2);
+    for a in &mut plan.agents {
+        a.connectors = (0..plan.connectors).map(|c| (c, 0, 1)).collect();
+        a.scope = Some((0..plan.connectors).collect());
+        a.token_ns = l.between(8000, 40_000) * MS;
+    }
+    for c in &mut plan.clients {
+        c.connector = l.below(u64::from(plan.connectors)) as u16;
+    }
+    let mut at = l.between(2000, 4000);
+    while at + 3000 < plan.safety_ns / MS {
+        let agent = l.below(plan.agents.len() as u64) as u8;
+        plan_fault(plan, at, Fault::CutAll { at: At::Agent(agent), how: CutHow::Rst });
+        at += l.between(500, 4000);
+    }
+}
+
 /// All scenarios, for runs that mix one of them into everything else.
 pub(crate) const ALL: &[fn(&mut Plan, &mut Lane)] = &[
     failover_move_wake,
@@ -222,4 +242,5 @@ pub(crate) const ALL: &[fn(&mut Plan, &mut Lane)] = &[
     dial_together,
     registry_out,
     thin_wire,
+    short_tokens,
 ];

@@ -184,7 +184,7 @@ impl World {
             self.show_event(&event);
             self.dispatch(event);
             self.trace.step();
-            if self.trace.events % 256 == 0 {
+            if self.trace.events.is_multiple_of(256) {
                 self.check_everything();
             }
         }

@@ -71,14 +71,12 @@ impl World {
                 .into_iter()
                 .find(|a| matches!(a.fate, Fate::Reset(_)) && !self.excused(plan.at, a.ended_at, agent));
             if let Some(a) = reset {
-                {
-                    let text = format!(
-                        "the {} of client {client} was reset ({:?}) for no reason: nobody aborted, no process or session was lost",
-                        side(a.is_client),
-                        a.fate
-                    );
-                    return self.fail("L1", text);
-                }
+                let text = format!(
+                    "the {} of client {client} was reset ({:?}) for no reason: nobody aborted, no process or session was lost",
+                    side(a.is_client),
+                    a.fate
+                );
+                return self.fail("L1", text);
             }
             let whole = |e: Ending| !matches!(e, Ending::Abort(_) | Ending::AbortAfterRead(_));
             if c.fate == Fate::Finished

@@ -12,14 +12,15 @@ use std::collections::BTreeMap;
 
 use nowconnect_core::agent::Agent;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::Epoch;
+use nowconnect_core::id::{AgentId, Epoch, Name};
 use nowconnect_core::observed::StreamRecord;
 use nowconnect_core::registry::{RegistryOp, RegistryReply, RegistryResult, Token};
 use nowconnect_core::stream::{End, HalfState};
 use nowconnect_core::time::Instant;
 
 use crate::faults::At;
-use crate::net::key;
+use crate::net::{key, place};
+use crate::node::connector;
 use crate::plan::MS;
 use crate::world::World;
 
@@ -133,6 +134,22 @@ impl World {
         }
     }
 
+    /// I1, I4: a stream is opened at an agent of this hub: the token that came
+    /// with the tunnel's connection names the connector.
+    pub(crate) fn ghost_scope(&mut self, hub: u16, agent: &AgentId, wanted: &Name) {
+        let Some(n) = agent.as_str().strip_prefix("agent-").and_then(|n| n.parse::<u8>().ok()) else { return };
+        let found = self.nodes[usize::from(hub)].hub().and_then(|h| {
+            let session = h.control().tunnels().find(|t| t.agent_id == agent)?.session;
+            let (conn, _) = place(h.mux().get(session)?.conn?);
+            let scope = self.token(conn, n).0?;
+            (!scope.iter().any(|c| connector(*c) == *wanted)).then_some(scope)
+        });
+        if let Some(scope) = found {
+            let text = format!("node {hub} opens {wanted} at {agent}, whose token names the connectors {scope:?} only");
+            self.fail("I1", text);
+        }
+    }
+
     /// A stream of a client of this hub is over.
     pub(crate) fn ghost_record(&mut self, ix: u16, r: &StreamRecord) {
         use nowconnect_core::error::RstCode;
@@ -141,14 +158,14 @@ impl World {
         let total = r.total.as_nanos() as u64;
         let At::Hub(n) = self.nodes[usize::from(ix)].at else { return };
         let calm = self.calm(ix).is_some_and(|t| self.now - t > total + 1000 * MS);
-        if let Some(sock) = r.sock.and_then(|k| self.socks.get(k.ix as usize)) {
-            if r.bytes_up != sock.taken || r.bytes_down > sock.written {
-                let text = format!(
-                    "node {ix} records {} bytes up and {} down of {}; its socket gave {} and took {}",
-                    r.bytes_up, r.bytes_down, r.cid, sock.taken, sock.written
-                );
-                return self.fail("A1", text);
-            }
+        if let Some(sock) = r.sock.and_then(|k| self.socks.get(k.ix as usize))
+            && (r.bytes_up != sock.taken || r.bytes_down > sock.written)
+        {
+            let text = format!(
+                "node {ix} records {} bytes up and {} down of {}; its socket gave {} and took {}",
+                r.bytes_up, r.bytes_down, r.cid, sock.taken, sock.written
+            );
+            return self.fail("A1", text);
         }
         if !calm {
             return;
@@ -221,7 +238,7 @@ impl World {
     fn check_agent(&self, ix: u16, agent: &Agent) -> Option<(&'static str, String)> {
         let mut fences: Vec<_> = agent.shard().attachments().map(|a| a.fence).collect();
         fences.sort();
-        if let Some([a, b]) = fences.array_windows().find(|[a, b]| a.epoch == b.epoch) {
+        if let Some([a, b]) = fences.windows(2).find(|w| matches!(w, [a, b] if a.epoch == b.epoch)) {
             return Some(("O3", format!("serves under {a:?} and {b:?}: one epoch, two claims")));
         }
         let highest = agent.tunnels().highest_epoch();

@@ -27,7 +27,7 @@ use crate::world::{Violation, World};
 /// DATA of one stream after which a neighbour that waits is remembered.
 const TURN_BYTES: u64 = 96 << 10;
 /// DATA of one stream after which that neighbour counts as starved.
-const STARVED_BYTES: u64 = 320 << 10;
+pub(super) const STARVED_BYTES: u64 = 320 << 10;
 
 /// A message that was sent and not yet acknowledged.
 #[derive(Debug)]
@@ -88,13 +88,13 @@ struct Ledger {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Line {
+pub(super) struct Line {
     session: Option<u32>,
     /// Next number, by sender.
     next: [u64; 2],
     asked: Option<(SessionId, u64)>,
     window: u64,
-    heard: [u64; 2],
+    pub(super) heard: [u64; 2],
 }
 
 /// The ledger.
@@ -108,19 +108,19 @@ pub(crate) struct Wire {
     /// Sessions with a connection, as far as anybody knows.
     open: Vec<u32>,
     frames: Vec<Frame>,
-    points: Vec<Point>,
-    marks: Vec<Mark>,
+    pub(super) points: Vec<Point>,
+    pub(super) marks: Vec<Mark>,
     /// A hub that says DUPLICATE on a mesh connection.
-    duplicate: bool,
+    pub(super) duplicate: bool,
     /// Streams seen lately, for whoever wants to forge a frame of one.
     pub(crate) recent: VecDeque<(Cid, Epoch)>,
 }
 
 /// What the ledger may ask of the world.
-struct Ghost<'a> {
-    world: &'a World,
-    conn: u32,
-    end: usize,
+pub(super) struct Ghost<'a> {
+    pub(super) world: &'a World,
+    pub(super) conn: u32,
+    pub(super) end: usize,
 }
 
 fn broken(id: &str, text: String) -> Result<(), Violation> {
@@ -167,7 +167,7 @@ impl Ghost<'_> {
 }
 
 impl Wire {
-    fn line(&mut self, conn: u32) -> &mut Line {
+    pub(super) fn line(&mut self, conn: u32) -> &mut Line {
         let ix = conn as usize;
         if self.lines.len() <= ix {
             self.lines.resize(ix + 1, Line::default());
@@ -181,7 +181,7 @@ impl Wire {
     }
 
     /// A message leaves a machine.
-    fn sent(&mut self, g: &Ghost<'_>, dialect: Dialect, message: &Bytes) -> Result<(), Violation> {
+    pub(super) fn sent(&mut self, g: &Ghost<'_>, dialect: Dialect, message: &Bytes) -> Result<(), Violation> {
         let mut frames = std::mem::take(&mut self.frames);
         frames.clear();
         let number = match decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames) {
@@ -255,7 +255,17 @@ impl Wire {
                         l.fence = Some(Fence { epoch: n.epoch, nonce: n.nonce });
                     }
                 }
-                _ => self.unnumbered(g, plane, f)?,
+                Frame::Hello(_)
+                | Frame::Welcome(_)
+                | Frame::Auth(_)
+                | Frame::Ack { .. }
+                | Frame::Ping { .. }
+                | Frame::Pong { .. }
+                | Frame::GoAway { .. }
+                | Frame::Epoch(_)
+                | Frame::Status(_)
+                | Frame::Connectors { .. }
+                | Frame::Token { .. } => self.unnumbered(g, plane, f)?,
             }
         }
         Ok(())
@@ -543,7 +553,7 @@ impl Wire {
     }
 
     /// A message is about to reach a machine.
-    fn arrived(&mut self, conn: u32, to: usize, dialect: Dialect, message: &Bytes) {
+    pub(super) fn arrived(&mut self, conn: u32, to: usize, dialect: Dialect, message: &Bytes) {
         let from = 1 - to;
         let mut frames = std::mem::take(&mut self.frames);
         frames.clear();
@@ -571,7 +581,17 @@ impl Wire {
                             Body::OpenAck { .. } | Body::Rst { .. } | Body::Resume(_) => {}
                         }
                     }
-                    _ => {}
+                    Frame::Hello(_)
+                    | Frame::Welcome(_)
+                    | Frame::Auth(_)
+                    | Frame::Ping { .. }
+                    | Frame::Pong { .. }
+                    | Frame::GoAway { .. }
+                    | Frame::Epoch(_)
+                    | Frame::Status(_)
+                    | Frame::Connectors { .. }
+                    | Frame::Token { .. }
+                    | Frame::Stream { .. } => {}
                 }
             }
         }
@@ -580,7 +600,7 @@ impl Wire {
 
     /// L7: the stream whose turn it is, when it has had too much of it, and
     /// who else has a claim; the second value is who was found waiting before.
-    fn long_turn(&mut self, conn: u32, end: usize) -> Option<(SessionId, Cid, Option<Cid>)> {
+    pub(super) fn long_turn(&mut self, conn: u32, end: usize) -> Option<(SessionId, Cid, Option<Cid>)> {
         let session = self.line(conn).session?;
         let (cid, had, waited) = self.sessions.get(session as usize)?.dirs[end].turn?;
         let due = if waited.is_some() { STARVED_BYTES } else { TURN_BYTES };
@@ -591,7 +611,7 @@ impl Wire {
         Some((id, cid, waited))
     }
 
-    fn waits(&mut self, conn: u32, end: usize, who: Option<Cid>) {
+    pub(super) fn waits(&mut self, conn: u32, end: usize, who: Option<Cid>) {
         let session = self.line(conn).session;
         if let Some(l) = session.and_then(|s| self.sessions.get_mut(s as usize))
             && let Some((cid, had, _)) = l.dirs[end].turn
@@ -633,82 +653,5 @@ impl Direction {
             self.kept_bytes -= k.len;
             self.kept_frames -= k.frames;
         }
-    }
-}
-
-impl World {
-    /// What the socket at the end of a direction took: bytes, and one more for
-    /// its end.
-    fn took(&self, cid: Cid, client: bool) -> Option<u64> {
-        let actor = self.end_of(cid, client)?;
-        let sock = &self.socks[self.actors[actor as usize].sock as usize];
-        Some(sock.written + u64::from(sock.is_shut()))
-    }
-
-    /// What the writer of a direction wrote, and whether it ended.
-    fn wrote(&self, cid: Cid, client: bool) -> Option<(u64, bool)> {
-        let actor = &self.actors[self.end_of(cid, client)? as usize];
-        Some((actor.wrote, actor.fin_sent))
-    }
-
-    fn end_of(&self, cid: Cid, client: bool) -> Option<u32> {
-        if client {
-            self.cids.get(&cid).and_then(|c| self.pairs.get(c)).and_then(|p| p[0])
-        } else {
-            self.check.connected.get(&cid).copied()
-        }
-    }
-
-    /// A message leaves a machine: judged, and a moment at which much can go
-    /// wrong.
-    pub(crate) fn tap(&mut self, conn: u32, end: usize, message: &Bytes) {
-        let dialect = self.conns[conn as usize].dialect;
-        let mut wire = std::mem::take(&mut self.check.wire);
-        let result = wire.sent(&Ghost { world: self, conn, end }, dialect, message);
-        if let Err(v) = result {
-            self.fail(&v.id, v.text);
-        } else if let Some((id, cid, waited)) = wire.long_turn(conn, end) {
-            let waiting = self.who_waits(conn, end, id, cid, waited);
-            if let (Some(w), Some(_)) = (waiting, waited) {
-                self.fail("L7", format!("conn {conn}: {w} waits while {cid} sends {STARVED_BYTES} bytes in a row"));
-            }
-            wire.waits(conn, end, waiting);
-        }
-        for m in wire.marks.drain(..) {
-            self.marks.hit(m);
-        }
-        let mut points = std::mem::take(&mut wire.points);
-        let duplicate = std::mem::take(&mut wire.duplicate);
-        self.check.wire = wire;
-        if duplicate {
-            self.said_duplicate(conn, end);
-        }
-        let nodes = self.conns[conn as usize].nodes;
-        for p in points.drain(..) {
-            self.vulnerable(p, nodes[end], Some(nodes[1 - end]));
-        }
-        self.check.wire.points = points;
-    }
-
-    /// A stream of a session that has DATA to send and is not `cid`: the one
-    /// that waited before, or any.
-    fn who_waits(&self, conn: u32, end: usize, id: SessionId, cid: Cid, waited: Option<Cid>) -> Option<Cid> {
-        let node = &self.nodes[usize::from(self.conns[conn as usize].nodes[end])];
-        let mux = node.machine.as_ref()?.mux();
-        let session = &mux.get(mux.find(id)?)?.session;
-        let has = |c: Cid| c != cid && session.unsent_bytes(c) > 0;
-        if let Some(w) = waited {
-            return has(w).then_some(w);
-        }
-        self.cids.keys().copied().find(|c| has(*c))
-    }
-
-    /// A message reaches a machine.
-    pub(crate) fn tap_in(&mut self, conn: u32, to: usize, message: &Bytes) {
-        let dialect = self.conns[conn as usize].dialect;
-        let now = self.now;
-        let wire = &mut self.check.wire;
-        wire.line(conn).heard[to] = now;
-        wire.arrived(conn, to, dialect, message);
     }
 }
