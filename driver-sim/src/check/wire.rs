@@ -250,7 +250,8 @@ impl Wire {
         for f in frames {
             match f {
                 Frame::Stream { cid, epoch, body } => self.stream(g, session, *cid, *epoch, body)?,
-                Frame::Epoch(n) if plane == Plane::Tunnel => {
+                // The agent's own EPOCH refuses one; it grants nothing.
+                Frame::Epoch(n) if plane == Plane::Tunnel && g.end == 1 => {
                     if let Some(l) = self.sessions.get_mut(session as usize) {
                         l.fence = Some(Fence { epoch: n.epoch, nonce: n.nonce });
                     }
