@@ -330,7 +330,6 @@ impl Plan {
             late_timers_ns: if l.chance(1, 4) { l.spread(1, 200) * MS } else { 0 },
             shuffle: l.chance(7, 8),
         };
-        plan.timers.fit(&plan.net, plan.late_timers_ns, &plan.hubs);
         plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
         plan.draw_frozen(&mut tape.lane("frozen", 0));
@@ -341,6 +340,7 @@ impl Plan {
         if let Some(script) = script {
             script(&mut plan, &mut l);
         }
+        plan.timers.fit(&plan.net, plan.late_timers_ns, &plan.hubs);
         plan
     }
 

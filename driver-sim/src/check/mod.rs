@@ -33,6 +33,10 @@ use crate::world::{Phase, Violation, World};
 pub(crate) const PROBES_FROM: u32 = 20_000;
 /// Time between two looks at whether everything is over.
 const PROBE_EVERY: u64 = 1000 * MS;
+/// Without a byte for anybody for this long, whoever still waits is stuck.
+const PATIENCE: u64 = 60_000 * MS;
+/// Nobody needs longer than this after the healing, whatever the wire.
+const SLOWEST: u64 = 1_200_000 * MS;
 /// Bytes a second below which a wire holds a new client's OPEN back for long.
 const SLOW_BELOW: u64 = 1 << 20;
 
@@ -70,6 +74,8 @@ pub(crate) struct Check {
     settle_ns: u64,
     limit: u64,
     over_at: Option<u64>,
+    /// Bytes delivered, and since when there are no more.
+    progress: (u64, u64),
     probed: bool,
 }
 
@@ -101,8 +107,9 @@ impl Check {
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
-            limit: plan.safety_ns + settle_ns * 2 + 120_000 * MS,
+            limit: plan.safety_ns + settle_ns * 2 + SLOWEST + 60_000 * MS,
             over_at: None,
+            progress: (0, 0),
             probed: false,
         }
     }
@@ -354,8 +361,14 @@ impl World {
                 self.check.over_at = Some(self.now + 5000 * MS);
                 return;
             }
-        } else if since > self.check.settle_ns + 90_000 * MS {
-            return self.say_who_is_stuck();
+        } else if since > self.check.settle_ns + PATIENCE {
+            // Thin wires take their time: stuck is who gets nothing any more.
+            let (bytes, at) = self.check.progress;
+            if bytes != self.check.delivered {
+                self.check.progress = (self.check.delivered, self.now);
+            } else if self.now - at > PATIENCE || since > self.check.settle_ns + SLOWEST {
+                return self.say_who_is_stuck();
+            }
         }
         self.after(PROBE_EVERY, Event::Probe { round: round + 1 });
     }
