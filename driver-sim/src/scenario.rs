@@ -182,13 +182,14 @@ pub(crate) fn registry_out(plan: &mut Plan, l: &mut Lane) {
         a.hubs.truncate(1);
         a.parallel = 1;
     }
-    let at = l.between(5000, 12_000);
+    let at = l.between(10_000, 14_000);
+    plan.timers.resume = 1000 * MS;
     let what = if l.chance(3, 4) { RegistryFault::Blackhole } else { RegistryFault::Refuse };
     let ms = l.between(10_000, 25_000);
     plan_fault(plan, at, Fault::Registry { what, hub: None, ms });
     // What was known of other hubs is gone with their agents.
     for n in 0..plan.agents.len() as u8 {
-        let before = l.between(1000, 3000);
+        let before = l.between(6000, 8000);
         plan_fault(plan, at - before, Fault::Crash { at: At::Agent(n), down_ms: ms + before, silent: false });
     }
 }
