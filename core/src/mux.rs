@@ -6,6 +6,7 @@
 //! the session's caps), B3 and B5. Knows nothing of agents, registries and
 //! routes: what a lost session means is for control to say.
 
+mod io;
 mod split;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,110 +15,17 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::credit::Budget;
-use crate::error::{CloseCode, ProtocolError, RstCode};
-use crate::id::{AgentId, ConnKey, Incarnation, Instance, Name, SessionId, SessionKey, SockKey, StreamKey, TargetIx};
+use crate::error::{CloseCode, ProtocolError};
+use crate::id::{AgentId, ConnKey, Incarnation, Instance, Name, SessionId, SessionKey, TargetIx};
 use crate::observed::Observed;
 use crate::planted;
-use crate::principal::{HubGrant, Principal};
-use crate::registry::{RegistryOp, RegistryResult, Token};
 use crate::session::{Released, Session, SessionEvent, TxBatch, TxMessage, TxState};
-use crate::shard::{ControlNote, Note, Shard, ShardNote, ShardOut, SockEvent, SockOp};
+use crate::shard::{ControlNote, Shard, ShardNote, ShardOut};
 use crate::slots::Slots;
 use crate::time::{Deadline, Instant};
 use crate::wire::{Body, Dialect, Frame, Plane};
 
-/// What happened outside a node.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// A dial succeeded up to the WebSocket upgrade.
-    Connected {
-        /// Which target was dialled.
-        target: TargetIx,
-        /// The connection.
-        conn: ConnKey,
-        /// What the peer chose.
-        dialect: Dialect,
-        /// What TLS said of the peer.
-        peer: HubGrant,
-    },
-    /// A dial failed before that.
-    DialFailed {
-        /// Which target was dialled.
-        target: TargetIx,
-    },
-    /// A peer connected and was authenticated as far as its plane demands.
-    Accepted {
-        /// The connection.
-        conn: ConnKey,
-        /// What was agreed.
-        dialect: Dialect,
-        /// Who it is.
-        principal: Principal,
-    },
-    /// A WebSocket message arrived.
-    Message {
-        /// The connection.
-        conn: ConnKey,
-        /// The message.
-        message: Bytes,
-    },
-    /// A connection ended or failed.
-    Disconnected {
-        /// The connection.
-        conn: ConnKey,
-        /// Why; [`CloseCode::Transport`] unless the WebSocket layer knows better.
-        cause: CloseCode,
-    },
-    /// Something happened at a client or target socket.
-    Socket {
-        /// Its stream.
-        stream: StreamKey,
-        /// What.
-        event: SockEvent,
-    },
-    /// A target was connected, or not (agent).
-    Target {
-        /// Its stream.
-        stream: StreamKey,
-        /// The socket, or why there is none.
-        result: Result<SockKey, RstCode>,
-    },
-    /// The registry answered (hub).
-    Registry {
-        /// Which operation.
-        token: Token,
-        /// With what.
-        result: RegistryResult,
-    },
-    /// Take no new streams; peers are told.
-    Drain,
-    /// End everything now.
-    Shutdown,
-}
-
-/// What a node wants done. Owned by the caller, drained each turn, reused.
-#[derive(Debug, Default)]
-pub struct NodeOut {
-    /// Targets to dial; answer with `Connected` or `DialFailed`.
-    pub dial: Vec<TargetIx>,
-    /// Connections that have something to transmit.
-    pub wake: Vec<ConnKey>,
-    /// Connections to close once their outbox is flushed.
-    pub close: Vec<(ConnKey, CloseCode)>,
-    /// Socket operations, in order.
-    pub socks: Vec<(SockKey, SockOp)>,
-    /// Targets of streams to connect; answer with `Target`.
-    pub targets: Vec<(StreamKey, Name)>,
-    /// Registry operations; answer with `Registry`.
-    pub registry: Vec<(Token, RegistryOp)>,
-    /// Events.
-    pub observed: Vec<Observed>,
-    /// Notes of a split hub, to be given back with `on_note`: to each addressee
-    /// in this order, after any time. Always empty otherwise.
-    pub notes: Vec<Note>,
-    /// Every stream is gone after `Drain`.
-    pub drained: bool,
-}
+pub use io::{Input, NodeOut};
 
 /// Who is at the other end of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -477,6 +385,19 @@ impl Mux {
             self.totals[plane_ix(plane)].protocol_errors += 1;
         }
         result
+    }
+
+    /// Bytes of a message that is not complete yet arrived: the peer lives, and
+    /// nothing else. Without a session on `conn` it says nothing (C5).
+    pub fn on_heard(&mut self, now: Instant, conn: ConnKey) {
+        let Some(&key) = self.carried.get(&conn) else { return };
+        let before = self.next_deadline(key);
+        let Some(entry) = self.sessions.get_mut(key) else { return };
+        entry.session.on_heard(now);
+        if !entry.usable {
+            self.touched.push(key);
+        }
+        self.rearm(key, before);
     }
 
     /// Takes messages for a connection: the handshake's first, then the session's.

@@ -18,6 +18,8 @@ pub(crate) enum Event {
     Timer { node: u16, run: u32 },
     /// The next item of a pipe arrives at end `to` of a connection.
     Deliver { conn: u32, to: u8 },
+    /// L0: bytes of a message arrive at end `to` that is complete at `until`.
+    Heard { conn: u32, to: u8, until: u64 },
     /// A reset arrives at end `to`, past everything that is under way.
     Reset { conn: u32, to: u8 },
     /// A closing connection is given up with what it could not write.

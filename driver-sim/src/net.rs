@@ -38,6 +38,8 @@ use crate::world::World;
 const USER_TIMEOUT_NS: u64 = 10_000 * MS;
 /// More messages than a handshake has in one direction.
 const HANDSHAKE_MESSAGES: u8 = 3;
+/// Between two words to a machine that a message is still arriving, at least.
+const HEARD_EVERY_NS: u64 = 1000 * MS;
 /// Bytes a node takes from its machine for a connection at a time.
 const PULL_BYTES: u64 = 256 << 10;
 
@@ -442,12 +444,19 @@ impl World {
             }
             return;
         }
-        pipe.free_at = pipe.free_at.max(now) + len * 1_000_000_000 / bandwidth;
+        let begins = pipe.free_at.max(now);
+        pipe.free_at = begins + len * 1_000_000_000 / bandwidth;
+        let heard = begins + latency + HEARD_EVERY_NS;
+        let arriving = matches!(pipe.items.back(), Some(Item::Message(_))) && begins + HEARD_EVERY_NS < pipe.free_at;
+        let until = pipe.free_at + latency;
         pipe.last_at = pipe.last_at.max(pipe.free_at + latency + jitter);
         let at = pipe.last_at;
         // Same-instant items of one pipe must keep their order on the heap.
         pipe.last_at += 1;
         self.at(at, Event::Deliver { conn, to: 1 - end as u8 });
+        if arriving {
+            self.at(heard, Event::Heard { conn, to: 1 - end as u8, until });
+        }
     }
 
     /// Tells a machine that its connection is gone.

@@ -211,6 +211,7 @@ impl World {
             // What arrives at a kernel does not wait for the process.
             Event::Deliver { .. } | Event::Reset { .. } if self.plan.level == Level::L1 => return None,
             Event::Ready { conn, end: to }
+            | Event::Heard { conn, to, .. }
             | Event::Linger { conn, end: to }
             | Event::Deliver { conn, to }
             | Event::Reset { conn, to } => self.conns[*conn as usize].nodes[usize::from(*to)],
@@ -273,6 +274,7 @@ impl World {
         match event {
             Event::Timer { node, run } => self.on_timer(node, run),
             Event::Deliver { conn, to } => self.on_deliver(conn, to),
+            Event::Heard { conn, to, until } => self.hear_whole(conn, usize::from(to), until),
             Event::Reset { conn, to } => self.on_reset(conn, to),
             Event::Ready { conn, end } => self.on_ready(conn, usize::from(end)),
             Event::Linger { conn, end } => self.on_linger(conn, usize::from(end)),

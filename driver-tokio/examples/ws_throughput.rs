@@ -57,6 +57,7 @@ fn receive(conn: &mut WsConn, total: usize) -> impl Future<Output = ()> {
         while left > 0 {
             match conn.poll_recv(cx) {
                 Poll::Ready(Ok(WsEvent::Message(bytes))) => left = left.saturating_sub(bytes.len()),
+                Poll::Ready(Ok(WsEvent::Partial)) => {}
                 Poll::Ready(other) => panic!("{other:?}"),
                 Poll::Pending => return Poll::Pending,
             }

@@ -48,6 +48,10 @@ pub async fn run<M: Machine>(node: Node<M>, key: ConnKey, mut ws: WsConn, truste
                     messages += 1;
                     idle = false;
                 }
+                Poll::Ready(Ok(WsEvent::Partial)) => {
+                    node.input(Input::Heard { conn: key });
+                    idle = false;
+                }
                 Poll::Ready(Ok(WsEvent::Closed { .. })) => return Poll::Ready(CloseCode::Transport),
                 Poll::Ready(Err(e)) => {
                     return Poll::Ready(if e.close_code().is_some() {

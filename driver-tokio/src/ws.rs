@@ -40,6 +40,8 @@ pub const READ_BUFFER_TUNNEL_BYTES: usize = 32 * 1024;
 pub const PING_BURST: u32 = 20;
 /// Pings a second it may go on with.
 pub const PING_PER_SECOND: u32 = 10;
+/// Between two [`WsEvent::Partial`] of a connection, at least.
+pub const PARTIAL_EVERY: Duration = Duration::from_secs(1);
 /// Incoming bytes read and thrown away after the close, at most.
 const DRAIN_MAX_BYTES: usize = 1024 * 1024;
 
@@ -59,6 +61,9 @@ pub struct WsOptions {
 pub enum WsEvent {
     /// A whole message, of the kind the connection was told to expect.
     Message(Bytes),
+    /// Bytes of a message came in that is not complete yet: the peer lives. At
+    /// most once in [`PARTIAL_EVERY`]; WebSocket pings are no such bytes.
+    Partial,
     /// The peer closed, with its code if it gave one; our answer is queued.
     Closed {
         /// RFC 6455, 7.4; 1002 when the peer's own code was not allowed.
@@ -175,6 +180,21 @@ impl Pings {
     }
 }
 
+/// When the caller was last told that a message is still arriving.
+#[derive(Debug, Default)]
+struct Partial(Option<Instant>);
+
+impl Partial {
+    /// Whether it is due to be told at `now`; counts as told then.
+    fn take(&mut self, now: Instant) -> bool {
+        let due = self.0.is_none_or(|told| now.saturating_duration_since(told) >= PARTIAL_EVERY);
+        if due {
+            self.0 = Some(now);
+        }
+        due
+    }
+}
+
 /// What tungstenite reads from and writes to during one call.
 struct Wire<'a, 'b, 'c> {
     io: &'a mut Io,
@@ -237,6 +257,7 @@ pub struct WsConn {
     out: Outgoing,
     text: bool,
     pings: Pings,
+    partial: Partial,
     ended: bool,
     ending: Ending,
     drained: usize,
@@ -268,6 +289,7 @@ impl WsConn {
             out: Outgoing::new(options.text, mask),
             text: options.text,
             pings: Pings { milli: u64::from(PING_BURST) * 1000, at: Instant::now() },
+            partial: Partial::default(),
             ended: false,
             ending: Ending::Flush,
             drained: 0,
@@ -330,7 +352,7 @@ impl WsConn {
             // whole free buffer for a read that finds nothing.
             let must_read = self.meter.complete() == self.taken && self.leftover.is_empty();
             if must_read && !self.io.poll_maybe_readable(cx) {
-                return Poll::Pending;
+                return self.nothing();
             }
             let read = {
                 let mut wire = Wire {
@@ -367,7 +389,7 @@ impl WsConn {
                 }
                 Ok(Message::Frame(_)) => return Poll::Ready(Err(self.fail(WsError::Protocol))),
                 Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    return Poll::Pending;
+                    return self.nothing();
                 }
                 Err(error) => {
                     let error = match self.meter.fault() {
@@ -379,6 +401,15 @@ impl WsConn {
                 }
             }
         }
+    }
+
+    /// No message is complete. What came of one counts now or not at all: a
+    /// later look, for a write of our own, must not find it (L9).
+    fn nothing(&mut self) -> Poll<Result<WsEvent, WsError>> {
+        if self.meter.take_grown() && self.partial.take(Instant::now()) {
+            return Poll::Ready(Ok(WsEvent::Partial));
+        }
+        Poll::Pending
     }
 
     /// Queues a close with `code` after what is queued. Best effort: see
@@ -482,6 +513,15 @@ mod tests {
         let later = start + Duration::from_secs(3600);
         assert!((0..PING_BURST).all(|_| pings.take(later)));
         assert!(!pings.take(later));
+    }
+
+    #[test]
+    fn a_partial_message_is_told_once_a_second() {
+        let start = Instant::now();
+        let mut partial = Partial::default();
+        let told: Vec<u64> =
+            (0..35).map(|n| n * 100).filter(|ms| partial.take(start + Duration::from_millis(*ms))).collect();
+        assert_eq!(told, [0, 1000, 2000, 3000]);
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Agent {
                     self.tunnels.on_handshake_message(now, conn, &message, &mut self.mux, &mut self.notes, out);
                 }
             }
+            Input::Heard { conn } => self.mux.on_heard(now, conn),
             Input::Socket { stream, event } => {
                 self.shard.on_socket(now, stream, event, self.mux.shard_out());
             }

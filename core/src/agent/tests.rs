@@ -179,3 +179,48 @@ fn a_handshake_that_was_given_up_ends_no_session_it_may_have_resumed() {
         assert_eq!(agent.mux().len(), sessions, "{code}: the other side still has it, or gave it up (L1)");
     }
 }
+
+const fn at(ms: u64) -> Instant {
+    NOW.after(Duration::from_millis(ms))
+}
+
+/// When an agent gives its silent hub up if it is given `input` every second up
+/// to `until_ms` and its timers run.
+fn dead_at(input: &Input, until_ms: u64) -> Option<u64> {
+    let (mut agent, mut out) = attached();
+    for ms in (500..60_000).step_by(500) {
+        agent.handle_timeout(at(ms), &mut out);
+        agent.poll_transmit(at(ms), CONN, 1 << 20, &mut TxBatch::default(), &mut out);
+        if out.close.contains(&(CONN, CloseCode::Dead)) {
+            return Some(ms);
+        }
+        if ms % 1000 == 0 && ms <= until_ms {
+            agent.handle(at(ms), input.clone(), &mut out);
+            agent.check_invariants();
+        }
+    }
+    None
+}
+
+#[test]
+fn a_hub_whose_message_is_still_arriving_is_not_dead_before_it_stops() {
+    assert_eq!(dead_at(&Input::Heard { conn: CONN }, 60_000), None);
+    assert_eq!(dead_at(&Input::Heard { conn: CONN }, 30_000), Some(40_000));
+    assert_eq!(dead_at(&Input::Heard { conn: conn(7) }, 60_000), Some(10_000), "another connection's bytes");
+}
+
+#[test]
+fn bytes_on_a_connection_without_a_session_change_nothing() {
+    let (mut agent, mut out) = dialling_two();
+    let quiet = |agent: &mut Agent, ix: u32, out: &mut NodeOut| {
+        let before = (format!("{agent:?}"), format!("{out:?}"));
+        agent.handle(at(4000), Input::Heard { conn: conn(ix) }, out);
+        agent.check_invariants();
+        assert_eq!((format!("{agent:?}"), format!("{out:?}")), before, "connection {ix}");
+    };
+    quiet(&mut agent, 0, &mut out);
+    quiet(&mut agent, 9, &mut out);
+    let (mut agent, mut out) = attached();
+    agent.handle(NOW, Input::Disconnected { conn: CONN, cause: CloseCode::Transport }, &mut out);
+    quiet(&mut agent, CONN.ix, &mut out);
+}

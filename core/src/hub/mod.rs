@@ -107,6 +107,7 @@ impl Hub {
                     self.control.on_handshake_message(now, conn, &message, &mut self.mux, &mut self.notes, out);
                 }
             }
+            Input::Heard { conn } => self.mux.on_heard(now, conn),
             Input::Socket { stream, event } => {
                 let (ix, key) = stream.parts();
                 let ix = usize::from(ix);

@@ -1,6 +1,6 @@
 //! Liveness of a session's connection: when the peer was last heard, PING and
-//! PONG, and the round-trip time. Any message counts as life; own writes never
-//! do (L9). It must not know what the messages were.
+//! PONG, and the round-trip time. Any message counts as life, and so does any
+//! part of one; own writes never do (L9). It must not know what the messages were.
 
 use std::collections::VecDeque;
 use std::time::Duration;

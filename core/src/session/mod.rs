@@ -291,6 +291,13 @@ impl Session {
         Ok(())
     }
 
+    /// Bytes of a message that is not complete yet arrived: the peer lives.
+    pub fn on_heard(&mut self, now: Instant) {
+        if self.connected {
+            self.live.on_heard(now);
+        }
+    }
+
     /// Queues a frame. Control is always accepted and never waits behind DATA;
     /// DATA is bounded by the credit the caller holds. Handshake frames, ACK,
     /// PING and PONG are not the caller's to send and are ignored.

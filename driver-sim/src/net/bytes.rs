@@ -16,7 +16,7 @@ use tungstenite::protocol::Role;
 
 use super::pipe::{Item, Pipe};
 use super::ws::{Incoming, Ws};
-use super::{PULL_BYTES, USER_TIMEOUT_NS, key};
+use super::{HEARD_EVERY_NS, PULL_BYTES, USER_TIMEOUT_NS, key};
 use crate::event::Event;
 use crate::plan::{Level, MS};
 use crate::tape::mix;
@@ -58,6 +58,8 @@ pub(super) struct End {
     /// A turn to read is on the heap.
     ready: bool,
     drained: usize,
+    /// From when on the machine may be told that a message is still arriving.
+    heard_at: u64,
     ping_at: u64,
     pings: VecDeque<[u8; 8]>,
 }
@@ -111,6 +113,7 @@ impl World {
             failed: false,
             ready: true,
             drained: 0,
+            heard_at: 0,
             ping_at: 0,
             pings: VecDeque::new(),
         }));
@@ -331,7 +334,13 @@ impl World {
                         None => self.fail("N9", format!("conn {conn}: a pong that nobody asked for")),
                     }
                 }
-                Incoming::Nothing => break,
+                Incoming::Nothing => {
+                    if e.ws.take_grown() && self.now >= e.heard_at {
+                        e.heard_at = self.now + HEARD_EVERY_NS;
+                        self.input(ix as u16, Input::Heard { conn: key(conn, end) });
+                    }
+                    break;
+                }
                 Incoming::Closed | Incoming::Eof => {
                     self.line(None, || format!("node {ix} sees the end of conn {conn}"));
                     self.over(conn, end, CloseCode::Transport);

@@ -7,7 +7,7 @@ use nowconnect_core::error::CloseCode;
 use nowconnect_core::mux::Input;
 
 use super::pipe::Item;
-use super::{PULL_BYTES, USER_TIMEOUT_NS, key};
+use super::{HEARD_EVERY_NS, PULL_BYTES, USER_TIMEOUT_NS, key};
 use crate::event::Event;
 use crate::world::World;
 
@@ -98,6 +98,25 @@ impl World {
                     self.disconnect(conn, to);
                 }
             }
+        }
+    }
+
+    /// A part of a message that takes long arrives. Nothing does any more when
+    /// the connection broke, nor while a block holds items back.
+    pub(crate) fn hear_whole(&mut self, conn: u32, to: usize, until: u64) {
+        let from = 1 - to;
+        let c = &self.conns[conn as usize];
+        let (pipe, receiver) = (&c.pipes[from], c.nodes[to]);
+        let node = &self.nodes[usize::from(receiver)];
+        let alive = c.up[to] && !node.silent && node.is_up() && node.run == c.runs[to];
+        if !alive || pipe.dead || pipe.items.is_empty() {
+            return;
+        }
+        if self.now + HEARD_EVERY_NS < until {
+            self.after(HEARD_EVERY_NS, Event::Heard { conn, to: to as u8, until });
+        }
+        if pipe.stuck == 0 && !self.net.is_blocked(self.conns[conn as usize].nodes[from], receiver) {
+            self.input(receiver, Input::Heard { conn: key(conn, to) });
         }
     }
 

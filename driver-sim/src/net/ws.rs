@@ -217,6 +217,12 @@ impl Ws {
         matches!(ready, Poll::Ready(Ok(())))
     }
 
+    /// Whether bytes of a message that is not complete were read since the
+    /// last call.
+    pub(super) fn take_grown(&mut self) -> bool {
+        self.meter.take_grown()
+    }
+
     /// Reads the next thing from the socket.
     pub(super) fn read(&mut self, pipe: &mut Pipe, lane: &mut Lane) -> Incoming {
         let must_read = self.meter.complete() == self.taken;

@@ -4,7 +4,8 @@
 //! Owns the rules a message view cannot check: at most [`FRAGMENTS_MAX`]
 //! frames a message (attack 9) and lengths in their shortest form (attack 8).
 //! It also counts complete messages, so that the connection knows when the
-//! reader holds none and a socket read is due. Costs a few instructions a
+//! reader holds none and a socket read is due, and tells whether a message has
+//! grown without being complete. Costs a few instructions a
 //! frame, none a byte. Knows nothing of masks, payload or sockets.
 
 use std::io::Cursor;
@@ -35,6 +36,11 @@ pub(super) struct Meter {
     payload: u64,
     /// The current frame completes a message (or is a control frame).
     completes: bool,
+    /// The current frame is a part of a message, not a control frame.
+    data: bool,
+    /// Payload of the message that is not complete has passed since it was
+    /// last asked.
+    grown: bool,
     in_frame: bool,
     fragments: u32,
     /// Messages and control frames that have passed completely.
@@ -50,6 +56,12 @@ impl Meter {
         self.complete
     }
 
+    /// Whether payload of the message that is not complete yet has passed since
+    /// the last call. Control frames are none: anything in between sends them.
+    pub(super) fn take_grown(&mut self) -> bool {
+        std::mem::take(&mut self.grown)
+    }
+
     /// The first rule broken.
     pub(super) fn fault(&self) -> Option<Fault> {
         self.fault
@@ -61,6 +73,7 @@ impl Meter {
             if self.in_frame {
                 let n = self.payload.min(bytes.len() as u64);
                 self.payload -= n;
+                self.grown |= self.data && n > 0;
                 // n is at most bytes.len(), so it fits.
                 bytes = &bytes[n as usize..];
                 if self.payload > 0 {
@@ -68,6 +81,7 @@ impl Meter {
                 }
                 self.in_frame = false;
                 self.complete += u64::from(self.completes);
+                self.grown &= !(self.data && self.completes);
             }
             if bytes.is_empty() {
                 break;
@@ -106,8 +120,12 @@ impl Meter {
         self.in_frame = true;
         self.payload = len;
         match header.opcode {
-            OpCode::Control(_) => self.completes = true,
+            OpCode::Control(_) => {
+                self.data = false;
+                self.completes = true;
+            }
             OpCode::Data(data) => {
+                self.data = true;
                 self.fragments = if data == Data::Continue { self.fragments.saturating_add(1) } else { 1 };
                 self.completes = header.is_final;
                 if self.fragments > FRAGMENTS_MAX {
@@ -150,6 +168,24 @@ mod tests {
             }
             assert_eq!(meter.complete(), 4, "cut {cut}");
         }
+    }
+
+    #[test]
+    fn only_an_unfinished_message_grows() {
+        let mut meter = Meter::default();
+        let mut told = |bytes: &[u8]| {
+            assert!(meter.pass(bytes));
+            (meter.take_grown(), meter.take_grown())
+        };
+        let whole = frame(true, 2, &[7; 300]);
+        assert_eq!(told(&whole), (false, false), "it is complete");
+        assert_eq!(told(&whole[..4]), (false, false), "a header is no payload yet");
+        assert_eq!(told(&whole[4..5]), (true, false), "once for what has passed");
+        assert_eq!(told(&whole[5..299]), (true, false));
+        assert_eq!(told(&whole[299..]), (false, false));
+        assert_eq!(told(&frame(false, 2, &[1; 5])), (true, false), "a fragment is a part");
+        assert_eq!(told(&frame(true, 9, &[2; 9])), (false, false), "a ping is not the peer's message");
+        assert_eq!(told(&frame(true, 9, &[2; 9])[..5]), (false, false));
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl HttpApp for Echo {
                         let len = bytes.len();
                         conn.queue([bytes], len);
                     }
+                    Ok(WsEvent::Partial) => {}
                     Ok(WsEvent::Closed { .. }) => break "closed",
                     Err(error) => break error.name(),
                 }
@@ -95,14 +96,20 @@ impl HttpApp for Echo {
     }
 }
 
-/// The next event, writing what is queued meanwhile.
+/// The next message or end, writing what is queued meanwhile.
 pub async fn next(conn: &mut WsConn) -> Result<WsEvent, nowconnect::ws::WsError> {
-    poll_fn(|cx| {
-        let event = conn.poll_recv(cx);
-        let _ = conn.poll_flush(cx);
-        event
-    })
-    .await
+    loop {
+        let event = poll_fn(|cx| {
+            let event = conn.poll_recv(cx);
+            let _ = conn.poll_flush(cx);
+            event
+        })
+        .await;
+        // How bytes are cut on their way is nobody's to say.
+        if event != Ok(WsEvent::Partial) {
+            return event;
+        }
+    }
 }
 
 /// Sends one message and waits until it is written.

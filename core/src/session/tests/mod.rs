@@ -525,6 +525,25 @@ fn silence_is_suspect_and_then_death_once_and_own_writes_do_not_count() {
 }
 
 #[test]
+fn a_peer_whose_message_is_still_arriving_is_neither_suspect_nor_dead() {
+    let mut a = session(V2);
+    for ms in (0..60_000).step_by(1000) {
+        a.on_heard(at(ms));
+        transmit(&mut a, at(ms));
+        assert!(!a.is_suspect(at(ms)));
+        assert_eq!(a.handle_timeout(at(ms)), SessionEvent::None);
+    }
+    assert_eq!(a.counters().messages_in, 0, "life is all it is");
+    // It stops in the middle: death comes as late as ever.
+    assert_eq!(a.handle_timeout(at(68_999)), SessionEvent::None);
+    assert_eq!(a.handle_timeout(at(69_000)), SessionEvent::Dead);
+    a.on_connection_lost(at(69_000));
+    let before = image(&a);
+    a.on_heard(at(70_000));
+    assert_eq!(image(&a), before, "without a connection nobody is heard");
+}
+
+#[test]
 fn deadlines_make_progress() {
     let (mut a, mut b) = (session(V2), session(V2));
     let mut now = at(0);

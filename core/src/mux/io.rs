@@ -1,0 +1,116 @@
+//! What goes into a node and what comes out: the whole face of hub and agent
+//! to their driver, as data.
+//!
+//! Must not know what anything in it leads to.
+
+use bytes::Bytes;
+
+use crate::error::{CloseCode, RstCode};
+use crate::id::{ConnKey, Name, SockKey, StreamKey, TargetIx};
+use crate::observed::Observed;
+use crate::principal::{HubGrant, Principal};
+use crate::registry::{RegistryOp, RegistryResult, Token};
+use crate::shard::{Note, SockEvent, SockOp};
+use crate::wire::Dialect;
+
+/// What happened outside a node.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A dial succeeded up to the WebSocket upgrade.
+    Connected {
+        /// Which target was dialled.
+        target: TargetIx,
+        /// The connection.
+        conn: ConnKey,
+        /// What the peer chose.
+        dialect: Dialect,
+        /// What TLS said of the peer.
+        peer: HubGrant,
+    },
+    /// A dial failed before that.
+    DialFailed {
+        /// Which target was dialled.
+        target: TargetIx,
+    },
+    /// A peer connected and was authenticated as far as its plane demands.
+    Accepted {
+        /// The connection.
+        conn: ConnKey,
+        /// What was agreed.
+        dialect: Dialect,
+        /// Who it is.
+        principal: Principal,
+    },
+    /// A WebSocket message arrived.
+    Message {
+        /// The connection.
+        conn: ConnKey,
+        /// The message.
+        message: Bytes,
+    },
+    /// Bytes of a message that is not complete yet arrived: over a slow wire a
+    /// message may take longer than `liveness.dead`. Counts as life of the peer
+    /// whose session the connection carries, and as nothing else; ignored
+    /// elsewhere, so a handshake keeps its deadline. Given at most once a second
+    /// and connection, and only for bytes that arrived since the last input.
+    Heard {
+        /// The connection.
+        conn: ConnKey,
+    },
+    /// A connection ended or failed.
+    Disconnected {
+        /// The connection.
+        conn: ConnKey,
+        /// Why; [`CloseCode::Transport`] unless the WebSocket layer knows better.
+        cause: CloseCode,
+    },
+    /// Something happened at a client or target socket.
+    Socket {
+        /// Its stream.
+        stream: StreamKey,
+        /// What.
+        event: SockEvent,
+    },
+    /// A target was connected, or not (agent).
+    Target {
+        /// Its stream.
+        stream: StreamKey,
+        /// The socket, or why there is none.
+        result: Result<SockKey, RstCode>,
+    },
+    /// The registry answered (hub).
+    Registry {
+        /// Which operation.
+        token: Token,
+        /// With what.
+        result: RegistryResult,
+    },
+    /// Take no new streams; peers are told.
+    Drain,
+    /// End everything now.
+    Shutdown,
+}
+
+/// What a node wants done. Owned by the caller, drained each turn, reused.
+#[derive(Debug, Default)]
+pub struct NodeOut {
+    /// Targets to dial; answer with `Connected` or `DialFailed`.
+    pub dial: Vec<TargetIx>,
+    /// Connections that have something to transmit.
+    pub wake: Vec<ConnKey>,
+    /// Connections to close once their outbox is flushed.
+    pub close: Vec<(ConnKey, CloseCode)>,
+    /// Socket operations, in order.
+    pub socks: Vec<(SockKey, SockOp)>,
+    /// Targets of streams to connect; answer with `Target`.
+    pub targets: Vec<(StreamKey, Name)>,
+    /// Registry operations; answer with `Registry`.
+    pub registry: Vec<(Token, RegistryOp)>,
+    /// Events.
+    pub observed: Vec<Observed>,
+    /// Notes of a split hub, to be given back with `on_note`: to each addressee
+    /// in this order, after any time. Always empty otherwise.
+    pub notes: Vec<Note>,
+    /// Every stream is gone after `Drain`.
+    pub drained: bool,
+}
