@@ -81,6 +81,28 @@ fn a_cut_tunnel_or_link_loses_no_stream() {
 }
 
 #[test]
+fn a_peer_whose_message_is_still_arriving_is_not_given_up() {
+    let suspended = |w: &World, n| w.as_hub(n).mux().totals.map(|t| t.suspended);
+    for codec in CODECS {
+        let (mut w, a, b, g) = two_hubs(codec);
+        w.deliver = false;
+        for _ in 0..40 {
+            w.dribble();
+            w.run_for(Duration::from_secs(1));
+        }
+        assert_eq!((suspended(&w, a), suspended(&w, b)), ([0, 0], [0, 0]), "{codec:?}");
+        assert_eq!(w.as_agent(g).mux().totals[0].suspended, 0, "{codec:?}");
+        // It stops in the middle.
+        w.run_for(Duration::from_secs(11));
+        assert_eq!((suspended(&w, a), suspended(&w, b)), ([1, 1], [0, 1]), "{codec:?}: tunnel, link");
+        w.deliver = true;
+        w.dribble();
+        w.run_for(Duration::from_secs(20));
+        assert_eq!(w.as_agent(g).mux().len(), 1, "{codec:?}: it is back");
+    }
+}
+
+#[test]
 fn a_refused_target_resets_the_client() {
     let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
     w.target = Target::Refuse;

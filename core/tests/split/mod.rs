@@ -44,6 +44,7 @@ macro_rules! scenarios {
 scenarios!(
     an_echo_travels_locally_and_across_hubs_in_both_encodings,
     a_cut_tunnel_or_link_loses_no_stream,
+    a_peer_whose_message_is_still_arriving_is_not_given_up,
     a_refused_target_resets_the_client,
     a_target_that_never_answers_is_given_up_in_time,
     an_abort_on_either_side_is_an_abort_on_the_other,

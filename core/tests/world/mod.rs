@@ -339,6 +339,14 @@ impl World {
         }
     }
 
+    /// On every connection a part of a message arrives, both ways.
+    pub(crate) fn dribble(&mut self) {
+        let ends: Vec<_> = self.conns.iter().filter(|c| c.open).flat_map(|c| c.ends).collect();
+        for (n, conn) in ends {
+            self.input(n, Input::Heard { conn });
+        }
+    }
+
     pub(crate) fn crash(&mut self, n: usize) {
         self.nodes[n].down = true;
         for i in 0..self.conns.len() {
