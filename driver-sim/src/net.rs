@@ -276,7 +276,7 @@ impl World {
             && self.certificate(conn, n).1
         {
             self.conns[conn as usize].wrong_certificate = true;
-            self.marks.hit(crate::marks::Mark::WrongCertificate);
+            self.marks.hit(Mark::WrongCertificate);
         }
         self.input(to, Input::Accepted { conn: key(conn, 1), dialect, principal });
     }

@@ -112,10 +112,11 @@ impl World {
         if !alive || pipe.dead || pipe.items.is_empty() {
             return;
         }
+        let held_back = pipe.stuck > 0 || self.net.is_blocked(c.nodes[from], receiver);
         if self.now + HEARD_EVERY_NS < until {
             self.after(HEARD_EVERY_NS, Event::Heard { conn, to: to as u8, until });
         }
-        if pipe.stuck == 0 && !self.net.is_blocked(self.conns[conn as usize].nodes[from], receiver) {
+        if !held_back {
             self.input(receiver, Input::Heard { conn: key(conn, to) });
         }
     }
