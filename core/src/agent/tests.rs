@@ -180,7 +180,7 @@ fn a_handshake_that_was_given_up_ends_no_session_it_may_have_resumed() {
     }
 }
 
-const fn at(ms: u64) -> Instant {
+fn at(ms: u64) -> Instant {
     NOW.after(Duration::from_millis(ms))
 }
 
