@@ -528,7 +528,7 @@ impl World {
     fn check_calm(&mut self) {
         if !self.check.calm
             || self.plan.hubs.iter().any(|h| h.budget < 64 << 20)
-            || self.plan.agents.iter().any(|a| a.budget < 64 << 20)
+            || self.plan.agents.iter().any(|a| a.budget < 64 << 20 || a.token_ns > 0)
         {
             return;
         }
