@@ -155,7 +155,7 @@ impl Ghost<'_> {
 
     /// The sender is a hub of several shards.
     fn is_split(&self) -> bool {
-        matches!(self.node().at, At::Hub(n) if self.world.plan.hubs[usize::from(n)].shards > 0)
+        matches!(self.node().at, crate::faults::At::Hub(n) if self.world.plan.hubs[usize::from(n)].shards > 0)
     }
 
     /// Caps of the sender: bytes and frames in flight.
