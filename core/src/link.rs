@@ -203,6 +203,16 @@ impl Link {
         }
     }
 
+    /// A link whose first dial is spread like that after a lost connection:
+    /// for whoever makes it because something many depend on is gone (L8).
+    #[must_use]
+    pub fn soon(backoff: Backoff, seed: Seed, now: Instant) -> Self {
+        let mut link = Self::new(backoff, seed, now);
+        link.state = State::Backoff;
+        link.start_backoff(now);
+        link
+    }
+
     /// Where it stands.
     #[must_use]
     pub const fn state(&self) -> State {

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 
 use crate::id::{AgentId, Fence, Name, SessionKey};
 
+/// Ranks from here on: attachments that the registry does not list any more.
+pub const RANK_FADED: u64 = 1 << 32;
+
 /// One attachment that exposes a connector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -23,6 +26,15 @@ pub struct Candidate {
     pub rank: u64,
     /// Share among equals, at least 1.
     pub weight: u16,
+}
+
+impl Candidate {
+    /// Whether the registry listed it once and does not any more: it may be
+    /// over, or withdrawn, or only forgotten.
+    #[must_use]
+    pub const fn is_faded(&self) -> bool {
+        self.rank >= RANK_FADED
+    }
 }
 
 /// All candidates by connector.

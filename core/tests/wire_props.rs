@@ -37,13 +37,17 @@ fn connectors() -> impl Strategy<Value = Vec<ConnectorAd>> {
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
-    let agent = (agent_id(), any::<u64>(), connectors(), any::<u64>()).prop_map(|(agent_id, i, connectors, seen)| {
-        HelloRole::Agent(HelloAgent { agent_id, instance: Instance(i), connectors, seen: Epoch(seen) })
-    });
-    let hub = (name(), any::<u64>(), name(), option::of(name()), vec(any::<u128>().prop_map(SessionId), 0..16))
-        .prop_map(|(replica_id, i, namespace, region, sessions)| {
+    let sessions = || vec(any::<u128>().prop_map(SessionId), 0..16);
+    let agent = (agent_id(), any::<u64>(), connectors(), any::<u64>(), sessions()).prop_map(
+        |(agent_id, i, connectors, seen, sessions)| {
+            HelloRole::Agent(HelloAgent { agent_id, instance: Instance(i), connectors, seen: Epoch(seen), sessions })
+        },
+    );
+    let hub = (name(), any::<u64>(), name(), option::of(name()), sessions()).prop_map(
+        |(replica_id, i, namespace, region, sessions)| {
             HelloRole::Hub(HelloHub { replica_id, incarnation: Incarnation(i), namespace, region, sessions })
-        });
+        },
+    );
     let resume = (any::<u128>(), number(), number(), any::<[u8; 32]>()).prop_map(|(s, attempt, received, proof)| {
         ResumeRequest { session: SessionId(s), attempt, received, proof: Secret(proof) }
     });

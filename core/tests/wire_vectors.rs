@@ -130,6 +130,7 @@ fn handshakes() -> Vec<Meaning> {
                 instance: Instance(0x0102_0304_0506_0708),
                 connectors: ads(),
                 seen: Epoch(u64::MAX),
+                sessions: vec![],
             }),
             challenge: Secret([0x11; 16]),
             initial_window: 65_536,

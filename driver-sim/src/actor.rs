@@ -54,6 +54,7 @@ pub(crate) struct Actor {
     write_at: u64,
     read_at: u64,
     fin_at: Option<u64>,
+    fin_sent_at: u64,
     /// The next step on the heap.
     step_at: Option<u64>,
 }
@@ -119,7 +120,6 @@ impl World {
         let node = u16::from(plan.hub);
         let (actor, sock) = self.add_actor(plan.id, true, node, None);
         self.pairs.insert(plan.id, [Some(actor), None]);
-        self.check.on_client(plan.id, self.now, &self.nodes[usize::from(node)]);
         self.line(Some(plan.id), || format!("client {} connects to node {node} for c{}", plan.id, plan.connector));
         let now = self.now;
         let n = &mut self.nodes[usize::from(node)];
@@ -158,6 +158,7 @@ impl World {
             write_at: 0,
             read_at: 0,
             fin_at: None,
+            fin_sent_at: 0,
             step_at: None,
         });
         self.socks.push(Sock {
@@ -346,6 +347,7 @@ impl World {
         let more = sock.sent > sock.taken || sock.fin;
         // The actor may write again.
         self.step(actor, plan.latency);
+        self.check.nodes.entry(node).or_default().from_sockets += len as u64;
         self.input(node, Input::Socket { stream, event: SockEvent::Data(bytes) });
         if more {
             self.sock_due(ix);
@@ -388,6 +390,7 @@ impl World {
             self.sock_due(ix);
         }
         if written > 0 {
+            self.check.nodes.entry(node).or_default().to_sockets += written;
             self.input(node, Input::Socket { stream, event: SockEvent::Written(written) });
         }
         if shut {
@@ -449,6 +452,9 @@ impl World {
         a.fate = fate;
         a.ended_at = now;
         let (client, is_client) = (a.client, a.is_client);
+        if fate == Fate::Finished && now > a.fin_sent_at + 20_000 * MS {
+            self.marks.hit(Mark::HalfClosedLong);
+        }
         self.line(Some(client), || format!("{} {client} ends: {fate:?}", side(is_client)));
         self.trace.mix(u64::from(actor) << 8 | u64::from(matches!(fate, Fate::Finished)));
         self.on_actor_end(actor);
@@ -480,7 +486,12 @@ impl World {
         let ending = if is_client { plan.client_end } else { plan.target_end };
         let ending = match ending {
             Ending::FinLater(_) | Ending::Hold | Ending::FinAfterOther if healed => Ending::Fin,
-            e => e,
+            e @ (Ending::Fin
+            | Ending::FinLater(_)
+            | Ending::FinAfterOther
+            | Ending::Abort(_)
+            | Ending::AbortAfterRead(_)
+            | Ending::Hold) => e,
         };
         if let Some(code) = self.socks[sock_ix as usize].reset {
             return self.end_actor(ix, Fate::Reset(code));
@@ -591,6 +602,7 @@ impl World {
             };
         if fin {
             a.fin_sent = true;
+            a.fin_sent_at = now;
             let (sock, client, is_client) = (a.sock, a.client, a.is_client);
             self.line(Some(client), || format!("{} {client} half-closes after {} bytes", side(is_client), flow.total));
             self.socks[sock as usize].fin = true;

@@ -14,12 +14,12 @@ pub fn json(plan: &Plan) -> String {
     let mut text = String::from("{");
     for (ix, (key, value)) in keys.iter().enumerate() {
         let comma = if ix == 0 { "" } else { "," };
-        let _ = match value {
-            Value::Array(items) if items.iter().any(Value::is_object) => {
-                let items: Vec<String> = items.iter().map(|i| format!("    {i}")).collect();
-                write!(text, "{comma}\n  \"{key}\": [\n{}\n  ]", items.join(",\n"))
-            }
-            _ => write!(text, "{comma}\n  \"{key}\": {value}"),
+        let items = value.as_array().filter(|items| items.iter().any(Value::is_object));
+        let _ = if let Some(items) = items {
+            let items: Vec<String> = items.iter().map(|i| format!("    {i}")).collect();
+            write!(text, "{comma}\n  \"{key}\": [\n{}\n  ]", items.join(",\n"))
+        } else {
+            write!(text, "{comma}\n  \"{key}\": {value}")
         };
     }
     text.push_str("\n}");

@@ -195,7 +195,7 @@ pub fn affected(r: &Report) -> BTreeSet<u32> {
 /// The lines of the last `events` events.
 fn last_events(lines: &[Line], events: u64) -> &[Line] {
     let numbers: BTreeSet<u64> = lines.iter().map(|l| l.event).collect();
-    let from = numbers.iter().rev().take(events as usize).last().copied().unwrap_or(0);
+    let from = numbers.iter().rev().nth((events as usize).saturating_sub(1)).or(numbers.first()).copied().unwrap_or(0);
     lines.get(lines.partition_point(|l| l.event < from)..).unwrap_or(&[])
 }
 

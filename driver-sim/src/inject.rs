@@ -64,7 +64,7 @@ impl World {
     /// Something goes wrong.
     pub(crate) fn inject(&mut self, fault: Fault) {
         self.faults_done[fault.class() as usize] += 1;
-        self.check.on_fault(self.now, &fault);
+        self.note_fault(&fault);
         self.line(None, || format!("FAULT {fault:?}"));
         let lasts = fault.lasts();
         match fault {
@@ -174,6 +174,7 @@ impl World {
         if self.nodes[usize::from(node)].paused {
             return;
         }
+        self.excuse(node);
         self.input(node, Input::Shutdown);
         self.crash(node, false);
     }
@@ -290,13 +291,18 @@ impl World {
         let point = match op {
             RegistryOp::Claim(_) => Some(Point::Claim),
             RegistryOp::Renew { .. } => Some(Point::Renew),
-            _ => None,
+            RegistryOp::Resign { .. }
+            | RegistryOp::SetConnectors { .. }
+            | RegistryOp::Release { .. }
+            | RegistryOp::Lookup { .. }
+            | RegistryOp::Agent { .. }
+            | RegistryOp::Sweep => None,
         };
         if let Some(point) = point {
             self.vulnerable(point, node, None);
         }
         self.line(None, || format!("node {node} asks the registry {token:?}: {op:?}"));
-        self.check.on_registry_op(node, &self.nodes[usize::from(node)], &op);
+        self.ghost_asked(node, token, &op);
         let client = Client { node: usize::from(node), run: u64::from(self.nodes[usize::from(node)].run) };
         let mut effects = std::mem::take(&mut self.check.effects);
         let now = self.wall();
@@ -330,6 +336,7 @@ impl World {
         }
         self.line(None, || format!("the registry answers node {node} {token:?}: {result:?}"));
         self.trace.mix(token.0 << 1 | u64::from(result.is_ok()));
+        self.ghost_answered(node, token, &result);
         self.input(node, Input::Registry { token, result });
     }
 
@@ -362,7 +369,10 @@ impl World {
                 }
             }
             Undo::Pause { node } => self.wake_up(node),
-            Undo::Lag { node } => self.nodes[usize::from(node)].lag = 0,
+            Undo::Lag { node } => {
+                self.nodes[usize::from(node)].lag = 0;
+                self.ghost_disturbed(node);
+            }
             Undo::Targets { node } => self.nodes[usize::from(node)].targets_down = None,
             Undo::Clone { node } => self.crash(node, false),
             Undo::Flap { a, b, left, every_ns, how } => {
@@ -385,8 +395,17 @@ impl World {
     fn wake_up(&mut self, ix: u16) {
         if std::mem::replace(&mut self.nodes[usize::from(ix)].paused, false) {
             self.line(None, || format!("node {ix} wakes up"));
+            self.ghost_disturbed(ix);
             self.unhold(ix);
             self.pump_all(ix);
+        }
+    }
+
+    /// An agent whose credentials fell short gets others by starting anew.
+    fn has_short_token(&self, ix: u16) -> bool {
+        match self.nodes[usize::from(ix)].at {
+            At::Agent(n) => self.plan.agents[usize::from(n)].token_ns > 0,
+            At::Hub(_) => false,
         }
     }
 
@@ -408,6 +427,7 @@ impl World {
         self.registry.heal_all(now);
         for ix in 0..self.nodes.len() as u16 {
             self.nodes[usize::from(ix)].lag = 0;
+            self.ghost_disturbed(ix);
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);
             // Also of a hub that is down just now and comes back later.
@@ -419,7 +439,7 @@ impl World {
                 let silent = self.plan.frozen.is_some_and(|f| f.silent);
                 self.crash(ix, silent);
                 self.nodes[usize::from(ix)].silent = silent;
-            } else if n.is_up() && (self.check.drains.contains(&ix) || changed) {
+            } else if n.is_up() && (self.check.drains.contains(&ix) || changed || self.has_short_token(ix)) {
                 self.stop(ix);
                 self.boot(ix);
             } else {

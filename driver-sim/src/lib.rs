@@ -9,11 +9,13 @@
 mod actor;
 pub mod campaign;
 mod check;
+pub mod diff;
 pub mod edit;
 pub mod emit;
 mod event;
 pub mod explain;
 pub mod faults;
+mod hostile;
 mod inject;
 pub mod marks;
 mod net;

@@ -35,7 +35,9 @@ marks! {
     QueueFull = "a session's queue or in-flight cap stopped its data";
     ResumedWithReplay = "a session resumed and sent bytes again";
     ResumeRefused = "a resumption was refused";
-    ClaimUnknownThenHit = "a claim's answer was lost and its retry answered from memory";
+    ClaimUnknownThenHit = "a claim's answer was lost and its retry answered from memory"
+        later "hubs do not retry a claim: an attachment without an answer is provisional";
+    ClaimReplyLost = "a claim was executed and its answer lost";
     EpochRaisedBySeen = "an epoch was raised by `seen` (the registry had gone back)";
     EpochRaisedByFloor = "an epoch was raised by the floor";
     ClaimLostInFailover = "a failover lost a claim";
@@ -75,6 +77,10 @@ marks! {
     DrainDeadline = "a drained node was stopped with streams left";
     ModeFlip = "a mode flipped under cross-hub streams" later "switching modes comes with reload";
     TokenExpired = "a token ran out on a live tunnel";
+    WrongSession = "a frame of a stream came on a session it is not bound to";
+    Forged = "an authenticated peer sent a frame of somebody else's stream";
+    UnknownFrame = "a frame of an unknown optional type came along";
+    WrongCertificate = "a hub showed a certificate that is not its own";
     V1 = "a session spoke wire version 1";
     BothEncodings = "both encodings were used in one run";
 }

@@ -57,6 +57,8 @@ pub(crate) struct Conn {
     target: TargetIx,
     /// The dialler gave up before it heard of it.
     given_up: bool,
+    /// The dialler showed a certificate of another name.
+    pub(crate) wrong_certificate: bool,
     connected: bool,
     /// Messages that reached each end, as far as it matters (a handshake).
     heard: [u8; 2],
@@ -156,8 +158,15 @@ pub(crate) const fn key(conn: u32, end: usize) -> ConnKey {
     ConnKey { ix: conn * 2 + end as u32, generation: 0 }
 }
 
-const fn place(key: ConnKey) -> (u32, usize) {
+pub(crate) const fn place(key: ConnKey) -> (u32, usize) {
     (key.ix / 2, (key.ix % 2) as usize)
+}
+
+impl Conn {
+    /// Whether an end wants it closed.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.iter().any(Option::is_some)
+    }
 }
 
 impl World {
@@ -193,6 +202,7 @@ impl World {
             dialect: Dialect { codec, plane },
             target,
             given_up: false,
+            wrong_certificate: false,
             connected: false,
             heard: [0; 2],
             buffer,
@@ -252,22 +262,30 @@ impl World {
         c.runs[1] = run;
         c.up[1] = true;
         let dialect = c.dialect;
-        let principal = self.principal(from, at);
+        let principal = self.principal(conn, from, at);
+        if let (At::Agent(n), Principal::Agent(grant)) = (self.nodes[usize::from(from)].at, &principal) {
+            self.ghost_token(to, n, grant.expires);
+        }
         let back = self.net.latency(from, to);
         self.after(back, Event::Connected { conn });
         self.trace.mix(u64::from(conn));
         self.open_end(conn, 1);
+        if let At::Hub(n) = self.nodes[usize::from(from)].at
+            && self.certificate(conn, n).1
+        {
+            self.conns[conn as usize].wrong_certificate = true;
+            self.marks.hit(crate::marks::Mark::WrongCertificate);
+        }
         self.input(to, Input::Accepted { conn: key(conn, 1), dialect, principal });
     }
 
-    fn principal(&self, from: u16, hub_now: Instant) -> Principal {
+    fn principal(&self, conn: u32, from: u16, hub_now: Instant) -> Principal {
         match self.nodes[usize::from(from)].at {
-            At::Hub(n) => Principal::Hub(HubGrant { dns_names: Some(vec![format!("hub-{n}")]) }),
+            At::Hub(n) => Principal::Hub(HubGrant { dns_names: Some(vec![self.certificate(conn, n).0]) }),
             At::Agent(n) => {
-                let a = &self.plan.agents[usize::from(n)];
-                let connectors: Option<Vec<Name>> = a.scope.as_ref().map(|s| s.iter().map(|c| connector(*c)).collect());
-                let expires =
-                    (a.token_ns > 0).then(|| Instant::from_nanos(hub_now.as_nanos().saturating_add(a.token_ns)));
+                let (scope, lasts) = self.token(conn, n);
+                let connectors: Option<Vec<Name>> = scope.map(|s| s.iter().map(|c| connector(*c)).collect());
+                let expires = (lasts > 0).then(|| Instant::from_nanos(hub_now.as_nanos().saturating_add(lasts)));
                 Principal::Agent(AgentGrant { subject: format!("agent-{n}"), connectors, expires })
             }
         }
@@ -380,7 +398,10 @@ impl World {
         self.check.messages += 1;
         self.show_message(conn, to, &message);
         self.tap_in(conn, to, &message);
+        let carried = self.carries_on(conn, to, &message);
+        let message = self.tamper(conn, to, message);
         self.input(receiver, Input::Message { conn: key(conn, to), message });
+        self.after_message(conn, to, carried);
         self.say_something_newer(conn, to);
     }
 

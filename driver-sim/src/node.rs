@@ -379,6 +379,7 @@ impl World {
         node.out = out;
         self.line(None, || format!("{} starts (run {run})", self_name(ix)));
         self.check.on_boot(ix);
+        self.ghost_boot(ix);
         self.settle(ix);
     }
 
@@ -522,7 +523,7 @@ impl World {
     }
 
     fn arm(&mut self, ix: u16) {
-        let late = if self.phase == crate::world::Phase::Safety { self.plan.late_timers_ns } else { 0 };
+        let late = if self.phase == Phase::Safety { self.plan.late_timers_ns } else { 0 };
         let node = &self.nodes[usize::from(ix)];
         let Some(due) = node.machine.as_ref().and_then(Machine::poll_timeout) else { return };
         let at = node.when(due.at).max(self.now);
@@ -548,6 +549,7 @@ impl World {
         node.silent = silent;
         self.line(None, || format!("{} dies{}", self_name(ix), if silent { " with its machine" } else { "" }));
         self.check.on_crash(ix, self.now);
+        self.excuse(ix);
         self.drop_conns(ix, silent);
         self.drop_socks(ix);
     }

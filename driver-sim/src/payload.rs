@@ -11,7 +11,7 @@ use crate::tape::mix;
 
 /// A direction of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Half {
+pub(crate) struct Half {
     /// Number of the client in the plan.
     pub client: u32,
     /// From the client to the target.
@@ -47,7 +47,7 @@ const fn unmix(z: u64) -> u64 {
 
 /// `len` bytes of a direction from `offset` on.
 #[must_use]
-pub fn cut(half: Half, offset: u64, len: usize) -> Bytes {
+pub(crate) fn cut(half: Half, offset: u64, len: usize) -> Bytes {
     let skip = (offset % 8) as usize;
     let mut buf = BytesMut::with_capacity(len + skip + 8);
     let mut index = offset / 8;
@@ -63,7 +63,7 @@ pub fn cut(half: Half, offset: u64, len: usize) -> Bytes {
 ///
 /// # Errors
 /// With a text that names the first wrong byte and where it comes from.
-pub fn check(half: Half, offset: u64, bytes: &[u8]) -> Result<(), String> {
+pub(crate) fn check(half: Half, offset: u64, bytes: &[u8]) -> Result<(), String> {
     let mut at = 0;
     while at < bytes.len() {
         let position = offset + at as u64;

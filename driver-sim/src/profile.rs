@@ -130,6 +130,42 @@ pub const PROFILES: &[Profile] = &[
         script: Some(scenario::drain_in_flip),
         ..SCENARIO
     },
+    Profile {
+        name: "lease-edge",
+        what: "renewals answered late and then not at all while other hubs open streams",
+        script: Some(scenario::lease_edge),
+        ..SCENARIO
+    },
+    Profile {
+        name: "slow-claims",
+        what: "claims are answered after their time-out while agents come and go",
+        script: Some(scenario::slow_claims),
+        ..SCENARIO
+    },
+    Profile {
+        name: "dial-together",
+        what: "hubs far from each other start at one moment and dial each other",
+        script: Some(scenario::dial_together),
+        ..SCENARIO
+    },
+    Profile {
+        name: "registry-out",
+        what: "clients of hubs without an agent while the registry does not answer",
+        script: Some(scenario::registry_out),
+        ..SCENARIO
+    },
+    Profile {
+        name: "thin-wire",
+        what: "many streams with much to say over a thin wire",
+        script: Some(scenario::thin_wire),
+        ..SCENARIO
+    },
+    Profile {
+        name: "short-tokens",
+        what: "agents come back with tokens that name less or run out, while clients go on asking",
+        script: Some(scenario::short_tokens),
+        ..SCENARIO
+    },
 ];
 
 /// The name of the rotation on the command line.

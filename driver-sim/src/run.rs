@@ -51,6 +51,8 @@ pub struct Report {
     pub triggered: Vec<crate::faults::Triggered>,
     /// When each of them came, nanoseconds.
     pub triggered_at: Vec<u64>,
+    /// What each client and each target saw.
+    pub transcripts: Vec<crate::diff::Transcript>,
     /// The story, if it was kept.
     pub lines: Vec<Line>,
     /// The hash after each event, if it was kept.
@@ -138,6 +140,7 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
         marks: std::mem::take(&mut world.marks),
         triggered: std::mem::take(&mut world.triggered),
         triggered_at: std::mem::take(&mut world.triggered_at),
+        transcripts: world.transcripts(),
         lines: world.trace.lines().to_vec(),
         steps: world.trace.steps().to_vec(),
         plan: world.plan,

@@ -112,3 +112,136 @@ pub(crate) fn drain_in_flip(plan: &mut Plan, l: &mut Lane) {
         at += l.between(1000, 4000);
     }
 }
+
+/// {renewals answered late, then not at all, while another hub opens streams}.
+pub(crate) fn lease_edge(plan: &mut Plan, l: &mut Lane) {
+    for a in &mut plan.agents {
+        a.hubs = vec![0];
+        a.parallel = 1;
+        a.start_ns = 0;
+    }
+    let (slow, ms) = (l.between(8000, 12_000), 4000);
+    let what = RegistryFault::Slow(l.between(300, 500));
+    plan_fault(plan, slow, Fault::Registry { what, hub: Some(0), ms });
+    let what = if l.chance(1, 2) { RegistryFault::Blackhole } else { RegistryFault::Refuse };
+    let out = slow + ms - l.below(1000);
+    plan_fault(plan, out, Fault::Registry { what, hub: Some(0), ms: 20_000 });
+    let end = out * MS + plan.timers.lease;
+    let hubs = plan.hubs.len() as u64;
+    for c in &mut plan.clients {
+        c.hub = if hubs > 1 { 1 + l.below(hubs - 1) as u8 } else { 0 };
+        // The lease ends within a second or so after the outage began.
+        c.at = end - 1200 * MS + l.below(2200) * MS + l.below(MS);
+    }
+}
+
+/// {claims answered after their time-out, while agents come and go}.
+pub(crate) fn slow_claims(plan: &mut Plan, l: &mut Lane) {
+    for a in &mut plan.agents {
+        a.parallel = 1;
+    }
+    let mut at = l.between(4000, 8000);
+    for _ in 0..4 {
+        let ms = l.between(2000, 6000);
+        let what = RegistryFault::Slow(l.between(400, 1000));
+        plan_fault(plan, at, Fault::Registry { what, hub: None, ms });
+        let agent = At::Agent(l.below(plan.agents.len() as u64) as u8);
+        plan_fault(plan, at + l.below(ms / 2), Fault::Crash { at: agent, down_ms: l.below(300), silent: false });
+        at += ms + l.between(1000, 5000);
+    }
+}
+
+/// {all hubs restart at one moment, far from each other, again and again}.
+pub(crate) fn dial_together(plan: &mut Plan, l: &mut Lane) {
+    let far = l.between(60, 200) * MS;
+    plan.net.latency = (far, far + l.below(20) * MS);
+    plan.shuffle = true;
+    for (ix, h) in plan.hubs.iter_mut().enumerate() {
+        h.peers.retain(|p| usize::from(*p) != ix);
+    }
+    let hubs = plan.hubs.len() as u8;
+    let mut at = l.between(3000, 6000);
+    for _ in 0..3 {
+        let down_ms = l.between(1, 500);
+        for hub in 0..hubs {
+            plan_fault(plan, at, Fault::Stop { at: At::Hub(hub), down_ms });
+            for other in 0..hub {
+                // First dials come to nothing at both; the second ones meet.
+                let (a, b) = (At::Hub(other), At::Hub(hub));
+                plan_fault(plan, at, Fault::Block { a, b, both: true, ms: down_ms + 2000 });
+            }
+        }
+        at += l.between(10_000, 15_000);
+    }
+}
+
+/// {the registry does not answer for long, while clients come to hubs without
+/// an agent of their own}.
+pub(crate) fn registry_out(plan: &mut Plan, l: &mut Lane) {
+    for a in &mut plan.agents {
+        a.hubs.truncate(1);
+        a.parallel = 1;
+    }
+    let at = l.between(10_000, 14_000);
+    plan.timers.resume = 1000 * MS;
+    let what = if l.chance(3, 4) { RegistryFault::Blackhole } else { RegistryFault::Refuse };
+    let ms = l.between(10_000, 25_000);
+    plan_fault(plan, at, Fault::Registry { what, hub: None, ms });
+    // What was known of other hubs is gone with their agents.
+    for n in 0..plan.agents.len() as u8 {
+        let before = l.between(6000, 8000);
+        plan_fault(plan, at - before, Fault::Crash { at: At::Agent(n), down_ms: ms + before, silent: false });
+    }
+}
+
+/// {one stream of a pair of hubs pours while others trickle, over a thin wire}.
+pub(crate) fn thin_wire(plan: &mut Plan, l: &mut Lane) {
+    let rate = l.spread(128 << 10, 512 << 10);
+    plan.net.bandwidth = (rate, rate);
+    plan.net.buffer = (64 << 10, 64 << 10);
+    let from = l.between(3000, 6000) * MS;
+    for c in &mut plan.clients {
+        c.at = from + l.below(2000) * MS;
+        for flow in [&mut c.up, &mut c.down] {
+            flow.total = l.spread(64 << 10, 768 << 10) as u32;
+            (flow.chunk, flow.read) = (65_536, 65_536);
+            (flow.write_gap, flow.read_gap, flow.after) = (0, 0, 0);
+        }
+        c.buffer = 256 << 10;
+    }
+}
+
+/// {agents lose their connections and come back with tokens that name fewer
+/// connectors, or run out, while clients go on asking}.
+pub(crate) fn short_tokens(plan: &mut Plan, l: &mut Lane) {
+    plan.connectors = plan.connectors.max(2);
+    for a in &mut plan.agents {
+        a.connectors = (0..plan.connectors).map(|c| (c, 0, 1)).collect();
+        a.scope = Some((0..plan.connectors).collect());
+        a.token_ns = l.between(8000, 40_000) * MS;
+    }
+    for c in &mut plan.clients {
+        c.connector = l.below(u64::from(plan.connectors)) as u16;
+    }
+    let mut at = l.between(2000, 4000);
+    while at + 3000 < plan.safety_ns / MS {
+        let agent = l.below(plan.agents.len() as u64) as u8;
+        plan_fault(plan, at, Fault::CutAll { at: At::Agent(agent), how: CutHow::Rst });
+        at += l.between(500, 4000);
+    }
+}
+
+/// All scenarios, for runs that mix one of them into everything else.
+pub(crate) const ALL: &[fn(&mut Plan, &mut Lane)] = &[
+    failover_move_wake,
+    asymmetric_fin_resume,
+    lease_renewal_lost,
+    sweep_between,
+    drain_in_flip,
+    lease_edge,
+    slow_claims,
+    dial_together,
+    registry_out,
+    thin_wire,
+    short_tokens,
+];

@@ -56,10 +56,7 @@ impl World {
             Err(e) => return self.line(None, || format!("conn {conn}, node {from} to {to}: bad bytes, {e}")),
         };
         for frame in &frames {
-            let client = match frame {
-                Frame::Stream { cid, .. } => self.cids.get(cid).copied(),
-                _ => None,
-            };
+            let client = if let Frame::Stream { cid, .. } = frame { self.cids.get(cid).copied() } else { None };
             self.line(client, || format!("conn {conn}, node {from} to {to}, message {number}: {}", told(frame)));
         }
     }

@@ -5,10 +5,10 @@
 //! Must not know what a bug does: everything it needs stands in the plan that
 //! any seed of the profile draws.
 
-use nowconnect_core::planted::{Applies, BUGS, Bug, CANARY};
+use nowconnect_core::planted::{Applies, BUGS, Bug};
 
 use crate::plan::{Level, Plan};
-use crate::profile::Profile;
+use crate::profile::{PROFILES, Profile};
 use crate::run::{Keep, Report, plan, run, run_planted};
 use crate::world::Violation;
 
@@ -68,7 +68,7 @@ pub fn run_checked(plan: &Plan, bug: Option<u16>) -> Option<Report> {
         None => Some(run(plan.clone(), Keep::Outcome)),
     };
     let mut first = again()?;
-    if first.violation.is_none() && plan.seed % REPEAT_EVERY == 0 {
+    if first.violation.is_none() && plan.seed.is_multiple_of(REPEAT_EVERY) {
         let second = again()?;
         if (second.hash, second.events) != (first.hash, first.events) {
             let text = format!(
@@ -81,9 +81,20 @@ pub fn run_checked(plan: &Plan, bug: Option<u16>) -> Option<Report> {
     Some(first)
 }
 
-/// Runs seeds with a bug on until it is noticed.
+/// The profile of a seed when none is asked for: three of four seeds are of the
+/// default one, the fourth of the named scenarios in turn.
 #[must_use]
-pub fn hunt(bug: &'static Bug, profile: &Profile, level: Level, seeds: std::ops::Range<u64>) -> Row {
+pub fn rotation(seed: u64) -> &'static Profile {
+    let mut scenarios = PROFILES.iter().filter(|p| p.script.is_some());
+    let turn = (seed / 4) as usize % scenarios.clone().count().max(1);
+    let scenario = (seed % 4 == 3).then(|| scenarios.nth(turn)).flatten();
+    scenario.unwrap_or(&PROFILES[0])
+}
+
+/// Runs seeds with a bug on until it is noticed. Without a profile: in
+/// [`rotation`].
+#[must_use]
+pub fn hunt(bug: &'static Bug, profile: Option<&Profile>, level: Level, seeds: std::ops::Range<u64>) -> Row {
     let elsewhere = |why: &str| Row { bug, outcome: Outcome::Elsewhere(why.to_owned()) };
     match bug.applies {
         Applies::Core | Applies::Simulator => {}
@@ -93,12 +104,12 @@ pub fn hunt(bug: &'static Bug, profile: &Profile, level: Level, seeds: std::ops:
     let mut after = 0;
     for seed in seeds {
         after += 1;
-        let drawn = plan(seed, profile, level);
+        let drawn = plan(seed, profile.unwrap_or_else(|| rotation(seed)), level);
         let Some(report) = run_checked(&drawn, Some(bug.id)) else {
             return elsewhere("this build has no planted bugs");
         };
         let Some(violation) = report.violation else { continue };
-        if bug.id == CANARY || run_checked(&drawn, None).is_some_and(|r| r.violation.is_none()) {
+        if violation.id == "CANARY" || run_checked(&drawn, None).is_some_and(|r| r.violation.is_none()) {
             return Row { bug, outcome: Outcome::Caught { seed, after, violation } };
         }
     }
@@ -106,6 +117,34 @@ pub fn hunt(bug: &'static Bug, profile: &Profile, level: Level, seeds: std::ops:
 }
 
 /// Every bug, in the catalogue's order.
-pub fn table(profile: &Profile, level: Level, seeds: u64) -> impl Iterator<Item = Row> {
+pub fn table(profile: Option<&Profile>, level: Level, seeds: u64) -> impl Iterator<Item = Row> {
     BUGS.iter().map(move |bug| hunt(bug, profile, level, 0..seeds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_with_a_script_has_its_turn_and_the_default_most_of_them() {
+        let all: Vec<&str> = (0..400).map(|s| rotation(s).name).collect();
+        for p in PROFILES.iter().filter(|p| p.script.is_some()) {
+            assert!(all.contains(&p.name), "{}", p.name);
+        }
+        assert_eq!(all.iter().filter(|n| **n == PROFILES[0].name).count(), 300);
+    }
+
+    /// Mistakes of different kinds, each noticed by another oracle. All of them
+    /// are in `planted`, the command.
+    #[cfg(feature = "planted")]
+    #[test]
+    fn mistakes_are_noticed_by_the_oracle_they_break() {
+        use nowconnect_core::planted::find;
+        for (id, invariant) in [(1, "O3"), (14, "S2"), (36, "S7"), (47, "L6"), (55, "I3"), (58, "B10"), (2001, "S9")] {
+            let bug = find(id).expect("a bug of the catalogue");
+            let row = hunt(bug, None, Level::L0, 0..60);
+            let Outcome::Caught { violation, .. } = &row.outcome else { panic!("bug {id} was not noticed") };
+            assert_eq!(violation.id, invariant, "bug {id}: {}", violation.text);
+        }
+    }
 }

@@ -79,6 +79,7 @@ pub(crate) struct World {
     pub(crate) sock_draws: Lane,
     pub(crate) registry_draws: Lane,
     pub(crate) fault_draws: Lane,
+    pub(crate) hostile_draws: Lane,
     pub(crate) point_counts: BTreeMap<Point, u32>,
     pub(crate) triggered: Vec<Triggered>,
     /// When each of them came.
@@ -115,6 +116,7 @@ impl World {
             sock_draws: tape.lane("actor sockets", 0),
             registry_draws: tape.lane("registry", 0),
             fault_draws: tape.lane("vulnerable", 0),
+            hostile_draws: tape.lane("hostile", 0),
             point_counts: BTreeMap::new(),
             triggered: Vec::new(),
             triggered_at: Vec::new(),
@@ -182,7 +184,7 @@ impl World {
             self.show_event(&event);
             self.dispatch(event);
             self.trace.step();
-            if self.trace.events % 256 == 0 {
+            if self.trace.events.is_multiple_of(256) {
                 self.check_everything();
             }
         }

@@ -293,6 +293,7 @@ pub fn agent_hello(agent: &str, connectors: &[&str]) -> Hello {
                 .map(|c| ConnectorAd { name: Name::new(c).unwrap(), priority: 0, weight: 1 })
                 .collect(),
             seen: Epoch(0),
+            sessions: Vec::new(),
         }),
         challenge: Secret([7; 16]),
         initial_window: 65_536,

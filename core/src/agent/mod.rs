@@ -5,6 +5,7 @@
 //! exactly the tunnel's fence (O4). Same contract as [`Hub`](crate::hub::Hub).
 //! Does not know how targets are reached or what a token says.
 
+mod handshake;
 #[cfg(test)]
 mod tests;
 mod tunnels;

@@ -9,6 +9,7 @@ use super::*;
 use crate::config::{Backoff, ConnectorConfig, Limits, Liveness};
 use crate::error::CloseCode;
 use crate::id::{AgentId, Epoch, Name, Nonce, Secret, SessionId, TargetIx};
+use crate::observed::Observed;
 use crate::principal::HubGrant;
 use crate::wire::{Attachment, Codec, Dialect, EpochNotice, Plane, Welcome, encode_message};
 
@@ -20,9 +21,8 @@ fn name(s: &str) -> Name {
     Name::new(s).unwrap()
 }
 
-/// An agent attached under epoch 1.
-fn attached() -> (Agent, NodeOut) {
-    let config = AgentConfig {
+fn config() -> AgentConfig {
+    AgentConfig {
         agent_id: AgentId::new("a").unwrap(),
         hubs: vec!["1".to_owned()],
         parallel: 1,
@@ -33,27 +33,35 @@ fn attached() -> (Agent, NodeOut) {
         backoff: Backoff::default(),
         target_timeout: Duration::from_secs(1),
         handshake_timeout: Duration::from_secs(5),
-    };
-    let mut out = NodeOut::default();
-    let mut agent = Agent::new(Arc::new(config), Seed::from_u64(1), NOW, &mut out);
-    let peer = HubGrant::default();
-    agent.handle(NOW, Input::Connected { target: TargetIx(0), conn: CONN, dialect: V2, peer }, &mut out);
-    let welcome = Welcome {
-        replica_id: name("hub-a"),
+    }
+}
+
+/// The WELCOME of a hub to an attachment; its session is numbered as the epoch.
+fn welcome(hub: &str, epoch: u64) -> Welcome {
+    Welcome {
+        replica_id: name(hub),
         incarnation: Incarnation(1),
         namespace: name("default"),
         region: None,
-        session: SessionId(1),
+        session: SessionId(u128::from(epoch)),
         secret: Some(Secret([1; 32])),
         resumed: None,
-        attachment: Some(Attachment { epoch: Epoch(1), nonce: Nonce(1), firm: true }),
+        attachment: Some(Attachment { epoch: Epoch(epoch), nonce: Nonce(1), firm: true }),
         resume_window_ms: 30_000,
         challenge: Secret([2; 16]),
         initial_window: 1000,
         capabilities: Vec::new(),
         signature: None,
-    };
-    let message = encode_message(V2, 0, &[Frame::Welcome(Box::new(welcome))]);
+    }
+}
+
+/// An agent attached under epoch 1.
+fn attached() -> (Agent, NodeOut) {
+    let mut out = NodeOut::default();
+    let mut agent = Agent::new(Arc::new(config()), Seed::from_u64(1), NOW, &mut out);
+    let peer = HubGrant::default();
+    agent.handle(NOW, Input::Connected { target: TargetIx(0), conn: CONN, dialect: V2, peer }, &mut out);
+    let message = encode_message(V2, 0, &[Frame::Welcome(Box::new(welcome("hub-a", 1)))]);
     agent.handle(NOW, Input::Message { conn: CONN, message }, &mut out);
     assert_eq!((agent.mux().len(), agent.shard().attachments().count()), (1, 1));
     (agent, out)
@@ -89,6 +97,76 @@ fn after_a_shutdown_the_shard_knows_no_session() {
     agent.handle(NOW, Input::Shutdown, &mut out);
     assert_eq!((agent.mux().len(), agent.shard().attachments().count()), (0, 0));
     agent.check_invariants();
+}
+
+/// An agent of two hubs whose HELLOs are both out.
+fn dialling_two() -> (Agent, NodeOut) {
+    let (mut config, mut out) = (config(), NodeOut::default());
+    config.hubs.push("2".to_owned());
+    config.parallel = 2;
+    let mut agent = Agent::new(Arc::new(config), Seed::from_u64(1), NOW, &mut out);
+    for ix in 0..2 {
+        connect(&mut agent, u16::try_from(ix).unwrap(), ix, &mut out);
+    }
+    assert_eq!(std::mem::take(&mut out.dial).len(), 2);
+    (agent, out)
+}
+
+const fn conn(ix: u32) -> ConnKey {
+    ConnKey { ix, generation: 0 }
+}
+
+fn connect(agent: &mut Agent, target: u16, ix: u32, out: &mut NodeOut) {
+    let (target, peer) = (TargetIx(target), HubGrant::default());
+    agent.handle(NOW, Input::Connected { target, conn: conn(ix), dialect: V2, peer }, out);
+}
+
+fn welcomed(agent: &mut Agent, ix: u32, hub: &str, epoch: u64, out: &mut NodeOut) {
+    let message = encode_message(V2, 0, &[Frame::Welcome(Box::new(welcome(hub, epoch)))]);
+    agent.handle(NOW, Input::Message { conn: conn(ix), message }, out);
+}
+
+/// What the agent wrote on a connection that carries no session.
+fn written(agent: &mut Agent, ix: u32, out: &mut NodeOut) -> Vec<Frame> {
+    let (mut batch, mut frames) = (TxBatch::default(), Vec::new());
+    agent.poll_transmit(NOW, conn(ix), 1 << 20, &mut batch, out);
+    for m in batch.messages {
+        crate::wire::decode(V2, &m.to_bytes(), &crate::wire::WireLimits::BEFORE_AUTH, &mut frames).unwrap();
+    }
+    frames
+}
+
+#[test]
+fn a_claim_that_is_answered_after_a_later_one_is_made_once_more_at_once() {
+    let (mut agent, mut out) = dialling_two();
+    welcomed(&mut agent, 1, "hub-b", 11, &mut out);
+    welcomed(&mut agent, 0, "hub-a", 10, &mut out);
+    assert_eq!(agent.tunnels().highest_epoch(), Epoch(11), "epochs are accepted in rising order (O2)");
+    assert_eq!(agent.mux().len(), 1);
+    assert!(out.close.iter().any(|(c, code)| (*c, *code) == (conn(0), CloseCode::Superseded)), "{:?}", out.close);
+    assert_eq!(out.dial, [TargetIx(0)], "without a back-off: nothing failed");
+    assert!(
+        !out.observed.iter().any(|o| matches!(o, Observed::HandshakeFailed { .. })),
+        "and nobody broke the protocol"
+    );
+    connect(&mut agent, 0, 2, &mut out);
+    let hello = written(&mut agent, 2, &mut out);
+    let [Frame::Hello(hello)] = hello.as_slice() else { panic!("{hello:?}") };
+    let crate::wire::HelloRole::Agent(role) = &hello.role else { panic!("{hello:?}") };
+    assert_eq!((role.seen, role.sessions.as_slice()), (Epoch(11), &[SessionId(11)][..]));
+    welcomed(&mut agent, 2, "hub-a", 12, &mut out);
+    assert_eq!((agent.mux().len(), agent.tunnels().highest_epoch()), (2, Epoch(12)));
+    agent.check_invariants();
+}
+
+#[test]
+fn a_hub_that_does_not_heed_seen_is_dialled_again_after_a_back_off() {
+    let (mut agent, mut out) = dialling_two();
+    welcomed(&mut agent, 1, "hub-b", 11, &mut out);
+    welcomed(&mut agent, 0, "hub-a", 0, &mut out);
+    assert!(out.close.iter().any(|(c, code)| (*c, *code) == (conn(0), CloseCode::Protocol)), "{:?}", out.close);
+    assert_eq!(out.dial, []);
+    assert!(agent.poll_timeout().is_some());
 }
 
 #[test]

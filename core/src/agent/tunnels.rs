@@ -1,34 +1,26 @@
-//! The agent's tunnels: which hubs are dialled, the handshake, the fences.
+//! The agent's tunnels: which hubs are dialled, and what they say later.
 //!
 //! One link per configured hub. `parallel` of them are wanted at distinct
 //! replicas; the others rest until one of those is in trouble. The same replica
-//! behind two addresses counts once: the second is dropped and another address
-//! tried, until all were; then the agent runs with fewer and says so.
+//! behind two addresses counts once: other addresses are tried first, then
+//! these again at the back-off's pace; until one leads elsewhere the agent runs
+//! with fewer and says so. Keeps L2 and L8. Must not know the handshake.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
+use super::handshake::Handshake;
 use crate::config::AgentConfig;
 use crate::due::Due;
 use crate::error::{CloseCode, Ends, ProtocolError, ProtocolErrorKind};
-use crate::id::{ConnKey, Epoch, Fence, Instance, Name, Secret, SessionKey, TargetIx};
+use crate::id::{ConnKey, Epoch, Fence, Instance, Name, SessionKey, TargetIx};
 use crate::link::{self, Event, Link};
-use crate::mux::{Mux, NodeOut, Peer, SessionNews};
+use crate::mux::{Mux, NodeOut, SessionNews};
 use crate::observed::Observed;
-use crate::planted;
 use crate::rng::{Rng, Seed};
-use crate::session::{Session, SessionConfig};
-use crate::shard::{Attach, ControlNote, SessionUp, Shard, ShardNote};
+use crate::shard::{Attach, ControlNote, Shard, ShardNote};
 use crate::time::{Deadline, Instant};
-use crate::wire::{
-    ConnectorAd, Dialect, EpochNotice, Frame, Hello, HelloAgent, HelloRole, Plane, Welcome, WireLimits, decode,
-    encode_message,
-};
-
-/// A WELCOME may be somewhat larger than a stranger's HELLO.
-const WELCOME_LIMITS: WireLimits = WireLimits { message_bytes: 64 * 1024, payload_bytes: 0 };
+use crate::wire::{EpochNotice, Frame, Plane};
 
 /// What one configured hub is to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,38 +32,44 @@ pub enum TunnelState {
 }
 
 #[derive(Debug)]
-struct HubState {
+pub(super) struct HubState {
     /// `None` while resting.
-    link: Option<Link>,
-    replica: Option<Name>,
-    session: Option<SessionKey>,
-    dialling: bool,
-    /// Its replica is served over another address already.
-    same_as_other: bool,
+    pub(super) link: Option<Link>,
+    pub(super) replica: Option<Name>,
+    pub(super) session: Option<SessionKey>,
+    pub(super) dialling: bool,
+    /// It led to a replica that is served over another address: dialled last,
+    /// and again and again at the back-off's pace, for it may lead elsewhere.
+    pub(super) same_as_other: bool,
+    /// That replica let it take the other address's place although HELLO named
+    /// the tunnel: it is not dialled again while that lives.
+    pub(super) shunned: bool,
     /// It says that it drains or that its registry is unwell.
-    leaving: bool,
+    pub(super) leaving: bool,
 }
 
-#[derive(Debug)]
-struct Handshake {
-    target: TargetIx,
-    dialect: Dialect,
-    challenge: Secret<16>,
-    resume: Option<SessionKey>,
+impl HubState {
+    fn is_connected(&self, mux: &Mux) -> bool {
+        self.session.and_then(|k| mux.get(k)).is_some_and(|e| e.conn.is_some())
+    }
 }
 
 /// The agent's control plane.
 #[derive(Debug)]
 pub struct Tunnels {
-    config: Arc<AgentConfig>,
-    instance: Instance,
-    highest: Epoch,
-    hubs: Vec<HubState>,
-    handshakes: Due<ConnKey, Handshake>,
-    rng: Rng,
-    seed: Seed,
-    draining: bool,
+    pub(super) config: Arc<AgentConfig>,
+    pub(super) instance: Instance,
+    pub(super) highest: Epoch,
+    pub(super) hubs: Vec<HubState>,
+    pub(super) handshakes: Due<ConnKey, Handshake>,
+    pub(super) rng: Rng,
+    pub(super) seed: Seed,
+    pub(super) draining: bool,
+    /// The first dials were made; those go out at once.
+    started: bool,
     told_fewer: bool,
+    /// The address with a tunnel that was last asked where it leads.
+    pub(super) asked: usize,
 }
 
 impl Tunnels {
@@ -85,6 +83,7 @@ impl Tunnels {
                 session: None,
                 dialling: false,
                 same_as_other: false,
+                shunned: false,
                 leaving: false,
             })
             .collect();
@@ -96,7 +95,9 @@ impl Tunnels {
             rng: seed.fork("tunnels").rng(),
             seed: *seed,
             draining: false,
+            started: false,
             told_fewer: false,
+            asked: 0,
             config,
         }
     }
@@ -123,38 +124,63 @@ impl Tunnels {
 
     pub(super) fn start(&mut self, now: Instant, mux: &Mux, out: &mut NodeOut) {
         self.want(now, mux, out);
+        self.started = true;
+    }
+
+    fn wanted(&self) -> usize {
+        usize::from(self.config.parallel).min(self.hubs.len()).max(1)
+    }
+
+    /// Tunnels that have a connection and a hub that stays.
+    fn serving(&self, mux: &Mux) -> usize {
+        self.hubs.iter().filter(|h| h.is_connected(mux) && !h.leaving).count()
+    }
+
+    /// Whether address `ix` needs no new tunnel any more.
+    pub(super) fn is_surplus(&self, ix: usize, mux: &Mux) -> bool {
+        self.hubs.get(ix).is_some_and(|h| h.session.is_none()) && self.serving(mux) >= self.wanted()
     }
 
     /// Wakes resting hubs until enough serve, and lets surplus dials rest.
-    fn want(&mut self, now: Instant, mux: &Mux, out: &mut NodeOut) {
+    pub(super) fn want(&mut self, now: Instant, mux: &Mux, out: &mut NodeOut) {
         if self.draining {
             return;
         }
-        let wanted = usize::from(self.config.parallel).min(self.hubs.len()).max(1);
-        let connected = |h: &HubState| h.session.and_then(|k| mux.get(k)).is_some_and(|e| e.conn.is_some());
-        let serving = self.hubs.iter().filter(|h| connected(h) && !h.leaving).count();
-        let trying = self
-            .hubs
-            .iter()
-            .filter(|h| {
-                !connected(h)
-                    && h.link.as_ref().is_some_and(|l| l.state() == link::State::Connecting && l.attempts() == 0)
-            })
-            .count();
+        let (wanted, serving) = (self.wanted(), self.serving(mux));
+        // A first dial that is due or under way, of a hub without a session.
+        let trying = |h: &HubState| {
+            !h.is_connected(mux)
+                && h.link.as_ref().is_some_and(|l| {
+                    l.attempts() == 0
+                        && (l.state() == link::State::Connecting
+                            || (l.state() == link::State::Backoff && h.session.is_none()))
+                })
+        };
+        let trying = self.hubs.iter().filter(|h| trying(h)).count();
         let mut missing = wanted.saturating_sub(serving + trying);
-        for ix in 0..self.hubs.len() {
-            if missing == 0 {
-                break;
+        // Addresses that led to a replica we have come last.
+        for again in [false, true] {
+            for ix in 0..self.hubs.len() {
+                if missing == 0 {
+                    break;
+                }
+                let Some(h) = self.hubs.get_mut(ix) else { break };
+                if h.link.is_some() || h.same_as_other != again || h.shunned || h.leaving {
+                    continue;
+                }
+                let seed = self.seed.fork(&format!("hub {ix} {}", now.as_nanos()));
+                missing -= 1;
+                if self.started {
+                    // Every agent of a hub that died wakes another one now (L8).
+                    h.link = Some(Link::soon(self.config.backoff, seed, now));
+                } else {
+                    h.link = Some(Link::new(self.config.backoff, seed, now));
+                    self.dial(ix, out);
+                }
             }
-            let Some(h) = self.hubs.get_mut(ix) else { break };
-            if h.link.is_some() || h.same_as_other || h.leaving {
-                continue;
-            }
-            h.link = Some(Link::new(self.config.backoff, self.seed.fork(&format!("hub {ix} {}", now.as_nanos())), now));
-            missing -= 1;
-            self.dial(ix, out);
         }
         if serving >= wanted {
+            self.told_fewer = false;
             // Those that are neither serving nor carrying a session may rest.
             for h in &mut self.hubs {
                 if h.session.is_none() && !h.dialling {
@@ -169,7 +195,7 @@ impl Tunnels {
         }
     }
 
-    fn dial(&mut self, ix: usize, out: &mut NodeOut) {
+    pub(super) fn dial(&mut self, ix: usize, out: &mut NodeOut) {
         if let Some(h) = self.hubs.get_mut(ix)
             && !std::mem::replace(&mut h.dialling, true)
         {
@@ -189,254 +215,20 @@ impl Tunnels {
         self.want(now, mux, out);
     }
 
-    fn ads(&self) -> Vec<ConnectorAd> {
-        self.config
-            .connectors
-            .iter()
-            .map(|c| ConnectorAd { name: c.name.clone(), priority: c.priority, weight: c.weight })
-            .collect()
-    }
-
-    pub(super) fn on_connected(
-        &mut self,
-        now: Instant,
-        target: TargetIx,
-        conn: ConnKey,
-        dialect: Dialect,
-        mux: &mut Mux,
-        out: &mut NodeOut,
-    ) {
-        let Some(h) = self.hubs.get_mut(usize::from(target.0)) else { return };
-        if h.link.is_none() || (self.draining && h.session.is_none()) {
-            // Not wanted any more: a HELLO would replace the tunnel that is.
-            h.dialling = false;
-            out.close.push((conn, CloseCode::Transport));
-            return;
-        }
-        let challenge = Secret(self.rng.bytes());
-        let resume = h.session.and_then(|key| {
-            let e = mux.get_mut(key)?;
-            (e.conn.is_none() && e.session.dialect() == dialect).then(|| (key, e.session.resume_request(&challenge)))
-        });
-        let hello = Hello {
-            role: HelloRole::Agent(HelloAgent {
-                agent_id: self.config.agent_id.clone(),
-                instance: self.instance,
-                connectors: self.ads(),
-                seen: self.highest,
-            }),
-            challenge,
-            initial_window: self.config.limits.stream_window_initial_bytes,
-            capabilities: Vec::new(),
-            resume: resume.as_ref().map(|(_, r)| r.clone()),
-        };
-        mux.post(conn, encode_message(dialect, 0, &[Frame::Hello(Box::new(hello))]), out);
-        let deadline = now.after(self.config.handshake_timeout);
-        let resume = resume.map(|(k, _)| k);
-        self.handshakes.insert(conn, deadline, Handshake { target, dialect, challenge, resume });
-    }
-
-    pub(super) fn on_handshake_lost(
-        &mut self,
-        now: Instant,
-        conn: ConnKey,
-        cause: CloseCode,
-        mux: &Mux,
-        out: &mut NodeOut,
-    ) {
-        let Some(h) = self.handshakes.remove(conn) else { return };
-        out.observed.push(Observed::HandshakeFailed {
-            plane: Plane::Tunnel,
-            cause,
-            detail: "the connection ended before WELCOME",
-        });
-        self.on_dial_failed(now, h.target, mux, out);
-    }
-
-    fn give_up(
-        &mut self,
-        now: Instant,
-        conn: ConnKey,
-        cause: CloseCode,
-        detail: &'static str,
-        mux: &mut Mux,
-        out: &mut NodeOut,
-    ) {
-        let Some(h) = self.handshakes.remove(conn) else { return };
-        out.observed.push(Observed::HandshakeFailed { plane: Plane::Tunnel, cause, detail });
-        mux.close(conn, h.dialect, cause, 0, out);
-        self.on_dial_failed(now, h.target, mux, out);
-    }
-
-    pub(super) fn on_handshake_message(
-        &mut self,
-        now: Instant,
-        conn: ConnKey,
-        message: &Bytes,
-        mux: &mut Mux,
-        notes: &mut Vec<ControlNote>,
-        out: &mut NodeOut,
-    ) {
-        let Some(h) = self.handshakes.get(conn) else { return };
-        let (dialect, target, resume) = (h.dialect, h.target, h.resume);
-        let mut frames = Vec::new();
-        let frame = match decode(dialect, message, &WELCOME_LIMITS, &mut frames) {
-            Ok(_) if frames.len() == 1 => frames.pop(),
-            Ok(_) => None,
-            Err(e) => {
-                out.observed.push(Observed::ProtocolViolation {
-                    plane: Plane::Tunnel,
-                    kind: e.kind,
-                    detail: e.detail.to_string(),
-                });
-                None
-            }
-        };
-        match frame {
-            Some(Frame::Welcome(w)) => self.on_welcome(now, conn, *w, mux, notes, out),
-            Some(Frame::GoAway { code, retry_after_ms }) => {
-                self.handshakes.remove(conn);
-                out.close.push((conn, code));
-                out.observed.push(Observed::HandshakeFailed {
-                    plane: Plane::Tunnel,
-                    cause: code,
-                    detail: "the hub refused",
-                });
-                if retry_after_ms > 0
-                    && let Some(l) = self.hubs.get_mut(usize::from(target.0)).and_then(|h| h.link.as_mut())
-                {
-                    l.on_retry_after(now, Duration::from_millis(retry_after_ms));
-                }
-                if let (Some(key), CloseCode::ResumeRefused) = (resume, code) {
-                    self.lose(now, key, code, mux, notes, out);
-                }
-                self.on_dial_failed(now, target, mux, out);
-            }
-            Some(_) | None => {
-                self.give_up(now, conn, CloseCode::Protocol, "expected WELCOME or GOAWAY", mux, out);
-            }
-        }
-    }
-
-    fn on_welcome(
-        &mut self,
-        now: Instant,
-        conn: ConnKey,
-        w: Welcome,
-        mux: &mut Mux,
-        notes: &mut Vec<ControlNote>,
-        out: &mut NodeOut,
-    ) {
-        let Some(h) = self.handshakes.get(conn) else { return };
-        let (dialect, target, challenge, resume) = (h.dialect, h.target, h.challenge, h.resume);
-        let ix = usize::from(target.0);
-        let peer = Peer::Hub { replica_id: w.replica_id.clone(), incarnation: w.incarnation };
-        if let (Some(key), Some(accept)) = (resume, &w.resumed) {
-            let ok = mux.get_mut(key).is_some_and(|e| {
-                e.peer == peer && e.session.on_resume_accepted(now, accept, &challenge, &w.challenge).is_ok()
-            });
-            if !ok {
-                self.give_up(now, conn, CloseCode::ResumeRefused, "the hub's proof or position is wrong", mux, out);
-                return self.lose(now, key, CloseCode::ResumeRefused, mux, notes, out);
-            }
-            self.handshakes.remove(conn);
-            self.up(now, ix);
-            if let Some(old) = mux.rebind(now, key, conn, out) {
-                out.close.push((old, CloseCode::Superseded));
-            }
-            notes.push(ControlNote::InitialWindow { session: key, bytes: w.initial_window });
-            self.want(now, mux, out);
-            return;
-        }
-        let (Some(secret), Some(attachment)) = (w.secret, &w.attachment) else {
-            return self.give_up(now, conn, CloseCode::Protocol, "WELCOME without a secret or an attachment", mux, out);
-        };
-        if let Some(old) = resume {
-            // The hub did not go on with the session: it is over.
-            self.lose(now, old, CloseCode::ResumeRefused, mux, notes, out);
-        }
-        let newest = if planted::on(1) { attachment.epoch >= self.highest } else { attachment.epoch > self.highest };
-        if !newest {
-            // HELLO carried `seen`, so this can only be a hub that ignored it (O2).
-            return self.give_up(now, conn, CloseCode::Protocol, "WELCOME offers an epoch that is not newer", mux, out);
-        }
-        self.highest = attachment.epoch;
-        self.rest_others(now, ix, &w.replica_id);
-        self.handshakes.remove(conn);
-        let config = SessionConfig {
-            dialect,
-            id: w.session,
-            secret,
-            send_queue_depth: self.config.limits.send_queue_depth,
-            inflight_bytes: self.config.limits.inflight_bytes,
-            liveness: self.config.liveness,
-        };
-        let session = Session::new(config, Seed(self.rng.bytes()), now);
-        let window = Duration::from_millis(w.resume_window_ms).min(self.config.resume_window);
-        let key = mux.establish(session, Plane::Tunnel, peer, Some(target), conn, window);
-        if let Some(h) = self.hubs.get_mut(ix) {
-            h.session = Some(key);
-            h.replica = Some(w.replica_id.clone());
-            h.leaving = false;
-        }
-        self.up(now, ix);
-        let fence = Fence { epoch: attachment.epoch, nonce: attachment.nonce };
-        notes.push(ControlNote::SessionUp(SessionUp {
-            session: key,
-            plane: Plane::Tunnel,
-            peer: None,
-            replica: None,
-            initial_window: w.initial_window,
-        }));
-        notes.push(ControlNote::Attach(Attach {
-            agent_id: self.config.agent_id.clone(),
-            session: key,
-            fence,
-            connectors: self.config.connectors.iter().map(|c| c.name.clone()).collect(),
-        }));
-        out.observed.push(Observed::SessionUp { plane: Plane::Tunnel, peer: w.replica_id.as_str().to_owned() });
-        out.observed.push(Observed::Attached {
-            agent_id: self.config.agent_id.clone(),
-            epoch: fence.epoch,
-            firm: attachment.firm,
-            takeover: false,
-        });
-        self.want(now, mux, out);
-    }
-
-    /// The same replica twice serves nobody better (semantics 4), and it has
-    /// just replaced our attachment by the one of address `ix`: its other
-    /// addresses rest while that tunnel lives. Their sessions end by the hub's
-    /// GOAWAY, which may have come before this WELCOME.
-    fn rest_others(&mut self, now: Instant, ix: usize, replica: &Name) {
-        for (i, h) in self.hubs.iter_mut().enumerate() {
-            if i == ix {
-                h.same_as_other = false;
-                // Its handshake was on the way when it was told to rest.
-                h.link.get_or_insert_with(|| Link::new(self.config.backoff, self.seed.fork("woken"), now));
-            } else if h.replica.as_ref() == Some(replica) {
-                h.same_as_other = true;
-                if h.session.is_none() {
-                    h.link = None;
-                }
-            }
-        }
-    }
-
-    /// The tunnel of address `ix` is over: what rested because of it may lead
-    /// elsewhere by now.
+    /// The tunnel of address `ix` is over: what led to the same replica may
+    /// lead elsewhere by now, or be the only way there.
     fn wake_others(&mut self, ix: usize) {
-        let Some(replica) = self.hubs.get(ix).and_then(|h| h.replica.clone()) else { return };
-        let Some(h) = self.hubs.get(ix) else { return };
-        if h.same_as_other {
-            return;
-        }
+        let Some(replica) = self.hubs.get(ix).map(|h| h.replica.clone()) else { return };
         for h in &mut self.hubs {
-            h.same_as_other &= h.replica.as_ref() != Some(&replica);
+            // Of an address that was refused the replica is not known.
+            if h.replica.is_none() || h.replica == replica {
+                h.same_as_other = false;
+                h.shunned = false;
+            }
         }
     }
 
-    fn up(&mut self, now: Instant, ix: usize) {
+    pub(super) fn up(&mut self, now: Instant, ix: usize) {
         if let Some(h) = self.hubs.get_mut(ix) {
             h.dialling = false;
             if let Some(l) = h.link.as_mut() {
@@ -571,7 +363,7 @@ impl Tunnels {
         }
     }
 
-    fn lose(
+    pub(super) fn lose(
         &mut self,
         now: Instant,
         key: SessionKey,
@@ -585,7 +377,9 @@ impl Tunnels {
         }
         notes.push(ControlNote::SessionLost { session: key });
         let ix = self.hubs.iter().position(|h| h.session == Some(key));
-        if let Some(ix) = ix {
+        if let Some(ix) = ix
+            && !self.hubs.get(ix).is_some_and(|h| h.same_as_other)
+        {
             self.wake_others(ix);
         }
         if let Some(h) = ix.and_then(|ix| self.hubs.get_mut(ix)) {
@@ -595,7 +389,7 @@ impl Tunnels {
                 l.set_streams_wait(now, false);
                 l.on_event(now, Event::Lost);
             }
-            if h.same_as_other {
+            if h.shunned {
                 h.link = None;
             }
         }

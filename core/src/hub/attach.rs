@@ -59,6 +59,12 @@ impl Control {
             let wanted = Peer::Agent { id: agent.agent_id.clone(), instance: agent.instance };
             return self.resume(now, conn, &hello, &request, &wanted, Some(grant), mux, notes, out);
         }
+        if self.attachments.get(&agent.agent_id).is_some_and(|a| {
+            a.instance == agent.instance && mux.get(a.session).is_some_and(|e| agent.sessions.contains(&e.session.id()))
+        }) {
+            let detail = "the agent is attached here over another of its addresses";
+            return self.refuse_handshake(now, conn, CloseCode::Duplicate, detail, mux, out);
+        }
         // Resumptions are not counted: a full hub must not lose what it has.
         if self.is_full(mux) && !self.attachments.contains_key(&agent.agent_id) {
             return self.refuse_handshake(now, conn, CloseCode::Busy, "limits.max_sessions is reached", mux, out);

@@ -21,13 +21,10 @@ use crate::planted;
 use crate::principal::AgentGrant;
 use crate::registry::{Claim, HubRun, Located, RegistryOp, Token};
 use crate::rng::{Rng, Seed};
-use crate::route::{Candidate, Routes};
+use crate::route::{Candidate, RANK_FADED, Routes};
 use crate::shard::{ControlNote, ShardNote};
 use crate::time::{Deadline, Instant};
 use crate::wire::{ConnectorAd, Frame, Plane, Status};
-
-/// Ranks from here on: attachments that the registry does not list any more.
-const RANK_FADED: u64 = 1 << 32;
 
 /// One configured mesh peer.
 #[derive(Debug)]
@@ -275,7 +272,7 @@ impl Control {
     }
 
     pub(super) fn has_candidate(&self, connector: &Name, mux: &Mux) -> bool {
-        let up = |c: &Candidate| c.rank < RANK_FADED && mux.get(c.session).is_some_and(|e| e.conn.is_some());
+        let up = |c: &Candidate| !c.is_faded() && mux.get(c.session).is_some_and(|e| e.conn.is_some());
         self.routes.of(connector).iter().any(up)
     }
 

@@ -213,6 +213,7 @@ impl Control {
         self.ask(now, op, asked, out);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one claim's facts, used once")]
     pub(super) fn on_reclaimed(
         &mut self,
         now: Instant,
@@ -288,11 +289,11 @@ impl Control {
     }
 
     /// An agent does not take the epoch it was given, because it has a higher
-    /// one from another hub, and says which (O2).
+    /// one from another hub, or the same, and says which (O2, O3).
     pub(super) fn on_epoch_refused(&mut self, now: Instant, key: SessionKey, notice: &EpochNotice, mux: &Mux) {
         let Some(Peer::Agent { id, .. }) = mux.get(key).map(|e| &e.peer) else { return };
         let ahead = self.known_floor(now).map_or(u64::MAX, |f| f.0.saturating_add(SEEN_AHEAD_MAX));
-        let Some(a) = self.attachments.get_mut(id).filter(|a| a.session == key && notice.epoch > a.fence.epoch) else {
+        let Some(a) = self.attachments.get_mut(id).filter(|a| a.session == key && notice.nonce == a.fence.nonce) else {
             return;
         };
         a.firm = false;

@@ -156,6 +156,24 @@ fn only_a_connection_that_lasted_resets_the_back_off() {
     assert_eq!((link.reconnects(), link.errors()), (1, 7));
 }
 
+/// All who depend on something that is gone look elsewhere now; not as one (L8).
+#[test]
+fn a_link_made_because_another_is_gone_is_dialled_soon_but_spread() {
+    let dials: std::collections::BTreeSet<Instant> = (0..100)
+        .map(|seed| {
+            let mut link = Link::soon(Backoff::default(), Seed::from_u64(seed), at(1000));
+            assert_eq!((link.state(), link.attempts()), (State::Backoff, 0));
+            let due = link.poll_timeout().unwrap().at;
+            // jitter 0.3 of the initial delay
+            assert!((at(1000)..=at(1150)).contains(&due), "{due:?}");
+            assert_eq!(link.handle_timeout(due), Some(Action::Dial));
+            due
+        })
+        .collect();
+    assert!(dials.len() > 90, "{} of 100 at distinct instants", dials.len());
+    assert!(dials.last().unwrap().since(*dials.first().unwrap()) > MS(100));
+}
+
 #[test]
 fn max_retries_closes_the_link_until_it_is_enabled_again() {
     let mut link = Link::new(Backoff { max_retries: 3, ..fixed() }, Seed::from_u64(1), at(0));

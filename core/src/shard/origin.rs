@@ -212,9 +212,15 @@ impl Shard {
     /// The answer to an OPEN of ours was no.
     pub(super) fn on_refused(&mut self, now: Instant, key: StreamKey, code: RstCode, out: &mut ShardOut) {
         let Some(s) = self.streams.get(key) else { return };
-        let cid = s.cid;
+        let (cid, fence) = (s.cid, s.fence);
+        let Some(o) = self.origin(key) else { return };
+        let connector = self.connector_of(o.listener);
+        let faded = self.routes.of(&connector).iter().any(|c| c.fence == fence && c.is_faded());
+        // A route that is not listed was rightly gone: over, or withdrawn.
+        let over = faded && matches!(code, RstCode::NotOwner | RstCode::Denied);
+        let (code, told) = if over { (RstCode::NotOwner, RstCode::NoRoute) } else { (code, code) };
         let Some(o) = self.origin_mut(key) else { return };
-        o.last_no = Some(code);
+        o.last_no = Some(told);
         if code.definite_no() && now < o.give_up_at {
             self.take_back(key);
             self.dedup.bury(cid, Terminal::Reset(code));

@@ -57,6 +57,9 @@ pub struct HelloAgent {
     pub connectors: Vec<ConnectorAd>,
     /// The highest epoch it was ever given (0 = none).
     pub seen: Epoch,
+    /// Its sessions that have a connection, at most 16: a hub that holds one
+    /// of them refuses with DUPLICATE and leaves it alone.
+    pub sessions: Vec<SessionId>,
 }
 
 /// One exposed service.
@@ -208,9 +211,19 @@ pub(super) struct Capped<T, const MAX: usize> {
     over: bool,
 }
 
+impl<T, const MAX: usize> Default for Capped<T, MAX> {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
 impl<T, const MAX: usize> Capped<T, MAX> {
     pub(super) const fn new(items: Vec<T>) -> Self {
         Self { items, over: false }
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.items.is_empty()
     }
 
     pub(super) fn within(self, field: &'static str) -> Result<Vec<T>, ProtocolError> {
@@ -277,6 +290,8 @@ struct AgentHelloText {
     instance: Instance,
     connectors: Capped<Object<ConnectorText>, CONNECTORS_MAX>,
     seen: Epoch,
+    #[serde(default, skip_serializing_if = "Capped::is_empty")]
+    sessions: Capped<SessionId, SESSIONS_MAX>,
     challenge: Secret<16>,
     initial_window: Num,
     capabilities: Capped<String, CAPABILITIES_MAX>,
@@ -385,7 +400,13 @@ pub(super) fn decode_hello(bytes: &[u8]) -> Result<Hello, ProtocolError> {
             }
             let agent_id = AgentId::new(&t.agent_id).map_err(|e| bad_name(format!("agent_id: {e}")))?;
             Ok(Hello {
-                role: HelloRole::Agent(HelloAgent { agent_id, instance: t.instance, connectors, seen: t.seen }),
+                role: HelloRole::Agent(HelloAgent {
+                    agent_id,
+                    instance: t.instance,
+                    connectors,
+                    seen: t.seen,
+                    sessions: t.sessions.within("sessions")?,
+                }),
                 challenge: t.challenge,
                 initial_window: t.initial_window.0,
                 capabilities: names("capabilities", t.capabilities)?,
@@ -456,6 +477,7 @@ pub(super) fn encode_hello(hello: &Hello, head: &mut BytesMut) {
                 instance: agent.instance,
                 connectors: Capped::new(agent.connectors.iter().map(|c| Object(c.into())).collect()),
                 seen: agent.seen,
+                sessions: Capped::new(agent.sessions.clone()),
                 challenge: hello.challenge,
                 initial_window,
                 capabilities,

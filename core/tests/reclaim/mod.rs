@@ -1,6 +1,8 @@
 //! What the registry loses, does late or never answers, and how hubs mend it
 //! without touching a stream (O2, O5, O6, L5, L11, M4).
 
+#![allow(clippy::unwrap_used, reason = "a test stops where its preparation failed")]
+
 use std::time::Duration;
 
 use nowconnect_core::config::Mode;

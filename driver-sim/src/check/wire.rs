@@ -13,19 +13,21 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
-use nowconnect_core::error::RstCode;
+use nowconnect_core::config::Mode;
+use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, Cid, Epoch, Fence, SessionId};
 use nowconnect_core::wire::{Body, Dialect, Frame, HelloRole, Plane, WireLimits, decode};
 
 use crate::faults::Point;
+use crate::marks::Mark;
 use crate::payload::{self, Half};
-use crate::plan::ModePlan;
 use crate::world::{Violation, World};
 
 /// DATA of one stream after which a neighbour that waits is remembered.
 const TURN_BYTES: u64 = 96 << 10;
 /// DATA of one stream after which that neighbour counts as starved.
-const STARVED_BYTES: u64 = 320 << 10;
+pub(super) const STARVED_BYTES: u64 = 320 << 10;
 
 /// A message that was sent and not yet acknowledged.
 #[derive(Debug)]
@@ -58,6 +60,8 @@ struct Direction {
 struct Carried {
     opener: usize,
     epoch: Epoch,
+    /// Opened under a fence that its hub had just given up.
+    stale: bool,
     /// What was answered.
     ack: Option<Result<(), RstCode>>,
     /// Next offset, by sender.
@@ -79,16 +83,23 @@ struct Ledger {
     dirs: [Direction; 2],
     streams: HashMap<Cid, Carried>,
     fence: Option<Fence>,
+    /// The fence before: shards of a split hub hear of the new one a little
+    /// later than the agent does, which then refuses.
+    former: Option<Fence>,
+    /// The connection of the latest handshake, and whether its acceptor counts
+    /// as established by that alone.
+    conn: u32,
+    bound: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Line {
+pub(super) struct Line {
     session: Option<u32>,
     /// Next number, by sender.
     next: [u64; 2],
     asked: Option<(SessionId, u64)>,
     window: u64,
-    heard: [u64; 2],
+    pub(super) heard: [u64; 2],
 }
 
 /// The ledger.
@@ -99,17 +110,22 @@ pub(crate) struct Wire {
     by_id: BTreeMap<SessionId, u32>,
     /// The one session that a fence opens streams on.
     openers: BTreeMap<(AgentId, Fence), u32>,
+    /// Sessions with a connection, as far as anybody knows.
+    open: Vec<u32>,
     frames: Vec<Frame>,
-    points: Vec<Point>,
+    pub(super) points: Vec<Point>,
+    pub(super) marks: Vec<Mark>,
+    /// A hub that says DUPLICATE on a mesh connection.
+    pub(super) duplicate: bool,
     /// Streams seen lately, for whoever wants to forge a frame of one.
     pub(crate) recent: VecDeque<(Cid, Epoch)>,
 }
 
 /// What the ledger may ask of the world.
-struct Ghost<'a> {
-    world: &'a World,
-    conn: u32,
-    end: usize,
+pub(super) struct Ghost<'a> {
+    pub(super) world: &'a World,
+    pub(super) conn: u32,
+    pub(super) end: usize,
 }
 
 fn broken(id: &str, text: String) -> Result<(), Violation> {
@@ -137,6 +153,11 @@ impl Ghost<'_> {
         format!("{} on conn {} about {client} stream {cid}", self.node().name, self.conn)
     }
 
+    /// The sender is a hub of several shards.
+    fn is_split(&self) -> bool {
+        matches!(self.node().at, crate::faults::At::Hub(n) if self.world.plan.hubs[usize::from(n)].shards > 0)
+    }
+
     /// Caps of the sender: bytes and frames in flight.
     fn caps(&self) -> (u64, u64) {
         match self.node().at {
@@ -156,7 +177,7 @@ impl Ghost<'_> {
 }
 
 impl Wire {
-    fn line(&mut self, conn: u32) -> &mut Line {
+    pub(super) fn line(&mut self, conn: u32) -> &mut Line {
         let ix = conn as usize;
         if self.lines.len() <= ix {
             self.lines.resize(ix + 1, Line::default());
@@ -170,7 +191,7 @@ impl Wire {
     }
 
     /// A message leaves a machine.
-    fn sent(&mut self, g: &Ghost<'_>, dialect: Dialect, message: &Bytes) -> Result<(), Violation> {
+    pub(super) fn sent(&mut self, g: &Ghost<'_>, dialect: Dialect, message: &Bytes) -> Result<(), Violation> {
         let mut frames = std::mem::take(&mut self.frames);
         frames.clear();
         let number = match decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames) {
@@ -224,7 +245,9 @@ impl Wire {
         if data && (dir.kept_bytes >= bytes_max || dir.kept_frames >= frames_max) {
             let text = format!(
                 "{}: DATA on conn {conn} with {} bytes and {} frames in flight; the caps are {bytes_max} and {frames_max}",
-                g.node().name, dir.kept_bytes, dir.kept_frames
+                g.node().name,
+                dir.kept_bytes,
+                dir.kept_frames
             );
             return broken("B2", text);
         }
@@ -237,12 +260,23 @@ impl Wire {
         for f in frames {
             match f {
                 Frame::Stream { cid, epoch, body } => self.stream(g, session, *cid, *epoch, body)?,
-                Frame::Epoch(n) if plane == Plane::Tunnel => {
+                // The agent's own EPOCH refuses one; it grants nothing.
+                Frame::Epoch(n) if plane == Plane::Tunnel && g.end == 1 => {
                     if let Some(l) = self.sessions.get_mut(session as usize) {
-                        l.fence = Some(Fence { epoch: n.epoch, nonce: n.nonce });
+                        l.former = l.fence.replace(Fence { epoch: n.epoch, nonce: n.nonce });
                     }
                 }
-                _ => self.unnumbered(g, plane, f)?,
+                Frame::Hello(_)
+                | Frame::Welcome(_)
+                | Frame::Auth(_)
+                | Frame::Ack { .. }
+                | Frame::Ping { .. }
+                | Frame::Pong { .. }
+                | Frame::GoAway { .. }
+                | Frame::Epoch(_)
+                | Frame::Status(_)
+                | Frame::Connectors { .. }
+                | Frame::Token { .. } => self.unnumbered(g, plane, f)?,
             }
         }
         Ok(())
@@ -250,19 +284,14 @@ impl Wire {
 
     /// M1, M2: what a mode forbids on the mesh.
     fn judge_mode(&self, g: &Ghost<'_>, plane: Plane, frames: &[Frame]) -> Result<(), Violation> {
-        let crate::faults::At::Hub(n) = g.node().at else { return Ok(()) };
-        if plane == Plane::Tunnel {
-            return Ok(());
-        }
-        let mode = g.node().mode.unwrap_or(g.world.plan.hubs[usize::from(n)].mode);
+        let Some(mode) = g.node().hub().map(Hub::mode).filter(|_| plane == Plane::Mesh) else { return Ok(()) };
         for f in frames {
             let (id, forbidden) = match mode {
-                ModePlan::Active => return Ok(()),
-                ModePlan::Off => ("M1", !matches!(f, Frame::GoAway { .. })),
-                ModePlan::Shadow => (
-                    "M2",
-                    matches!(f, Frame::Stream { body: Body::Open(_) | Body::Data { .. } | Body::Resume(_), .. }),
-                ),
+                Mode::Active => return Ok(()),
+                Mode::Off => ("M1", !matches!(f, Frame::GoAway { .. })),
+                Mode::Shadow => {
+                    ("M2", matches!(f, Frame::Stream { body: Body::Open(_) | Body::Data { .. } | Body::Resume(_), .. }))
+                }
             };
             if forbidden {
                 return broken(id, format!("{} says {} on the mesh in mode {mode:?}", g.node().name, f.kind()));
@@ -314,14 +343,22 @@ impl Wire {
                         dirs: [Direction::default(), Direction::default()],
                         streams: HashMap::new(),
                         fence: w.attachment.as_ref().map(|a| Fence { epoch: a.epoch, nonce: a.nonce }),
+                        former: None,
+                        conn,
+                        bound: plane == Plane::Tunnel,
                     });
                     self.by_id.insert(w.session, session);
                     self.line(conn).next = [1, 1];
                     session
                 };
                 self.line(conn).session = Some(session);
+                if !self.open.contains(&session) {
+                    self.open.push(session);
+                }
                 if let Some(ledger) = self.sessions.get_mut(session as usize) {
                     // Each end's first window, as the other may know it from now on.
+                    ledger.conn = conn;
+                    ledger.bound |= w.resumed.is_some();
                     for (dir, window) in ledger.dirs.iter_mut().zip([line.window, w.initial_window]) {
                         dir.window = dir.window.max(window);
                     }
@@ -347,10 +384,12 @@ impl Wire {
                     return broken("S1", text);
                 }
             }
+            Frame::GoAway { code, .. } => {
+                self.duplicate |= plane == Plane::Mesh && *code == CloseCode::Duplicate;
+            }
             Frame::Auth(_)
             | Frame::Ping { .. }
             | Frame::Pong { .. }
-            | Frame::GoAway { .. }
             | Frame::Epoch(_)
             | Frame::Connectors { .. }
             | Frame::Token { .. }
@@ -359,17 +398,10 @@ impl Wire {
         Ok(())
     }
 
-    fn stream(
-        &mut self,
-        g: &Ghost<'_>,
-        session: u32,
-        cid: Cid,
-        epoch: Epoch,
-        body: &Body,
-    ) -> Result<(), Violation> {
+    fn stream(&mut self, g: &Ghost<'_>, session: u32, cid: Cid, epoch: Epoch, body: &Body) -> Result<(), Violation> {
         let end = g.end;
         let Some(ledger) = self.sessions.get_mut(session as usize) else { return Ok(()) };
-        let fence = ledger.fence;
+        let (fence, mut stale) = (ledger.fence, false);
         if let Body::Open(open) = body {
             self.points.push(Point::Open);
             if ledger.plane == Plane::Tunnel {
@@ -377,7 +409,8 @@ impl Wire {
                 if end == 0 {
                     return broken("I2", format!("{}: an agent opens", g.what(cid)));
                 }
-                if fence != Some(named) {
+                stale = ledger.former == Some(named) && g.is_split();
+                if fence != Some(named) && !stale {
                     return broken("O4", format!("{}: OPEN under {named:?}, the tunnel has {fence:?}", g.what(cid)));
                 }
                 let first = *self.openers.entry((open.agent_id.clone(), named)).or_insert(session);
@@ -388,6 +421,7 @@ impl Wire {
             let carried = Carried {
                 opener: end,
                 epoch,
+                stale,
                 granted: if end == 0 { [open.limit, 0] } else { [0, open.limit] },
                 allowed: if end == 0 { [ledger.dirs[1].window, 0] } else { [0, ledger.dirs[0].window] },
                 ..Carried::default()
@@ -410,6 +444,10 @@ impl Wire {
                 broken("I2", format!("{}: {} without an OPEN on this session", g.what(cid), body.kind()))
             };
         };
+        if matches!(body, Body::Rst { code: RstCode::Unknown, .. }) {
+            // An answer in the words of the question, whoever asked it.
+            return Ok(());
+        }
         if epoch != s.epoch {
             return broken("O4", format!("{}: {} under {epoch}, opened under {}", g.what(cid), body.kind(), s.epoch));
         }
@@ -435,6 +473,9 @@ impl Wire {
                 }
                 if result.is_err() && connected && !g.node().is_hub() {
                     return broken("S7", format!("{}: refused, but its target was connected", g.what(cid)));
+                }
+                if s.stale && result.is_ok() {
+                    return broken("O4", format!("{}: accepted under {epoch}, which was given up", g.what(cid)));
                 }
                 s.ack = Some(*result);
                 s.over[end] |= result.is_err();
@@ -508,10 +549,19 @@ impl Wire {
                     );
                     return broken("S2", text);
                 }
+                if s.fin[1 - end].is_none() {
+                    self.marks.push(if end == s.opener { Mark::FinClientFirst } else { Mark::FinTargetFirst });
+                }
+                if s.arrived[end] < s.next[end] {
+                    self.marks.push(Mark::FinWithDataBuffered);
+                }
                 s.fin[end] = Some(*final_off);
             }
             Body::Rst { .. } => {
                 self.points.push(Point::Rst);
+                if s.fin[1 - end].is_some() && !s.fin_arrived[1 - end] {
+                    self.marks.push(Mark::RstCrossedFin);
+                }
                 s.over[end] = true;
             }
             Body::Open(_) | Body::Resume(_) => {}
@@ -520,7 +570,7 @@ impl Wire {
     }
 
     /// A message is about to reach a machine.
-    fn arrived(&mut self, conn: u32, to: usize, dialect: Dialect, message: &Bytes) {
+    pub(super) fn arrived(&mut self, conn: u32, to: usize, dialect: Dialect, message: &Bytes) {
         let from = 1 - to;
         let mut frames = std::mem::take(&mut self.frames);
         frames.clear();
@@ -536,6 +586,10 @@ impl Wire {
                     Frame::Ack { received } => ledger.dirs[to].forget(*received),
                     Frame::Stream { cid, body, .. } if fresh => {
                         let Some(s) = ledger.streams.get_mut(cid) else { continue };
+                        if s.over[to] {
+                            let ok = matches!(body, Body::OpenAck { result: Ok(()) });
+                            self.marks.push(if ok { Mark::AckAfterCancel } else { Mark::TombstoneUsed });
+                        }
                         match body {
                             Body::Open(o) => s.allowed[to] = s.allowed[to].max(o.limit),
                             Body::Data { off, bytes } => s.arrived[from] = *off + bytes.len() as u64,
@@ -544,7 +598,17 @@ impl Wire {
                             Body::OpenAck { .. } | Body::Rst { .. } | Body::Resume(_) => {}
                         }
                     }
-                    _ => {}
+                    Frame::Hello(_)
+                    | Frame::Welcome(_)
+                    | Frame::Auth(_)
+                    | Frame::Ping { .. }
+                    | Frame::Pong { .. }
+                    | Frame::GoAway { .. }
+                    | Frame::Epoch(_)
+                    | Frame::Status(_)
+                    | Frame::Connectors { .. }
+                    | Frame::Token { .. }
+                    | Frame::Stream { .. } => {}
                 }
             }
         }
@@ -553,7 +617,7 @@ impl Wire {
 
     /// L7: the stream whose turn it is, when it has had too much of it, and
     /// who else has a claim; the second value is who was found waiting before.
-    fn long_turn(&mut self, conn: u32, end: usize) -> Option<(SessionId, Cid, Option<Cid>)> {
+    pub(super) fn long_turn(&mut self, conn: u32, end: usize) -> Option<(SessionId, Cid, Option<Cid>)> {
         let session = self.line(conn).session?;
         let (cid, had, waited) = self.sessions.get(session as usize)?.dirs[end].turn?;
         let due = if waited.is_some() { STARVED_BYTES } else { TURN_BYTES };
@@ -564,13 +628,31 @@ impl Wire {
         Some((id, cid, waited))
     }
 
-    fn waits(&mut self, conn: u32, end: usize, who: Option<Cid>) {
+    pub(super) fn waits(&mut self, conn: u32, end: usize, who: Option<Cid>) {
         let session = self.line(conn).session;
         if let Some(l) = session.and_then(|s| self.sessions.get_mut(s as usize))
             && let Some((cid, had, _)) = l.dirs[end].turn
         {
             l.dirs[end].turn = Some((cid, if who.is_some() { had } else { 0 }, who));
         }
+    }
+
+    /// Connections that an acceptor answered with WELCOME and that are the
+    /// latest of their session.
+    pub(crate) fn current(&self) -> impl Iterator<Item = (u32, bool)> {
+        self.open.iter().filter_map(|s| self.sessions.get(*s as usize)).map(|l| (l.conn, l.bound))
+    }
+
+    /// Forgets sessions of which nothing is left.
+    pub(crate) fn prune(&mut self, mut alive: impl FnMut(u32) -> bool) {
+        let sessions = &self.sessions;
+        self.open.retain(|s| sessions.get(*s as usize).is_some_and(|l| alive(l.conn)));
+    }
+
+    /// How much of each direction of a stream is known to have arrived
+    /// somewhere.
+    pub(crate) fn position(&self, cid: Cid) -> Option<[u64; 2]> {
+        self.sessions.iter().rev().find_map(|l| l.streams.get(&cid)).map(|s| s.arrived)
     }
 
     /// Whether a stream was opened on the session of a connection.
@@ -588,75 +670,5 @@ impl Direction {
             self.kept_bytes -= k.len;
             self.kept_frames -= k.frames;
         }
-    }
-}
-
-impl World {
-    /// What the socket at the end of a direction took: bytes, and one more for
-    /// its end.
-    fn took(&self, cid: Cid, client: bool) -> Option<u64> {
-        let actor = self.end_of(cid, client)?;
-        let sock = &self.socks[self.actors[actor as usize].sock as usize];
-        Some(sock.written + u64::from(sock.is_shut()))
-    }
-
-    /// What the writer of a direction wrote, and whether it ended.
-    fn wrote(&self, cid: Cid, client: bool) -> Option<(u64, bool)> {
-        let actor = &self.actors[self.end_of(cid, client)? as usize];
-        Some((actor.wrote, actor.fin_sent))
-    }
-
-    fn end_of(&self, cid: Cid, client: bool) -> Option<u32> {
-        if client {
-            self.cids.get(&cid).and_then(|c| self.pairs.get(c)).and_then(|p| p[0])
-        } else {
-            self.check.connected.get(&cid).copied()
-        }
-    }
-
-    /// A message leaves a machine: judged, and a moment at which much can go
-    /// wrong.
-    pub(crate) fn tap(&mut self, conn: u32, end: usize, message: &Bytes) {
-        let dialect = self.conns[conn as usize].dialect;
-        let mut wire = std::mem::take(&mut self.check.wire);
-        let result = wire.sent(&Ghost { world: self, conn, end }, dialect, message);
-        if let Err(v) = result {
-            self.fail(&v.id, v.text);
-        } else if let Some((id, cid, waited)) = wire.long_turn(conn, end) {
-            let waiting = self.who_waits(conn, end, id, cid, waited);
-            if let (Some(w), Some(_)) = (waiting, waited) {
-                self.fail("L7", format!("conn {conn}: {w} waits while {cid} sends {STARVED_BYTES} bytes in a row"));
-            }
-            wire.waits(conn, end, waiting);
-        }
-        let mut points = std::mem::take(&mut wire.points);
-        self.check.wire = wire;
-        let nodes = self.conns[conn as usize].nodes;
-        for p in points.drain(..) {
-            self.vulnerable(p, nodes[end], Some(nodes[1 - end]));
-        }
-        self.check.wire.points = points;
-    }
-
-    /// A stream of a session that has DATA to send and is not `cid`: the one
-    /// that waited before, or any.
-    fn who_waits(&self, conn: u32, end: usize, id: SessionId, cid: Cid, waited: Option<Cid>) -> Option<Cid> {
-        let node = &self.nodes[usize::from(self.conns[conn as usize].nodes[end])];
-        let mux = node.machine.as_ref()?.mux();
-        let session = &mux.get(mux.find(id)?)?.session;
-        let has = |c: Cid| c != cid && session.unsent_bytes(c) > 0;
-        if let Some(w) = waited {
-            return has(w).then_some(w);
-        }
-        self.cids.keys().copied().find(|c| has(*c))
-    }
-
-    /// A message reaches a machine.
-    pub(crate) fn tap_in(&mut self, conn: u32, to: usize, message: &Bytes) {
-        let dialect = self.conns[conn as usize].dialect;
-        let now = self.now;
-        let wire = &mut self.check.wire;
-        wire.line(conn).heard[to] = now;
-        wire.arrived(conn, to, dialect, message);
     }
 }

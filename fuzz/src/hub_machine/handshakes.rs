@@ -96,6 +96,7 @@ impl World {
                 instance: Instance(tape.below(2) as u64),
                 connectors: ads(tape, &self.cast),
                 seen: Epoch(if tape.one_in(4) { tape.number() } else { 0 }),
+                sessions: self.sides.iter().map(|s| s.peer.id).take(tape.below(3)).collect(),
             })
         } else {
             HelloRole::Hub(HelloHub {

@@ -1,0 +1,326 @@
+//! What is known of each process from outside: what it asked and was answered,
+//! what its sockets gave and took, since when it runs undisturbed.
+//!
+//! Keeps: the lease ends by the hub's own clock, counted from its request (O7);
+//! readiness follows the registry (L6); a silent peer is given up (L9); a live
+//! connection carries its session; attachments differ in their epochs and only
+//! rise (O2, O3); counters equal what happened (A1); labels are configured
+//! names (B10); memory of a stream stays within a window (B1); tokens and
+//! certificates are asked for (I3, I4).
+
+use std::collections::BTreeMap;
+
+use nowconnect_core::agent::Agent;
+use nowconnect_core::hub::Hub;
+use nowconnect_core::id::{AgentId, Epoch, Name};
+use nowconnect_core::observed::StreamRecord;
+use nowconnect_core::registry::{RegistryOp, RegistryReply, RegistryResult, Token};
+use nowconnect_core::stream::{End, HalfState};
+use nowconnect_core::time::Instant;
+
+use crate::faults::At;
+use crate::net::{key, place};
+use crate::node::connector;
+use crate::plan::MS;
+use crate::world::World;
+
+/// How long a hub may take to notice that the registry does not answer: two
+/// renewals a second apart, each with its time-out, and some slack.
+const READY_WITHIN: u64 = 5000 * MS;
+/// A refusal without asking anybody comes at once (M4).
+const REFUSED_WITHIN: u64 = 100 * MS;
+
+/// What is known of a process.
+#[derive(Debug, Default)]
+pub(crate) struct NodeGhost {
+    /// It has run undisturbed since.
+    pub(crate) calm_since: u64,
+    /// Its registry answered last, and has been out since.
+    ok_at: u64,
+    pub(crate) unhealthy_since: Option<u64>,
+    renewals: BTreeMap<Token, Instant>,
+    lease_until: Option<Instant>,
+    /// Its lease ended once, as far as it knew: others may have swept it.
+    pub(crate) lapsed: bool,
+    /// Payload its sockets gave and took.
+    pub(crate) from_sockets: u64,
+    pub(crate) to_sockets: u64,
+    highest: Epoch,
+    /// When each agent's token runs out, by the hub's clock.
+    tokens: BTreeMap<u8, Instant>,
+}
+
+impl World {
+    fn ghost(&mut self, ix: u16) -> &mut NodeGhost {
+        self.check.nodes.entry(ix).or_default()
+    }
+
+    /// A process was started, woke up or lags no more.
+    pub(crate) fn ghost_disturbed(&mut self, ix: u16) {
+        let now = self.now;
+        self.ghost(ix).calm_since = now;
+    }
+
+    pub(crate) fn ghost_boot(&mut self, ix: u16) {
+        let now = self.now;
+        *self.ghost(ix) = NodeGhost { calm_since: now, ok_at: now, ..NodeGhost::default() };
+    }
+
+    /// Since when a process has run undisturbed; `None` while it does not.
+    fn calm(&self, ix: u16) -> Option<u64> {
+        let n = &self.nodes[usize::from(ix)];
+        let disturbed = n.paused || n.lag > 0 || !n.held.is_empty() || n.machine.is_none();
+        (!disturbed).then(|| self.check.nodes.get(&ix).map_or(0, |g| g.calm_since))
+    }
+
+    pub(crate) fn ghost_asked(&mut self, ix: u16, token: Token, op: &RegistryOp) {
+        let at = self.nodes[usize::from(ix)].clock(self.now);
+        if self.nodes[usize::from(ix)].hub().is_some_and(|h| h.mode() == nowconnect_core::config::Mode::Off) {
+            self.fail("M1", format!("node {ix} asks the registry in mode off: {op:?}"));
+        }
+        if matches!(op, RegistryOp::Renew { .. }) {
+            self.ghost(ix).renewals.insert(token, at);
+        }
+    }
+
+    pub(crate) fn ghost_answered(&mut self, ix: u16, token: Token, result: &RegistryResult) {
+        let (now, lease) = (self.now, self.plan.timers.lease);
+        let g = self.ghost(ix);
+        let Some(sent) = g.renewals.remove(&token) else { return };
+        if matches!(result, Ok(RegistryReply::Renewed | RegistryReply::LeaseHeld { .. })) {
+            g.ok_at = now;
+        }
+        if *result == Ok(RegistryReply::Renewed) {
+            let until = Some(sent.after(std::time::Duration::from_nanos(lease)));
+            g.lapsed |= g.lease_until.is_some_and(|t| sent >= t);
+            g.lease_until = g.lease_until.max(until);
+        }
+    }
+
+    /// O7, I4: an OPEN of another hub was carried on.
+    pub(crate) fn ghost_carried(&mut self, ix: u16) {
+        let node = &self.nodes[usize::from(ix)];
+        let at = node.clock(self.now);
+        let until = self.check.nodes.get(&ix).and_then(|g| g.lease_until);
+        if until.is_none_or(|until| at >= until) {
+            let text = format!("{} carries an OPEN of another hub at {at:?}, its lease ended at {until:?}", node.name);
+            self.fail("O7", text);
+        }
+    }
+
+    /// A tunnel was accepted: the token it came with.
+    pub(crate) fn ghost_token(&mut self, hub: u16, agent: u8, expires: Option<Instant>) {
+        let tokens = &mut self.ghost(hub).tokens;
+        // A dial may come to nothing, and then the token before counts: the
+        // latest end of all that were shown is the one that surely holds.
+        let until = expires.unwrap_or(Instant::from_nanos(u64::MAX));
+        let known = tokens.entry(agent).or_insert(until);
+        *known = (*known).max(until);
+    }
+
+    /// I4: a stream is opened at an agent of this hub.
+    pub(crate) fn ghost_opened(&mut self, hub: u16, agent: &str, client: u32) {
+        let Some(n) = agent.strip_prefix("agent-").and_then(|n| n.parse::<u8>().ok()) else { return };
+        let at = self.nodes[usize::from(hub)].clock(self.now);
+        let late = 200 * MS + self.plan.late_timers_ns;
+        if self.calm(hub).is_some_and(|t| self.now - t > 1000 * MS)
+            && let Some(until) = self.check.nodes.get(&hub).and_then(|g| g.tokens.get(&n)).copied()
+            && at.as_nanos() > until.as_nanos().saturating_add(late)
+        {
+            self.fail(
+                "I4",
+                format!("client {client} is opened at {agent}, whose token ran out at {until:?}, at {at:?}"),
+            );
+        }
+    }
+
+    /// I1, I4: a stream is opened at an agent of this hub: the token that came
+    /// with the tunnel's connection names the connector.
+    pub(crate) fn ghost_scope(&mut self, hub: u16, agent: &AgentId, wanted: &Name) {
+        let Some(n) = agent.as_str().strip_prefix("agent-").and_then(|n| n.parse::<u8>().ok()) else { return };
+        let found = self.nodes[usize::from(hub)].hub().and_then(|h| {
+            let session = h.control().tunnels().find(|t| t.agent_id == agent)?.session;
+            let (conn, _) = place(h.mux().get(session)?.conn?);
+            let scope = self.token(conn, n).0?;
+            (!scope.iter().any(|c| connector(*c) == *wanted)).then_some(scope)
+        });
+        if let Some(scope) = found {
+            let text = format!("node {hub} opens {wanted} at {agent}, whose token names the connectors {scope:?} only");
+            self.fail("I1", text);
+        }
+    }
+
+    /// A stream of a client of this hub is over.
+    pub(crate) fn ghost_record(&mut self, ix: u16, r: &StreamRecord) {
+        use nowconnect_core::error::RstCode;
+        use nowconnect_core::observed::Cause;
+        self.note_record(ix, r);
+        let total = r.total.as_nanos() as u64;
+        let At::Hub(n) = self.nodes[usize::from(ix)].at else { return };
+        let calm = self.calm(ix).is_some_and(|t| self.now - t > total + 1000 * MS);
+        if let Some(sock) = r.sock.and_then(|k| self.socks.get(k.ix as usize))
+            && (r.bytes_up != sock.taken || r.bytes_down > sock.written)
+        {
+            let text = format!(
+                "node {ix} records {} bytes up and {} down of {}; its socket gave {} and took {}",
+                r.bytes_up, r.bytes_down, r.cid, sock.taken, sock.written
+            );
+            return self.fail("A1", text);
+        }
+        if !calm {
+            return;
+        }
+        let slack = self.plan.late_timers_ns * 2 + self.plan.hubs[usize::from(n)].note_delay_ns * 8 + 1000 * MS;
+        let waits = self.plan.hubs[usize::from(n)].first_byte;
+        if r.open.is_none() && !waits && total > self.plan.timers.open + slack {
+            let text = format!("node {ix} kept a client {} ms without opening its stream", total / MS);
+            return self.fail("L12", text);
+        }
+        let out = self.check.nodes.get(&ix).and_then(|g| g.unhealthy_since);
+        if r.cause == Cause::Reset(RstCode::RegistryDown)
+            && r.owner.is_none()
+            && !waits
+            && out.is_some_and(|t| t + total < self.now)
+            && total > REFUSED_WITHIN + slack - 1000 * MS
+        {
+            let text = format!("node {ix} knew that the registry is out and refused a client after {} ms", total / MS);
+            self.fail("M4", text);
+        }
+    }
+
+    pub(crate) fn ghost_health(&mut self, ix: u16, healthy: bool) {
+        let now = self.now;
+        self.ghost(ix).unhealthy_since = (!healthy).then_some(now);
+    }
+
+    /// Whole checks of every process, every 256 events.
+    pub(crate) fn check_nodes(&mut self) {
+        for ix in 0..self.nodes.len() as u16 {
+            let node = &self.nodes[usize::from(ix)];
+            let found = if let Some(hub) = node.hub() {
+                self.check_hub(ix, hub)
+            } else if let Some(agent) = node.agent() {
+                self.check_agent(ix, agent)
+            } else {
+                None
+            };
+            if let Some((id, text)) = found.or_else(|| self.check_counters(ix)) {
+                return self.fail(id, format!("{}: {text}", self.nodes[usize::from(ix)].name));
+            }
+            if let Some(agent) = self.nodes[usize::from(ix)].agent() {
+                let highest = agent.tunnels().highest_epoch();
+                self.ghost(ix).highest = highest;
+            }
+        }
+        self.check_connections();
+    }
+
+    fn check_hub(&self, ix: u16, hub: &Hub) -> Option<(&'static str, String)> {
+        let configured = |name: &str| (0..self.plan.hubs.len()).any(|n| name == format!("hub-{n}"));
+        if let Some((name, _)) = hub.violations_by_peer().iter().find(|(n, _)| !configured(n.as_str())) {
+            return Some(("B10", format!("`{name}` is a label and no configured peer")));
+        }
+        let g = self.check.nodes.get(&ix)?;
+        let since = g.ok_at.max(self.calm(ix)?);
+        let late = READY_WITHIN + 4 * self.plan.late_timers_ns;
+        if hub.mode() != nowconnect_core::config::Mode::Off
+            && self.now - since > late
+            && hub.control().registry_healthy()
+        {
+            return Some((
+                "L6",
+                format!("counts the registry as healthy, it was silent for {} ms", (self.now - since) / MS),
+            ));
+        }
+        None
+    }
+
+    fn check_agent(&self, ix: u16, agent: &Agent) -> Option<(&'static str, String)> {
+        let mut fences: Vec<_> = agent.shard().attachments().map(|a| a.fence).collect();
+        fences.sort();
+        if let Some([a, b]) = fences.windows(2).find(|w| matches!(w, [a, b] if a.epoch == b.epoch)) {
+            return Some(("O3", format!("serves under {a:?} and {b:?}: one epoch, two claims")));
+        }
+        let highest = agent.tunnels().highest_epoch();
+        let before = self.check.nodes.get(&ix).map_or(Epoch(0), |g| g.highest);
+        (highest < before).then(|| ("O2", format!("its highest epoch fell from {before} to {highest}")))
+    }
+
+    /// A1: what a machine counts is what its sockets saw.
+    fn check_counters(&self, ix: u16) -> Option<(&'static str, String)> {
+        let m = self.nodes[usize::from(ix)].machine.as_ref()?;
+        let g = self.check.nodes.get(&ix)?;
+        let (mut from, mut to, mut flow) = (0, 0, 0);
+        for shard in m.shards() {
+            let c = shard.counters();
+            (from, to, flow) = (from + c.bytes_from_sockets, to + c.bytes_to_sockets, flow + c.flow_violations);
+        }
+        if from != g.from_sockets {
+            return Some(("A1", format!("counts {from} bytes from sockets, they gave {}", g.from_sockets)));
+        }
+        if to > g.to_sockets {
+            return Some(("A1", format!("counts {to} bytes to sockets, they took {}", g.to_sockets)));
+        }
+        (flow > 0).then(|| ("B4", "found a peer beyond its credit or its offsets".to_owned()))
+    }
+
+    /// L9: nobody believes in a peer that says nothing; and what is connected
+    /// carries its session.
+    fn check_connections(&mut self) {
+        let mut wire = std::mem::take(&mut self.check.wire);
+        wire.prune(|conn| self.conns[conn as usize].up != [false; 2]);
+        let mut found = None;
+        for (conn, bound) in wire.current() {
+            let c = &self.conns[conn as usize];
+            for end in 0..2 {
+                let ix = c.nodes[end];
+                let node = &self.nodes[usize::from(ix)];
+                let Some(m) = node.machine.as_ref().filter(|_| c.up[end] && node.run == c.runs[end]) else { continue };
+                let Some(calm) = self.calm(ix) else { continue };
+                let carried = m.mux().carried_by(key(conn, end)).is_some();
+                let silent = self.now.saturating_sub(wire.heard(conn, end).max(calm));
+                let dead = self.plan.timers.dead + 2 * self.plan.late_timers_ns + 2500 * MS;
+                if carried && silent > dead {
+                    found = Some(("L9", format!("{} hears nothing on conn {conn} for {} ms", node.name, silent / MS)));
+                }
+                if end == 1 && bound && !carried && c.up == [true; 2] && !c.is_closing() {
+                    found = Some(("L9", format!("{}: conn {conn} is alive and carries nothing", node.name)));
+                }
+            }
+        }
+        self.check.wire = wire;
+        if let Some((id, text)) = found {
+            self.fail(id, text);
+        }
+    }
+
+    /// B1: what a node holds of one direction between its socket and its session.
+    pub(crate) fn check_memory(&mut self) {
+        let windows = self.plan.hubs.iter().map(|h| h.window).chain(self.plan.agents.iter().map(|a| a.window));
+        let (mut initial, mut most) = (0, 0);
+        for w in windows {
+            // Bytes for one candidate are kept for the next, whatever its window.
+            initial = initial.max(w.0);
+            most = most.max(w.0.max(w.1) + (128 << 10));
+        }
+        for sock in self.socks.iter().filter(|s| !s.gone && !s.closed) {
+            let node = &self.nodes[usize::from(sock.node)];
+            let Some(stream) =
+                node.machine.as_ref().filter(|_| node.run == sock.run).and_then(|m| m.stream(sock.stream?))
+            else {
+                continue;
+            };
+            for (h, half) in stream.halves.iter().enumerate() {
+                // From a socket no more is read than may be sent, or than the
+                // first window while nobody knows who will take it.
+                let from_socket = matches!(stream.ends[h], End::Socket(_));
+                let held = half.waiting_bytes() + if from_socket { 0 } else { half.queued };
+                let most = if from_socket { initial } else { most };
+                if half.state != HalfState::Aborted && held > most {
+                    let text = format!("{} holds {held} bytes of half {h} of {}", node.name, stream.cid);
+                    return self.fail("B1", text);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Who belongs to whom: hubs and their links, attachments and what the registry
+//! lists.
+//!
+//! Keeps: of two simultaneous dials one survives (L4); when all is quiet the
+//! registry names the hub that holds an attachment, under its fence (O6, L5),
+//! and every hub knows that the registry answers (L6). Must not know how a link
+//! or a claim comes about.
+
+use nowconnect_core::config::Mode;
+
+use crate::faults::{Fault, RegistryFault};
+use crate::marks::Mark;
+use crate::plan::MS;
+use crate::world::World;
+
+/// Two refusals this close together concern the same pair of dials.
+const TOGETHER: u64 = 2000 * MS;
+
+impl World {
+    /// A hub says that a link to its peer is one too many.
+    pub(crate) fn said_duplicate(&mut self, conn: u32, end: usize) {
+        let [a, b] = self.conns[conn as usize].nodes;
+        self.marks.hit(if end == 1 { Mark::SimultaneousDialKeptOurs } else { Mark::SimultaneousDialKeptTheirs });
+        let now = self.now;
+        self.check.duplicates.entry((a.min(b), a.max(b))).or_default()[usize::from(a > b)] = Some(now);
+    }
+
+    fn has_link(&self, a: u16, b: u16) -> bool {
+        let name = self.nodes[usize::from(b)].name.as_str();
+        self.nodes[usize::from(a)].hub().is_some_and(|hub| {
+            hub.control()
+                .links(hub.mux())
+                .iter()
+                .any(|l| l.session.is_some() && l.replica.is_some_and(|r| r.as_str() == name))
+        })
+    }
+
+    /// L4: both dials were given up for the other one.
+    pub(crate) fn check_duplicates(&mut self) {
+        let mut found = None;
+        for ((a, b), said) in &self.check.duplicates {
+            let [Some(x), Some(y)] = *said else { continue };
+            let since = x.min(y);
+            let same = [*a, *b].into_iter().all(|n| {
+                let n = &self.nodes[usize::from(n)];
+                n.is_up() && !n.paused && n.started < since
+            });
+            if x.abs_diff(y) < TOGETHER && same && !self.has_link(*a, *b) && !self.has_link(*b, *a) {
+                found = Some(format!("hub-{a} and hub-{b} each gave up a dial for the other one and have no link"));
+            }
+        }
+        let now = self.now;
+        self.check.duplicates.retain(|_, said| said.iter().flatten().any(|at| now - at < TOGETHER));
+        if let Some(text) = found {
+            self.fail("L4", text);
+        }
+    }
+
+    /// Remembers faults after which the registry need not be whole again.
+    pub(crate) fn note_fault(&mut self, fault: &Fault) {
+        if let Fault::Registry { what, .. } = fault {
+            self.check.registry_lost |= matches!(
+                what,
+                RegistryFault::Failover(_)
+                    | RegistryFault::Empty
+                    | RegistryFault::Restore(_)
+                    | RegistryFault::Evict(_)
+                    | RegistryFault::Corrupt(_)
+                    | RegistryFault::HalfDone(_)
+                    | RegistryFault::LateCommits(_)
+                    | RegistryFault::Wall(_)
+            );
+        }
+    }
+
+    /// O6, L5, L6: what the registry says when all is quiet.
+    pub(crate) fn check_registry(&mut self) {
+        let listed = self.registry.snapshot(nowconnect_core::time::Instant::from_nanos(self.now));
+        for ix in 0..self.plan.hubs.len() {
+            let Some(hub) = self.nodes[ix].hub().filter(|h| h.mode() != Mode::Off) else { continue };
+            if !hub.control().registry_healthy() {
+                return self.fail("L6", format!("hub-{ix} counts the registry as out long after the healing"));
+            }
+            // What was swept after a lease ended is not claimed again yet.
+            if self.check.registry_lost || self.check.nodes.get(&(ix as u16)).is_some_and(|g| g.lapsed) {
+                continue;
+            }
+            let missing = hub.control().tunnels().filter(|t| t.firm).find(|t| {
+                let up = hub.mux().get(t.session).is_some_and(|e| e.conn.is_some());
+                up && !listed.iter().any(|l| l.agent_id == *t.agent_id && l.hub == *hub.run() && l.fence == t.fence)
+            });
+            if let Some(t) = missing {
+                let text = format!("hub-{ix} holds {} under {:?}; the registry lists {listed:?}", t.agent_id, t.fence);
+                return self.fail("O6", text);
+            }
+        }
+    }
+}

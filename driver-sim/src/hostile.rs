@@ -1,0 +1,126 @@
+//! An authenticated peer that misbehaves: frames nobody sent ride along in the
+//! messages of honest nodes, under their numbers, so that nothing but the frame
+//! itself is wrong. A forged frame names a live stream and either comes on a
+//! session that stream is not bound to, or under another epoch, or is of a type
+//! from the future that may be skipped. None may change anything but counters
+//! (S8, I2, O4), which the other oracles see by themselves: a byte that nobody
+//! wrote, an end nobody made, a reset without a cause.
+//!
+//! Also credentials that prove too little: another hub's certificate (I3), a
+//! token that names fewer connectors or runs out (I1, I4).
+
+use bytes::{Bytes, BytesMut};
+use nowconnect_core::error::RstCode;
+use nowconnect_core::id::Epoch;
+use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, WireLimits, decode, encode_frame, encode_message};
+
+use crate::faults::At;
+use crate::marks::Mark;
+use crate::node::connector;
+use crate::world::{Phase, World};
+
+/// A frame type of no version, flagged as optional, and its body.
+const FROM_THE_FUTURE: [u8; 5] = [0x80 | 0x55, 3, 1, 2, 3];
+/// In how many dials of a hostile run a hub shows another's certificate.
+const WRONG_CERTIFICATE_IN: u64 = 24;
+/// In how many dials of an agent with short tokens one names fewer connectors.
+const NARROW_TOKEN_IN: u64 = 3;
+
+impl World {
+    /// What reaches a machine instead of a message.
+    pub(crate) fn tamper(&mut self, conn: u32, to: usize, message: Bytes) -> Bytes {
+        if let Some(hello) = self.narrow_hello(conn, to, &message) {
+            return hello;
+        }
+        let c = &self.conns[conn as usize];
+        let numbered = message.first().is_some_and(|n| *n != 0);
+        if self.plan.hostile == 0
+            || self.phase != Phase::Safety
+            || c.dialect.codec != Codec::BinaryV2
+            || !numbered
+            || !self.hostile_draws.chance(u64::from(self.plan.hostile), 10_000)
+        {
+            return message;
+        }
+        let dialect = c.dialect;
+        let mut forged = BytesMut::from(&message[..]);
+        if self.hostile_draws.chance(1, 4) {
+            self.marks.hit(Mark::UnknownFrame);
+            forged.extend_from_slice(&FROM_THE_FUTURE);
+            return forged.freeze();
+        }
+        let Some(frame) = self.forge(conn) else { return message };
+        self.line(None, || format!("a forged frame reaches end {to} of conn {conn}: {frame:?}"));
+        self.marks.hit(Mark::Forged);
+        if let Some(payload) = encode_frame(dialect, 0, &frame, &mut forged) {
+            forged.extend_from_slice(&payload);
+        }
+        forged.freeze()
+    }
+
+    /// An agent whose token names fewer connectors says no more in its HELLO
+    /// (G7): it is let in, or resumes, with less than it had.
+    fn narrow_hello(&self, conn: u32, to: usize, message: &Bytes) -> Option<Bytes> {
+        let c = &self.conns[conn as usize];
+        let At::Agent(agent) = self.nodes[usize::from(c.nodes[0])].at else { return None };
+        if to == 0 || self.plan.agents[usize::from(agent)].token_ns == 0 || self.phase != Phase::Safety {
+            return None;
+        }
+        let scope =
+            self.token(conn, agent).0.filter(|s| Some(s) != self.plan.agents[usize::from(agent)].scope.as_ref())?;
+        let mut frames = Vec::new();
+        decode(c.dialect, message, &WireLimits::ESTABLISHED, &mut frames).ok()?;
+        let Some(Frame::Hello(hello)) = frames.first_mut() else { return None };
+        let HelloRole::Agent(says) = &mut hello.role else { return None };
+        says.connectors.retain(|ad| scope.iter().any(|c| connector(*c) == ad.name));
+        Some(encode_message(c.dialect, 0, &frames))
+    }
+
+    fn forge(&mut self, conn: u32) -> Option<Frame> {
+        let lane = &mut self.hostile_draws;
+        let wire = &self.check.wire;
+        let recent: Vec<_> = wire.recent.iter().copied().collect();
+        let (cid, epoch) = *lane.pick(&recent)?;
+        let at = wire.position(cid)?;
+        let off = at[lane.below(2) as usize];
+        // On its own session only another epoch makes it a stranger.
+        let epoch = match (wire.carries(conn, cid), lane.chance(1, 2)) {
+            (true, up) => Epoch(if up { epoch.0 + 1 } else { epoch.0.saturating_sub(1) }),
+            (false, true) => epoch,
+            (false, false) => Epoch(epoch.0 + 1),
+        };
+        let body = match lane.below(5) {
+            0 => Body::Data { off, bytes: Bytes::from_static(b"bytes that nobody ever wrote") },
+            1 | 2 => Body::Fin { final_off: off },
+            3 => Body::Rst { code: RstCode::Abort, final_off: off },
+            _ => Body::Credit { consumed: off, limit: off + (64 << 20) },
+        };
+        Some(Frame::stream(cid, epoch, body))
+    }
+
+    /// The name in the certificate a hub shows for a connection.
+    pub(crate) fn certificate(&self, conn: u32, hub: u8) -> (String, bool) {
+        let wrong = self.plan.hostile > 0
+            && self.phase == Phase::Safety
+            && self.conns[conn as usize].dialect.plane == Plane::Mesh
+            && self.tape.lane("certificate", u64::from(conn)).chance(1, WRONG_CERTIFICATE_IN);
+        (if wrong { format!("hub-{hub}0") } else { format!("hub-{hub}") }, wrong)
+    }
+
+    /// The connectors and the lifetime of the token an agent shows.
+    pub(crate) fn token(&self, conn: u32, agent: u8) -> (Option<Vec<u16>>, u64) {
+        let plan = &self.plan.agents[usize::from(agent)];
+        let mut scope = plan.scope.clone();
+        if plan.token_ns == 0 || self.phase != Phase::Safety {
+            return (scope, 0);
+        }
+        let mut lane = self.tape.lane("token", u64::from(conn));
+        if let Some(s) = scope.as_mut().filter(|s| s.len() > 1)
+            && lane.chance(1, NARROW_TOKEN_IN)
+        {
+            s.pop();
+        }
+        let lasts = plan.token_ns / 2 + lane.below(plan.token_ns);
+        (scope, lasts)
+    }
+}
