@@ -548,7 +548,9 @@ impl World {
             if plan.at < 10_000 * MS || !accepts || !willing(plan.client_end) || !willing(plan.target_end) {
                 continue;
             }
-            if c.fate != Fate::Finished && self.should_carry(usize::from(plan.hub), plan.connector) {
+            // The healing restarts agents whose tokens run out.
+            let restarted = c.ended_at >= self.healed_at && self.plan.agents.iter().any(|a| a.token_ns > 0);
+            if c.fate != Fate::Finished && !restarted && self.should_carry(usize::from(plan.hub), plan.connector) {
                 return self.fail("L1", format!("client {client} ended as {:?} in a run without faults", c.fate));
             }
         }
