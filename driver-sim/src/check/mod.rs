@@ -232,7 +232,14 @@ impl World {
             Observed::Stream(record) => self.ghost_record(ix, &record),
             Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),
             Observed::SessionLost { .. } => self.excuse(ix),
-            Observed::SessionSuspended { cause: CloseCode::Dead, .. } => self.marks.hit(Mark::DeadPeerNoticed),
+            Observed::SessionSuspended { plane, peer, cause } => {
+                if cause == CloseCode::Dead {
+                    self.marks.hit(Mark::DeadPeerNoticed);
+                }
+                if plane == Plane::Mesh {
+                    self.link_was_there(ix, &peer);
+                }
+            }
             Observed::HandshakeFailed { cause: CloseCode::ResumeRefused, .. } => self.marks.hit(Mark::ResumeRefused),
             Observed::LeaseHeldByOther => self.marks.hit(Mark::LeaseSelfFence),
             Observed::Attached { agent_id, firm, takeover, .. } if self.nodes[usize::from(ix)].is_hub() => {
@@ -251,7 +258,6 @@ impl World {
             }
             Observed::Opened { .. }
             | Observed::SessionUp { .. }
-            | Observed::SessionSuspended { .. }
             | Observed::HandshakeFailed { .. }
             | Observed::Rtt { .. }
             | Observed::Attached { .. }

@@ -24,6 +24,14 @@ impl World {
         self.check.duplicates.entry((a.min(b), a.max(b))).or_default()[usize::from(a > b)] = Some(now);
     }
 
+    /// One of the dials did become a link, which broke only now.
+    pub(crate) fn link_was_there(&mut self, ix: u16, peer: &str) {
+        if let Some(other) = self.nodes.iter().position(|n| n.name == peer) {
+            let other = other as u16;
+            self.check.duplicates.remove(&(ix.min(other), ix.max(other)));
+        }
+    }
+
     fn has_link(&self, a: u16, b: u16) -> bool {
         let name = self.nodes[usize::from(b)].name.as_str();
         self.nodes[usize::from(a)].hub().is_some_and(|hub| {
