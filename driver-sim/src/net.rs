@@ -56,7 +56,7 @@ pub(crate) struct Conn {
     closing: [Option<CloseCode>; 2],
     pub(crate) pipes: [Pipe; 2],
     pub(crate) dialect: Dialect,
-    target: TargetIx,
+    pub(crate) target: TargetIx,
     /// The dialler gave up before it heard of it.
     given_up: bool,
     /// The dialler showed a certificate of another name.
@@ -190,6 +190,7 @@ impl World {
             to = *other;
         }
         self.check.dials += 1;
+        self.pace_dial(from, to, target, self.conns.len() as u32);
         let codec = if self.net.lane.below(256) < u64::from(self.plan.v1) { Codec::JsonV1 } else { Codec::BinaryV2 };
         let buffer = self.net.lane.between(self.plan.net.buffer.0, self.plan.net.buffer.1).max(1);
         let conn = self.conns.len() as u32;

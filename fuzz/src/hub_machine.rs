@@ -30,7 +30,7 @@ use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{Body, Dialect, Frame, WireLimits, decode};
 
 use crate::peer::{Cast, Peer, ads, agent, name, window_of_the_node};
-use crate::tape::{Tape, payload, says};
+use crate::tape::{Tape, payload};
 
 mod handshakes;
 mod verdict;

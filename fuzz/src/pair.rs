@@ -21,7 +21,6 @@ use nowconnect_core::shard::{SockEvent, SockOp};
 use nowconnect_core::time::{Deadline, Instant};
 use nowconnect_core::wire::{Codec, Dialect, Plane};
 
-use crate::peer::agent;
 use crate::tape::{Tape, payload, says};
 
 mod nodes;

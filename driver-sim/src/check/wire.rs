@@ -60,6 +60,8 @@ struct Direction {
 struct Carried {
     opener: usize,
     epoch: Epoch,
+    /// Opened under a fence that its hub had just given up.
+    stale: bool,
     /// What was answered.
     ack: Option<Result<(), RstCode>>,
     /// Next offset, by sender.
@@ -81,6 +83,9 @@ struct Ledger {
     dirs: [Direction; 2],
     streams: HashMap<Cid, Carried>,
     fence: Option<Fence>,
+    /// The fence before: shards of a split hub hear of the new one a little
+    /// later than the agent does, which then refuses.
+    former: Option<Fence>,
     /// The connection of the latest handshake, and whether its acceptor counts
     /// as established by that alone.
     conn: u32,
@@ -112,6 +117,9 @@ pub(crate) struct Wire {
     pub(super) marks: Vec<Mark>,
     /// A hub that says DUPLICATE on a mesh connection.
     pub(super) duplicate: bool,
+    /// WELCOME and GOAWAY in the message that arrived last.
+    pub(super) welcome: bool,
+    pub(super) dismissed: bool,
     /// Streams seen lately, for whoever wants to forge a frame of one.
     pub(crate) recent: VecDeque<(Cid, Epoch)>,
 }
@@ -146,6 +154,11 @@ impl Ghost<'_> {
     fn what(&self, cid: Cid) -> String {
         let client = self.world.cids.get(&cid).map_or_else(|| "nobody's".to_owned(), |c| format!("client {c}'s"));
         format!("{} on conn {} about {client} stream {cid}", self.node().name, self.conn)
+    }
+
+    /// The sender is a hub of several shards.
+    fn is_split(&self) -> bool {
+        matches!(self.node().at, crate::faults::At::Hub(n) if self.world.plan.hubs[usize::from(n)].shards > 0)
     }
 
     /// Caps of the sender: bytes and frames in flight.
@@ -253,7 +266,7 @@ impl Wire {
                 // The agent's own EPOCH refuses one; it grants nothing.
                 Frame::Epoch(n) if plane == Plane::Tunnel && g.end == 1 => {
                     if let Some(l) = self.sessions.get_mut(session as usize) {
-                        l.fence = Some(Fence { epoch: n.epoch, nonce: n.nonce });
+                        l.former = l.fence.replace(Fence { epoch: n.epoch, nonce: n.nonce });
                     }
                 }
                 Frame::Hello(_)
@@ -333,6 +346,7 @@ impl Wire {
                         dirs: [Direction::default(), Direction::default()],
                         streams: HashMap::new(),
                         fence: w.attachment.as_ref().map(|a| Fence { epoch: a.epoch, nonce: a.nonce }),
+                        former: None,
                         conn,
                         bound: plane == Plane::Tunnel,
                     });
@@ -390,7 +404,7 @@ impl Wire {
     fn stream(&mut self, g: &Ghost<'_>, session: u32, cid: Cid, epoch: Epoch, body: &Body) -> Result<(), Violation> {
         let end = g.end;
         let Some(ledger) = self.sessions.get_mut(session as usize) else { return Ok(()) };
-        let fence = ledger.fence;
+        let (fence, mut stale) = (ledger.fence, false);
         if let Body::Open(open) = body {
             self.points.push(Point::Open);
             if ledger.plane == Plane::Tunnel {
@@ -398,7 +412,8 @@ impl Wire {
                 if end == 0 {
                     return broken("I2", format!("{}: an agent opens", g.what(cid)));
                 }
-                if fence != Some(named) {
+                stale = ledger.former == Some(named) && g.is_split();
+                if fence != Some(named) && !stale {
                     return broken("O4", format!("{}: OPEN under {named:?}, the tunnel has {fence:?}", g.what(cid)));
                 }
                 let first = *self.openers.entry((open.agent_id.clone(), named)).or_insert(session);
@@ -409,6 +424,7 @@ impl Wire {
             let carried = Carried {
                 opener: end,
                 epoch,
+                stale,
                 granted: if end == 0 { [open.limit, 0] } else { [0, open.limit] },
                 allowed: if end == 0 { [ledger.dirs[1].window, 0] } else { [0, ledger.dirs[0].window] },
                 ..Carried::default()
@@ -460,6 +476,9 @@ impl Wire {
                 }
                 if result.is_err() && connected && !g.node().is_hub() {
                     return broken("S7", format!("{}: refused, but its target was connected", g.what(cid)));
+                }
+                if s.stale && result.is_ok() {
+                    return broken("O4", format!("{}: accepted under {epoch}, which was given up", g.what(cid)));
                 }
                 s.ack = Some(*result);
                 s.over[end] |= result.is_err();
@@ -559,6 +578,8 @@ impl Wire {
         let mut frames = std::mem::take(&mut self.frames);
         frames.clear();
         let number = decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames).unwrap_or(0);
+        self.welcome |= frames.iter().any(|f| matches!(f, Frame::Welcome(_)));
+        self.dismissed |= frames.iter().any(|f| matches!(f, Frame::GoAway { .. }));
         let session = self.line(conn).session;
         if let Some(ledger) = session.and_then(|s| self.sessions.get_mut(s as usize)) {
             let fresh = number == ledger.dirs[from].arrived + 1;

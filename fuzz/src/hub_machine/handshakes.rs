@@ -1,6 +1,8 @@
 //! How the hostile get in: connections they open or are dialled on, HELLO,
 //! WELCOME and AUTH, right or spoiled, and resumptions. Judges nothing.
 
+use std::time::Duration;
+
 use nowconnect_core::id::{ConnKey, Epoch, Instance, Secret, SessionId};
 use nowconnect_core::mux::Input;
 use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
