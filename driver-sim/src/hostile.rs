@@ -1,8 +1,8 @@
 //! An authenticated peer that misbehaves: frames nobody sent ride along in the
 //! messages of honest nodes, under their numbers, so that nothing but the frame
 //! itself is wrong. A forged frame names a live stream and either comes on a
-//! session that stream is not bound to, or under another epoch, or is of a type
-//! from the future that may be skipped. None may change anything but counters
+//! session that stream is not bound to, or under another epoch, or repeats one of
+//! the message it rides in, or is of a type from the future that may be skipped. None may change anything but counters
 //! (S8, I2, O4), which the other oracles see by themselves: a byte that nobody
 //! wrote, an end nobody made, a reset without a cause.
 //!
@@ -12,7 +12,9 @@
 use bytes::{Bytes, BytesMut};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::Epoch;
-use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, WireLimits, decode, encode_frame, encode_message};
+use nowconnect_core::wire::{
+    Body, Codec, Dialect, Frame, HelloRole, Plane, WireLimits, decode, encode_frame, encode_message,
+};
 
 use crate::faults::At;
 use crate::marks::Mark;
@@ -25,6 +27,15 @@ const FROM_THE_FUTURE: [u8; 5] = [0x80 | 0x55, 3, 1, 2, 3];
 const WRONG_CERTIFICATE_IN: u64 = 24;
 /// In how many dials of an agent with short tokens one names fewer connectors.
 const NARROW_TOKEN_IN: u64 = 3;
+
+/// The last frame of a message that moves a stream on, once more.
+fn repeat(dialect: Dialect, message: &Bytes) -> Option<Frame> {
+    let mut frames = Vec::new();
+    decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames).ok()?;
+    let moves =
+        |f: &Frame| matches!(f, Frame::Stream { body: Body::Open(_) | Body::Data { .. } | Body::Fin { .. }, .. });
+    frames.into_iter().rfind(moves)
+}
 
 impl World {
     /// What reaches a machine instead of a message.
@@ -49,9 +60,13 @@ impl World {
             forged.extend_from_slice(&FROM_THE_FUTURE);
             return forged.freeze();
         }
-        let Some(frame) = self.forge(conn) else { return message };
-        self.line(None, || format!("a forged frame reaches end {to} of conn {conn}: {frame:?}"));
-        self.marks.hit(Mark::Forged);
+        let repeated = if self.hostile_draws.chance(1, 3) { repeat(dialect, &message) } else { None };
+        let Some(frame) = repeated.clone().or_else(|| self.forge(conn)) else { return message };
+        let how = if repeated.is_some() { "repeated" } else { "forged" };
+        self.line(None, || format!("a {how} frame reaches end {to} of conn {conn}: {frame:?}"));
+        if repeated.is_none() {
+            self.marks.hit(Mark::Forged);
+        }
         if let Some(payload) = encode_frame(dialect, 0, &frame, &mut forged) {
             forged.extend_from_slice(&payload);
         }

@@ -184,9 +184,23 @@ pub(crate) fn registry_out(plan: &mut Plan, l: &mut Lane) {
     }
     let at = l.between(10_000, 14_000);
     plan.timers.resume = 1000 * MS;
-    let what = if l.chance(3, 4) { RegistryFault::Blackhole } else { RegistryFault::Refuse };
+    // A connection that is silent is given up by its client, and everything
+    // fails at once; one whose answers all come too late stays.
+    let what = match l.below(4) {
+        0 => RegistryFault::Refuse,
+        1 => RegistryFault::Blackhole,
+        _ => RegistryFault::Slow(l.between(2000, 3600)),
+    };
     let ms = l.between(10_000, 25_000);
     plan_fault(plan, at, Fault::Registry { what, hub: None, ms });
+    if l.chance(1, 2) {
+        // Nobody was ever there, and clients ask all the while.
+        plan.agents.iter_mut().for_each(|a| a.start_ns = (at + ms) * MS);
+        for c in &mut plan.clients {
+            c.at = (at + 1000 + l.below(ms)) * MS;
+        }
+        return;
+    }
     // What was known of other hubs is gone with their agents.
     for n in 0..plan.agents.len() as u8 {
         let before = l.between(6000, 8000);

@@ -224,3 +224,37 @@ fn bytes_on_a_connection_without_a_session_change_nothing() {
     agent.handle(NOW, Input::Disconnected { conn: CONN, cause: CloseCode::Transport }, &mut out);
     quiet(&mut agent, CONN.ix, &mut out);
 }
+
+/// As two processes under one id do to each other: every tunnel is ended before
+/// it lasted, at whichever hub.
+#[test]
+fn hubs_that_end_every_tunnel_at_once_are_dialled_more_and_more_seldom() {
+    let (mut config, mut out) = (config(), NodeOut::default());
+    config.hubs.push("2".to_owned());
+    let mut agent = Agent::new(Arc::new(config), Seed::from_u64(1), NOW, &mut out);
+    let (mut now, mut dials) = (NOW, Vec::new());
+    while now < NOW.after(Duration::from_secs(60)) {
+        for target in std::mem::take(&mut out.dial) {
+            let ix = u32::try_from(dials.len()).unwrap();
+            dials.push((target, now));
+            let peer = HubGrant::default();
+            agent.handle(now, Input::Connected { target, conn: conn(ix), dialect: V2, peer }, &mut out);
+            let hub = if target.0 == 0 { "hub-a" } else { "hub-b" };
+            let frames = [Frame::Welcome(Box::new(welcome(hub, u64::from(ix) + 1)))];
+            let message = encode_message(V2, 0, &frames);
+            agent.handle(now, Input::Message { conn: conn(ix), message }, &mut out);
+            assert_eq!(agent.mux().len(), 1);
+            let frames = [Frame::GoAway { code: CloseCode::Superseded, retry_after_ms: 0 }];
+            let message = encode_message(V2, 0, &frames);
+            agent.handle(now, Input::Message { conn: conn(ix), message }, &mut out);
+            agent.handle(now, Input::Disconnected { conn: conn(ix), cause: CloseCode::Superseded }, &mut out);
+            assert_eq!(agent.mux().len(), 0);
+        }
+        now = agent.poll_timeout().map_or(now.after(Duration::from_secs(1)), |d| d.at.max(now));
+        agent.handle_timeout(now, &mut out);
+    }
+    let within = |from, to| dials.iter().filter(|(_, at)| (from..to).contains(&at.since(NOW).as_secs())).count();
+    assert!((2..=20).contains(&within(0, 10)), "{dials:?}");
+    assert!((1..=4).contains(&within(30, 60)), "{dials:?}");
+    assert!(dials.iter().any(|d| d.0 == TargetIx(1)), "the other hub is asked too");
+}

@@ -140,7 +140,7 @@ impl Control {
         match result {
             Ok(RegistryReply::Claimed { epoch, nonce, .. }) if self.handshakes.get(conn).is_none() => {
                 // The agent left meanwhile: what was claimed for it is nobody's.
-                self.release(now, &agent_id, Fence { epoch, nonce }, out);
+                self.release_claimed(now, &agent_id, Fence { epoch, nonce }, out);
             }
             Ok(RegistryReply::Claimed { epoch, nonce, superseded }) => {
                 self.attach(now, conn, Fence { epoch, nonce }, true, superseded, None, mux, notes, out);

@@ -308,7 +308,18 @@ impl Control {
     pub(super) fn on_late_claim(&mut self, now: Instant, agent_id: &AgentId, fence: Fence, out: &mut NodeOut) {
         // The claim is under way once more for this attachment: that answer counts.
         if !self.may_be_ours(agent_id, fence) {
-            self.release(now, agent_id, fence, out);
+            self.release_claimed(now, agent_id, fence, out);
+        }
+    }
+
+    /// Takes back what a claim granted in vain. That claim may have taken the
+    /// place of the entry of an attachment that is held all the same, so the
+    /// audit of that one comes soon (O6).
+    pub(super) fn release_claimed(&mut self, now: Instant, agent_id: &AgentId, fence: Fence, out: &mut NodeOut) {
+        self.release(now, agent_id, fence, out);
+        if self.attachments.contains_key(agent_id) {
+            let at = self.soon(now);
+            self.upkeep_by(agent_id, at);
         }
     }
 

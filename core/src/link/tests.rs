@@ -254,3 +254,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_wary_link_waits_as_after_so_many_failures_and_none_of_them_is_its_own() {
+    let delay = |link: &Link| link.poll_timeout().unwrap().at.since(at(0));
+    let wary = |failures| Link::wary(fixed(), Seed::from_u64(1), at(0), failures);
+    for failures in [1, 2, 5, 40, u32::MAX] {
+        let mut failed = Link::new(fixed(), Seed::from_u64(1), at(0));
+        for _ in 0..failures.min(100) {
+            let _ = failed.on_event(at(0), Event::Failed);
+            if failed.attempts() < failures.min(100) {
+                failed.state = State::Connecting;
+            }
+        }
+        assert_eq!(delay(&wary(failures)), delay(&failed), "{failures}");
+        assert_eq!((wary(failures).attempts(), wary(failures).state()), (0, State::Backoff));
+    }
+}

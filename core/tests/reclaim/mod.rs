@@ -103,6 +103,30 @@ fn a_claim_of_unknown_outcome_keeps_its_id_until_it_is_known() {
     assert_eq!(w.sock(a, c).aborted, None);
 }
 
+/// A second process of the agent is gone before its claim is answered. That
+/// claim took the place of the first one's entry, and is taken back (O6).
+#[test]
+fn a_claim_for_nobody_costs_the_attachment_that_is_held_its_entry_for_a_moment() {
+    let (mut w, a) = lone_hub();
+    w.agent(agent_config("plant-7", &["hub-a"], 1), 3);
+    w.run_for(Duration::from_secs(1));
+    let before = tunnel(&w, a);
+    assert!(before.1);
+    w.registry_held = true;
+    let second = w.agent(agent_config("plant-7", &["hub-a"], 1), 4);
+    w.run_for(Duration::from_millis(10));
+    w.crash(second);
+    w.run_for(Duration::from_millis(10));
+    w.registry_held = false;
+    w.run_for(Duration::from_millis(50));
+    assert_eq!((tunnel(&w, a), w.located("ldap")), (before, 0), "held, and not listed");
+    w.run_for(Duration::from_secs(3));
+    let (fence, firm) = tunnel(&w, a);
+    assert!(firm && fence > before.0);
+    assert_eq!(w.registry.attachment(&plant_7(), &name("hub-a")).map(|(_, f)| f), Some(fence));
+    assert_eq!(w.located("ldap"), 1, "long before the lease ends");
+}
+
 #[test]
 fn an_agent_that_came_during_an_outage_is_claimed_within_a_lease_after_it() {
     let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
