@@ -213,6 +213,23 @@ impl Link {
         link
     }
 
+    /// A link whose first dial waits as one would after so many failures in a
+    /// row: for whoever makes it because others of its kind did not last (L8).
+    /// Its own failures count from none.
+    #[must_use]
+    pub fn wary(backoff: Backoff, seed: Seed, now: Instant, failures: u32) -> Self {
+        let mut link = Self::new(backoff, seed, now);
+        link.state = State::Backoff;
+        for _ in 1..failures {
+            if link.base >= backoff.max {
+                break;
+            }
+            link.base = scale(link.base, backoff.multiplier_milli).min(backoff.max);
+        }
+        link.grow(now);
+        link
+    }
+
     /// Where it stands.
     #[must_use]
     pub const fn state(&self) -> State {
@@ -304,6 +321,11 @@ impl Link {
                 now.after(Duration::from_nanos(self.rng.below(nanos.saturating_add(1)))).max(self.not_before);
             return;
         }
+        self.grow(now);
+    }
+
+    /// The next delay, longer than the one before.
+    fn grow(&mut self, now: Instant) {
         self.waiting_base = self.base.min(self.backoff.max);
         self.base = scale(self.waiting_base, self.backoff.multiplier_milli).min(self.backoff.max);
         let delay = self.jittered(self.capped(self.waiting_base));

@@ -64,7 +64,6 @@ impl World {
     /// Something goes wrong.
     pub(crate) fn inject(&mut self, fault: Fault) {
         self.faults_done[fault.class() as usize] += 1;
-        self.note_fault(&fault);
         self.line(None, || format!("FAULT {fault:?}"));
         let lasts = fault.lasts();
         match fault {

@@ -35,8 +35,7 @@ marks! {
     QueueFull = "a session's queue or in-flight cap stopped its data";
     ResumedWithReplay = "a session resumed and sent bytes again";
     ResumeRefused = "a resumption was refused";
-    ClaimUnknownThenHit = "a claim's answer was lost and its retry answered from memory"
-        later "hubs do not retry a claim: an attachment without an answer is provisional";
+    ClaimUnknownThenHit = "a claim's answer was lost and its retry answered from memory";
     ClaimReplyLost = "a claim was executed and its answer lost";
     EpochRaisedBySeen = "an epoch was raised by `seen` (the registry had gone back)";
     EpochRaisedByFloor = "an epoch was raised by the floor";
@@ -60,7 +59,7 @@ marks! {
     Superseded = "an instance superseded another's attachments";
     LeaseSelfFence = "a hub's lease ran out and it refused as owner";
     Provisional = "an agent was attached without the registry";
-    ProvisionalReclaimed = "a provisional attachment was claimed after the outage" later "re-claiming after an outage comes with the HA work";
+    ProvisionalReclaimed = "a provisional attachment was claimed after the outage";
     OwnerCrashed = "an owner crashed with streams of another hub";
     CrossHub = "a stream crossed two hubs and finished";
     Retried = "an origin tried the next candidate";

@@ -54,7 +54,7 @@ pub(crate) struct Conn {
     closing: [Option<CloseCode>; 2],
     pub(crate) pipes: [Pipe; 2],
     pub(crate) dialect: Dialect,
-    target: TargetIx,
+    pub(crate) target: TargetIx,
     /// The dialler gave up before it heard of it.
     given_up: bool,
     /// The dialler showed a certificate of another name.
@@ -188,6 +188,7 @@ impl World {
             to = *other;
         }
         self.check.dials += 1;
+        self.pace_dial(from, to, target, self.conns.len() as u32);
         let codec = if self.net.lane.below(256) < u64::from(self.plan.v1) { Codec::JsonV1 } else { Codec::BinaryV2 };
         let buffer = self.net.lane.between(self.plan.net.buffer.0, self.plan.net.buffer.1).max(1);
         let conn = self.conns.len() as u32;
@@ -274,7 +275,7 @@ impl World {
             && self.certificate(conn, n).1
         {
             self.conns[conn as usize].wrong_certificate = true;
-            self.marks.hit(crate::marks::Mark::WrongCertificate);
+            self.marks.hit(Mark::WrongCertificate);
         }
         self.input(to, Input::Accepted { conn: key(conn, 1), dialect, principal });
     }

@@ -22,6 +22,7 @@ use nowconnect_core::time::{Deadline, Instant};
 
 use crate::event::Event;
 use crate::faults::At;
+use crate::net::place;
 use crate::plan::{AgentPlan, HubPlan, ModePlan, Plan};
 use crate::world::{Phase, World};
 
@@ -385,6 +386,7 @@ impl World {
 
     /// Gives a machine one input and carries out what it wants.
     pub(crate) fn input(&mut self, ix: u16, input: Input) {
+        self.notice(&input);
         let now = self.now;
         let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);
@@ -394,8 +396,17 @@ impl World {
         self.settle(ix);
     }
 
+    fn notice(&mut self, input: &Input) {
+        if let Input::Disconnected { conn, .. } = input
+            && let (conn, 0) = place(*conn)
+        {
+            self.pace_gone(conn);
+        }
+    }
+
     /// Gives a machine one input, inside `settle`.
     pub(crate) fn raw_input(&mut self, ix: u16, input: Input) {
+        self.notice(&input);
         let now = self.now;
         let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);

@@ -166,6 +166,12 @@ pub const PROFILES: &[Profile] = &[
         script: Some(scenario::short_tokens),
         ..SCENARIO
     },
+    Profile {
+        name: "steady-cuts",
+        what: "a node loses its connections again and again, each after it had lasted",
+        script: Some(scenario::steady_cuts),
+        ..SCENARIO
+    },
 ];
 
 /// The name of the rotation on the command line.

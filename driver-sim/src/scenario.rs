@@ -209,6 +209,29 @@ pub(crate) fn thin_wire(plan: &mut Plan, l: &mut Lane) {
         }
         c.buffer = 256 << 10;
     }
+    // Caps that this traffic reaches, in one encoding or the other.
+    if l.chance(1, 2) {
+        let cap = l.spread(32 << 10, 128 << 10);
+        plan.hubs.iter_mut().for_each(|h| h.inflight = cap);
+        plan.agents.iter_mut().for_each(|a| a.inflight = cap);
+        plan.v1 = if l.chance(1, 2) { 256 } else { plan.v1 };
+    }
+}
+
+/// {one node loses all its connections again and again, each after it lasted}.
+pub(crate) fn steady_cuts(plan: &mut Plan, l: &mut Lane) {
+    for a in &mut plan.agents {
+        a.hubs = vec![l.below(plan.hubs.len() as u64) as u8];
+        a.parallel = 1;
+        a.start_ns = 0;
+    }
+    let at = if l.chance(1, 2) { At::Hub(0) } else { At::Agent(0) };
+    let mut when = l.between(4000, 8000);
+    while when + 3000 < plan.safety_ns / MS {
+        let how = [CutHow::Rst, CutHow::Fin, CutHow::OneSide][l.below(3) as usize];
+        plan_fault(plan, when, Fault::CutAll { at, how });
+        when += l.between(4500, 8000);
+    }
 }
 
 /// {agents lose their connections and come back with tokens that name fewer
@@ -244,4 +267,5 @@ pub(crate) const ALL: &[fn(&mut Plan, &mut Lane)] = &[
     registry_out,
     thin_wire,
     short_tokens,
+    steady_cuts,
 ];

@@ -1,27 +1,45 @@
-//! The table of planted bugs: how soon the oracles notice each mistake.
+//! The table of planted bugs: how soon the oracles notice each mistake, and in
+//! which run.
 //!
 //! A seed counts as a catch only if the same plan passes without the mistake,
 //! so that a defect of the core or a false alarm never shines as an oracle.
 //! Must not know what a bug does: everything it needs stands in the plan that
 //! any seed of the profile draws.
 
-use nowconnect_core::planted::{Applies, BUGS, Bug};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::sync_channel;
 
-use crate::plan::{Level, Plan};
-use crate::profile::{PROFILES, Profile};
-use crate::run::{Keep, Report, plan, run, run_planted};
+use nowconnect_core::planted::{Applies, Bug};
+
+use crate::campaign::{self, Case};
+use crate::plan::Level;
+use crate::profile::Choice;
+use crate::repeat::{difference, perform};
+use crate::run::{Keep, plan};
 use crate::world::Violation;
 
-/// One seed in this many is run twice and must give the same trace (D1).
-pub const REPEAT_EVERY: u64 = 50;
+/// Most bugs are to be noticed within so many seeds.
+pub const SOON: u64 = 200;
+
+/// Which runs are looked through for each bug.
+#[derive(Clone, Debug)]
+pub struct Search {
+    /// The seeds.
+    pub seeds: Range<u64>,
+    /// The profile of each.
+    pub choice: Choice,
+    /// How messages are carried.
+    pub level: Level,
+}
 
 /// What became of a bug.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Noticed.
     Caught {
-        /// The seed.
-        seed: u64,
+        /// The run that noticed it.
+        case: Case,
         /// Seeds that were run, this one included.
         after: u64,
         /// What broke.
@@ -57,94 +75,130 @@ impl Row {
             Outcome::Elsewhere(_) => true,
         }
     }
-}
 
-/// Runs a plan, and again when that is its turn: two runs of one tape are one
-/// trace (D1). `None` if the bug cannot be on.
-#[must_use]
-pub fn run_checked(plan: &Plan, bug: Option<u16>) -> Option<Report> {
-    let again = || match bug {
-        Some(id) => run_planted(plan.clone(), id, Keep::Outcome),
-        None => Some(run(plan.clone(), Keep::Outcome)),
-    };
-    let mut first = again()?;
-    if first.violation.is_none() && plan.seed.is_multiple_of(REPEAT_EVERY) {
-        let second = again()?;
-        if (second.hash, second.events) != (first.hash, first.events) {
-            let text = format!(
-                "two runs of one tape differ: hash {:016x} after {} events, {:016x} after {}",
-                first.hash, first.events, second.hash, second.events
-            );
-            first.violation = Some(Violation::new("D1", text));
-        }
+    /// Whether it was noticed within [`SOON`] seeds.
+    #[must_use]
+    pub const fn is_soon(&self) -> bool {
+        matches!(self.outcome, Outcome::Caught { after, .. } if after <= SOON)
     }
-    Some(first)
 }
 
-/// The profile of a seed when none is asked for: three of four seeds are of the
-/// default one, the fourth of the named scenarios in turn.
+/// Why a bug cannot be switched on in a simulated world, if it cannot.
 #[must_use]
-pub fn rotation(seed: u64) -> &'static Profile {
-    let mut scenarios = PROFILES.iter().filter(|p| p.script.is_some());
-    let turn = (seed / 4) as usize % scenarios.clone().count().max(1);
-    let scenario = (seed % 4 == 3).then(|| scenarios.nth(turn)).flatten();
-    scenario.unwrap_or(&PROFILES[0])
-}
-
-/// Runs seeds with a bug on until it is noticed. Without a profile: in
-/// [`rotation`].
-#[must_use]
-pub fn hunt(bug: &'static Bug, profile: Option<&Profile>, level: Level, seeds: std::ops::Range<u64>) -> Row {
-    let elsewhere = |why: &str| Row { bug, outcome: Outcome::Elsewhere(why.to_owned()) };
+pub fn elsewhere(bug: &Bug) -> Option<String> {
     match bug.applies {
-        Applies::Core | Applies::Simulator => {}
-        Applies::Driver => return elsewhere("the mistake is one of the production driver"),
-        Applies::Later(why) => return elsewhere(why),
+        Applies::Core | Applies::Simulator => None,
+        Applies::Driver => Some(format!("production driver only: {}", bug.needs)),
+        Applies::Later(why) => Some(format!("later: {why}")),
     }
-    let mut after = 0;
-    for seed in seeds {
-        after += 1;
-        let drawn = plan(seed, profile.unwrap_or_else(|| rotation(seed)), level);
-        let Some(report) = run_checked(&drawn, Some(bug.id)) else {
-            return elsewhere("this build has no planted bugs");
+}
+
+/// Runs seeds with a bug on until it is noticed.
+#[must_use]
+pub fn hunt(bug: &'static Bug, search: &Search) -> Row {
+    let row = |outcome| Row { bug, outcome };
+    if let Some(why) = elsewhere(bug) {
+        return row(Outcome::Elsewhere(why));
+    }
+    for seed in search.seeds.clone() {
+        let profile = search.choice.of(seed);
+        let case = Case { seed, profile: profile.name, planted: Some(bug.id), l1: search.level == Level::L1 };
+        let Some((report, _)) = campaign::one(case, search.choice, Keep::Outcome) else {
+            return row(Outcome::Elsewhere("not in this build".to_owned()));
         };
         let Some(violation) = report.violation else { continue };
-        if violation.id == "CANARY" || run_checked(&drawn, None).is_some_and(|r| r.violation.is_none()) {
-            return Row { bug, outcome: Outcome::Caught { seed, after, violation } };
+        let holds = perform(plan(seed, profile, search.level), None, Keep::Outcome)
+            .is_some_and(|r| r.violation.is_none() && difference(&r, None).is_none());
+        if holds {
+            return row(Outcome::Caught { case, after: seed - search.seeds.start + 1, violation });
         }
     }
-    Row { bug, outcome: Outcome::Missed { after } }
+    row(Outcome::Missed { after: search.seeds.end - search.seeds.start })
 }
 
-/// Every bug, in the catalogue's order.
-pub fn table(profile: Option<&Profile>, level: Level, seeds: u64) -> impl Iterator<Item = Row> {
-    BUGS.iter().map(move |bug| hunt(bug, profile, level, 0..seeds))
+/// Hunts each bug, on so many threads, and shows the rows in the order of
+/// `bugs`, each as soon as those before it are known. Ends early when `show`
+/// fails; bugs that are being hunted then are hunted to their end.
+///
+/// # Errors
+/// What `show` returns.
+pub fn table<E>(
+    bugs: &[&'static Bug],
+    search: &Search,
+    jobs: usize,
+    mut show: impl FnMut(&Row) -> Result<(), E>,
+) -> Result<(), E> {
+    let next = AtomicUsize::new(0);
+    let (send, receive) = sync_channel::<(usize, Row)>(bugs.len());
+    std::thread::scope(|scope| {
+        // Moved in: its end is the end of the channel for the jobs.
+        let receive = receive;
+        for _ in 0..jobs.max(1) {
+            let (send, next) = (send.clone(), &next);
+            scope.spawn(move || {
+                while let Some((ix, bug)) = {
+                    let ix = next.fetch_add(1, Relaxed);
+                    bugs.get(ix).map(|bug| (ix, bug))
+                } {
+                    if send.send((ix, hunt(bug, search))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(send);
+        let mut waiting: Vec<Option<Row>> = bugs.iter().map(|_| None).collect();
+        let mut shown = 0;
+        for (ix, row) in receive {
+            if let Some(place) = waiting.get_mut(ix) {
+                *place = Some(row);
+            }
+            while let Some(Some(row)) = waiting.get(shown) {
+                show(row)?;
+                shown += 1;
+            }
+        }
+        Ok(())
+    })
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "planted"))]
 mod tests {
     use super::*;
+    use nowconnect_core::planted::{CANARY, find};
 
-    #[test]
-    fn every_profile_with_a_script_has_its_turn_and_the_default_most_of_them() {
-        let all: Vec<&str> = (0..400).map(|s| rotation(s).name).collect();
-        for p in PROFILES.iter().filter(|p| p.script.is_some()) {
-            assert!(all.contains(&p.name), "{}", p.name);
-        }
-        assert_eq!(all.iter().filter(|n| **n == PROFILES[0].name).count(), 300);
+    fn search(seeds: Range<u64>) -> Search {
+        Search { seeds, choice: Choice::Mixed, level: Level::L0 }
     }
 
     /// Mistakes of different kinds, each noticed by another oracle. All of them
     /// are in `planted`, the command.
-    #[cfg(feature = "planted")]
     #[test]
     fn mistakes_are_noticed_by_the_oracle_they_break() {
-        use nowconnect_core::planted::find;
-        for (id, invariant) in [(1, "O3"), (14, "S2"), (36, "S7"), (47, "L6"), (55, "I3"), (58, "B10"), (2001, "S9")] {
-            let bug = find(id).expect("a bug of the catalogue");
-            let row = hunt(bug, None, Level::L0, 0..60);
+        crate::panics::keep_quiet();
+        let expected =
+            [(1, "O3"), (14, "S2"), (36, "S7"), (47, "L6"), (55, "I3"), (58, "B10"), (2001, "S9"), (CANARY, "CANARY")];
+        let bugs: Vec<_> = expected.iter().filter_map(|(id, _)| find(*id)).collect();
+        let mut rows = Vec::new();
+        let shown: Result<(), ()> = table(&bugs, &search(1..160), 2, |row| {
+            rows.push(row.clone());
+            Ok(())
+        });
+        assert_eq!((shown, rows.len()), (Ok(()), bugs.len()));
+        for ((id, invariant), row) in expected.iter().zip(rows) {
             let Outcome::Caught { violation, .. } = &row.outcome else { panic!("bug {id} was not noticed") };
-            assert_eq!(violation.id, invariant, "bug {id}: {}", violation.text);
+            assert_eq!(row.bug.id, *id, "rows come in the order of the bugs");
+            assert_eq!(violation.id, *invariant, "bug {id}: {}", violation.text);
+            assert!(row.as_expected() && row.is_soon(), "{id}");
         }
+    }
+
+    #[test]
+    fn what_is_not_here_is_said_and_what_is_not_noticed_too() {
+        let driver = hunt(find(48).unwrap(), &search(0..1)).outcome;
+        assert!(matches!(&driver, Outcome::Elsewhere(why) if why.starts_with("production driver")), "{driver:?}");
+        let later = hunt(find(60).unwrap(), &search(0..1)).outcome;
+        assert!(matches!(&later, Outcome::Elsewhere(why) if why.starts_with("later: ")), "{later:?}");
+        assert_eq!(hunt(find(CANARY).unwrap(), &search(1..4)).outcome, Outcome::Missed { after: 3 });
     }
 }

@@ -67,9 +67,20 @@ pub struct Tunnels {
     pub(super) draining: bool,
     /// The first dials were made; those go out at once.
     started: bool,
+    /// Tunnels in a row, over all hubs, that were lost before they had lasted.
+    unsteady: u32,
     told_fewer: bool,
     /// The address with a tunnel that was last asked where it leads.
     pub(super) asked: usize,
+}
+
+/// A tunnel lost its connection, and perhaps had before.
+fn note_lost(unsteady: &mut u32, link: &mut Link, now: Instant) {
+    let served = link.state() == link::State::Established;
+    link.on_event(now, Event::Lost);
+    if served {
+        *unsteady = if link.attempts() == 0 { 0 } else { unsteady.saturating_add(1) };
+    }
 }
 
 impl Tunnels {
@@ -96,6 +107,7 @@ impl Tunnels {
             seed: *seed,
             draining: false,
             started: false,
+            unsteady: 0,
             told_fewer: false,
             asked: 0,
             config,
@@ -171,8 +183,13 @@ impl Tunnels {
                 let seed = self.seed.fork(&format!("hub {ix} {}", now.as_nanos()));
                 missing -= 1;
                 if self.started {
-                    // Every agent of a hub that died wakes another one now (L8).
-                    h.link = Some(Link::soon(self.config.backoff, seed, now));
+                    // Every agent of a hub that died wakes another one now; and
+                    // who is sent away everywhere must not go round at that pace,
+                    // as the second process of one agent would (L8).
+                    h.link = Some(match self.unsteady {
+                        0 => Link::soon(self.config.backoff, seed, now),
+                        n => Link::wary(self.config.backoff, seed, now, n),
+                    });
                 } else {
                     h.link = Some(Link::new(self.config.backoff, seed, now));
                     self.dial(ix, out);
@@ -352,7 +369,7 @@ impl Tunnels {
                 });
                 if let Some(l) = self.hubs.iter_mut().find(|h| h.session == Some(key)).and_then(|h| h.link.as_mut()) {
                     l.set_streams_wait(now, shard.has_streams(key));
-                    l.on_event(now, Event::Lost);
+                    note_lost(&mut self.unsteady, l, now);
                 }
                 if window.is_zero() {
                     self.lose(now, key, cause, mux, notes, out);
@@ -387,7 +404,7 @@ impl Tunnels {
             h.leaving = false;
             if let Some(l) = h.link.as_mut() {
                 l.set_streams_wait(now, false);
-                l.on_event(now, Event::Lost);
+                note_lost(&mut self.unsteady, l, now);
             }
             if h.shunned {
                 h.link = None;

@@ -6,6 +6,7 @@
 
 mod ends;
 mod nodes;
+pub(crate) mod pace;
 mod rare;
 mod relations;
 mod tap;
@@ -63,8 +64,9 @@ pub(crate) struct Check {
     /// When one of a pair of hubs last found the other's connection one too
     /// many: a dial of the lower number, a dial of the higher.
     pub(crate) duplicates: BTreeMap<(u16, u16), [Option<u64>; 2]>,
-    /// A fault took something from the registry, or kept it from being written.
-    pub(crate) registry_lost: bool,
+    pub(crate) pace: pace::Pace,
+    /// Attachments without the registry, by hub.
+    pub(crate) provisional: BTreeSet<(u16, AgentId)>,
     /// Clients that were opened once.
     tried: BTreeSet<u32>,
     /// The hub each agent attached to last.
@@ -101,7 +103,8 @@ impl Check {
             nodes: BTreeMap::new(),
             excuses: Vec::new(),
             duplicates: BTreeMap::new(),
-            registry_lost: false,
+            pace: pace::Pace::default(),
+            provisional: BTreeSet::new(),
             tried: BTreeSet::new(),
             attached: BTreeMap::new(),
             opened: BTreeSet::new(),
@@ -232,7 +235,12 @@ impl World {
             Observed::SessionSuspended { cause: CloseCode::Dead, .. } => self.marks.hit(Mark::DeadPeerNoticed),
             Observed::HandshakeFailed { cause: CloseCode::ResumeRefused, .. } => self.marks.hit(Mark::ResumeRefused),
             Observed::LeaseHeldByOther => self.marks.hit(Mark::LeaseSelfFence),
-            Observed::Attached { agent_id, firm, takeover, .. } => self.note_attached(ix, &agent_id, firm, takeover),
+            Observed::Attached { agent_id, firm, takeover, .. } if self.nodes[usize::from(ix)].is_hub() => {
+                self.note_attached(ix, &agent_id, firm, takeover);
+            }
+            Observed::Detached { agent_id, .. } => {
+                self.check.provisional.remove(&(ix, agent_id));
+            }
             Observed::TokenExpired { .. } => self.marks.hit(Mark::TokenExpired),
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
             Observed::ProtocolViolation { plane, kind, detail } => {
@@ -246,7 +254,7 @@ impl World {
             | Observed::SessionSuspended { .. }
             | Observed::HandshakeFailed { .. }
             | Observed::Rtt { .. }
-            | Observed::Detached { .. }
+            | Observed::Attached { .. }
             | Observed::PeerIsSelf { .. }
             | Observed::FewerHubs { .. }
             | Observed::GaveUp { .. } => {}
@@ -540,7 +548,9 @@ impl World {
             if plan.at < 10_000 * MS || !accepts || !willing(plan.client_end) || !willing(plan.target_end) {
                 continue;
             }
-            if c.fate != Fate::Finished && self.should_carry(usize::from(plan.hub), plan.connector) {
+            // The healing restarts agents whose tokens run out.
+            let restarted = c.ended_at >= self.healed_at && self.plan.agents.iter().any(|a| a.token_ns > 0);
+            if c.fate != Fate::Finished && !restarted && self.should_carry(usize::from(plan.hub), plan.connector) {
                 return self.fail("L1", format!("client {client} ended as {:?} in a run without faults", c.fate));
             }
         }

@@ -40,8 +40,6 @@ pub(crate) struct NodeGhost {
     pub(crate) unhealthy_since: Option<u64>,
     renewals: BTreeMap<Token, Instant>,
     lease_until: Option<Instant>,
-    /// Its lease ended once, as far as it knew: others may have swept it.
-    pub(crate) lapsed: bool,
     /// Payload its sockets gave and took.
     pub(crate) from_sockets: u64,
     pub(crate) to_sockets: u64,
@@ -67,7 +65,7 @@ impl World {
     }
 
     /// Since when a process has run undisturbed; `None` while it does not.
-    fn calm(&self, ix: u16) -> Option<u64> {
+    pub(super) fn calm(&self, ix: u16) -> Option<u64> {
         let n = &self.nodes[usize::from(ix)];
         let disturbed = n.paused || n.lag > 0 || !n.held.is_empty() || n.machine.is_none();
         (!disturbed).then(|| self.check.nodes.get(&ix).map_or(0, |g| g.calm_since))
@@ -92,7 +90,6 @@ impl World {
         }
         if *result == Ok(RegistryReply::Renewed) {
             let until = Some(sent.after(std::time::Duration::from_nanos(lease)));
-            g.lapsed |= g.lease_until.is_some_and(|t| sent >= t);
             g.lease_until = g.lease_until.max(until);
         }
     }

@@ -8,7 +8,6 @@
 
 use nowconnect_core::config::Mode;
 
-use crate::faults::{Fault, RegistryFault};
 use crate::marks::Mark;
 use crate::plan::MS;
 use crate::world::World;
@@ -56,23 +55,6 @@ impl World {
         }
     }
 
-    /// Remembers faults after which the registry need not be whole again.
-    pub(crate) fn note_fault(&mut self, fault: &Fault) {
-        if let Fault::Registry { what, .. } = fault {
-            self.check.registry_lost |= matches!(
-                what,
-                RegistryFault::Failover(_)
-                    | RegistryFault::Empty
-                    | RegistryFault::Restore(_)
-                    | RegistryFault::Evict(_)
-                    | RegistryFault::Corrupt(_)
-                    | RegistryFault::HalfDone(_)
-                    | RegistryFault::LateCommits(_)
-                    | RegistryFault::Wall(_)
-            );
-        }
-    }
-
     /// O6, L5, L6: what the registry says when all is quiet.
     pub(crate) fn check_registry(&mut self) {
         let listed = self.registry.snapshot(nowconnect_core::time::Instant::from_nanos(self.now));
@@ -81,16 +63,20 @@ impl World {
             if !hub.control().registry_healthy() {
                 return self.fail("L6", format!("hub-{ix} counts the registry as out long after the healing"));
             }
-            // What was swept after a lease ended is not claimed again yet.
-            if self.check.registry_lost || self.check.nodes.get(&(ix as u16)).is_some_and(|g| g.lapsed) {
-                continue;
-            }
-            let missing = hub.control().tunnels().filter(|t| t.firm).find(|t| {
+            // Also what a fault took from the registry, or was swept after a
+            // lease ended, is claimed again by now, and nothing is provisional.
+            let missing = hub.control().tunnels().find(|t| {
                 let up = hub.mux().get(t.session).is_some_and(|e| e.conn.is_some());
-                up && !listed.iter().any(|l| l.agent_id == *t.agent_id && l.hub == *hub.run() && l.fence == t.fence)
+                up && !(t.firm
+                    && listed.iter().any(|l| l.agent_id == *t.agent_id && l.hub == *hub.run() && l.fence == t.fence))
             });
             if let Some(t) = missing {
-                let text = format!("hub-{ix} holds {} under {:?}; the registry lists {listed:?}", t.agent_id, t.fence);
+                let text = format!(
+                    "hub-{ix} holds {} under {:?}, {}; the registry lists {listed:?}",
+                    t.agent_id,
+                    t.fence,
+                    if t.firm { "firm" } else { "provisional" }
+                );
                 return self.fail("O6", text);
             }
         }

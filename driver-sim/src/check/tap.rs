@@ -83,5 +83,12 @@ impl World {
         let wire = &mut self.check.wire;
         wire.line(conn).heard[to] = now;
         wire.arrived(conn, to, dialect, message);
+        let (welcome, dismissed) = (std::mem::take(&mut wire.welcome), std::mem::take(&mut wire.dismissed));
+        if to == 0 && welcome {
+            self.pace_welcomed(conn);
+        }
+        if to == 0 && dismissed {
+            self.pace_dismissed(conn);
+        }
     }
 }

@@ -117,6 +117,9 @@ pub(crate) struct Wire {
     pub(super) marks: Vec<Mark>,
     /// A hub that says DUPLICATE on a mesh connection.
     pub(super) duplicate: bool,
+    /// WELCOME and GOAWAY in the message that arrived last.
+    pub(super) welcome: bool,
+    pub(super) dismissed: bool,
     /// Streams seen lately, for whoever wants to forge a frame of one.
     pub(crate) recent: VecDeque<(Cid, Epoch)>,
 }
@@ -575,6 +578,8 @@ impl Wire {
         let mut frames = std::mem::take(&mut self.frames);
         frames.clear();
         let number = decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames).unwrap_or(0);
+        self.welcome |= frames.iter().any(|f| matches!(f, Frame::Welcome(_)));
+        self.dismissed |= frames.iter().any(|f| matches!(f, Frame::GoAway { .. }));
         let session = self.line(conn).session;
         if let Some(ledger) = session.and_then(|s| self.sessions.get_mut(s as usize)) {
             let fresh = number == ledger.dirs[from].arrived + 1;

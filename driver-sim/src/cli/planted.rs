@@ -1,17 +1,14 @@
-//! `planted`: the table of planted bugs. A catch counts only if the same plan
-//! holds without the bug.
+//! `planted`: the table of planted bugs in words. What counts as a catch is the
+//! library's (`table`).
 
 use std::io::Write;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::sync_channel;
 
-use nowconnect_core::planted::{Applies, BUGS, Bug};
+use nowconnect_core::planted::{BUGS, Bug};
 use nowconnect_sim::campaign;
 use nowconnect_sim::plan::Level;
 use nowconnect_sim::profile::{Choice, MIXED};
-use nowconnect_sim::repeat::{difference, perform};
-use nowconnect_sim::run::{Keep, plan};
+use nowconnect_sim::table::{Outcome, Row, SOON, Search, elsewhere, table};
 
 use super::{End, LevelName, Stop, choice, jobs, range};
 
@@ -37,62 +34,25 @@ pub(crate) struct Planted {
     jobs: Option<usize>,
 }
 
-/// What became of a bug.
-enum Fate {
-    Caught { seed: u64, profile: &'static str, after: u64, by: String },
-    Missed { after: u64 },
-    Elsewhere(String),
-}
-
-fn elsewhere(bug: &Bug) -> Option<String> {
-    match bug.applies {
-        Applies::Core | Applies::Simulator => None,
-        Applies::Driver => Some(format!("production driver only: {}", bug.needs)),
-        Applies::Later(why) => Some(format!("later: {why}")),
-    }
-}
-
-/// Looks through seeds until the bug is noticed.
-fn hunt(bug: &Bug, args: &Planted) -> Fate {
-    if let Some(why) = elsewhere(bug) {
-        return Fate::Elsewhere(why);
-    }
-    let level = Level::from(args.level);
-    for seed in args.seeds.clone() {
-        let profile = args.profile.of(seed);
-        let case = campaign::Case { seed, profile: profile.name, planted: Some(bug.id), l1: level == Level::L1 };
-        let Some((report, _)) = campaign::one(case, args.profile, Keep::Outcome) else {
-            return Fate::Elsewhere("not in this build".to_owned());
-        };
-        let Some(violation) = report.violation else { continue };
-        let holds = perform(plan(seed, profile, level), None, Keep::Outcome)
-            .is_some_and(|r| r.violation.is_none() && difference(&r, None).is_none());
-        if holds {
-            let after = seed - args.seeds.start + 1;
-            return Fate::Caught { seed, profile: profile.name, after, by: violation.id };
+fn line(row: &Row) -> String {
+    let oracle = row.bug.oracle.join(" ");
+    let expected =
+        |shown: bool| if shown && !oracle.is_empty() { format!(" (expected {oracle})") } else { String::new() };
+    let what = match &row.outcome {
+        Outcome::Caught { case, after, violation } => {
+            format!("caught   {after:>5}  {:<4} {}{}", violation.id, case.arguments(), expected(!row.as_expected()))
         }
-    }
-    Fate::Missed { after: args.seeds.end - args.seeds.start }
-}
-
-fn row(bug: &Bug, fate: &Fate) -> String {
-    let expected = if bug.oracle.is_empty() { String::new() } else { format!(" (expected {})", bug.oracle.join(" ")) };
-    let what = match fate {
-        Fate::Caught { seed, profile, after, by } => {
-            let other = if bug.oracle.is_empty() || bug.oracle.contains(&by.as_str()) { "" } else { &expected };
-            format!("caught   {after:>5}  {by:<4} seed {seed} of {profile}{other}")
-        }
-        Fate::Missed { after } => format!("MISSED   {after:>5}  {}{expected}", "-"),
-        Fate::Elsewhere(why) => format!("-                {why}"),
+        Outcome::Missed { after } => format!("MISSED   {after:>5}  -{}", expected(true)),
+        Outcome::Elsewhere(why) => format!("-            -  -    {why}"),
     };
-    format!("{:>5}  {what}\n       {}", bug.id, bug.what)
+    format!("{:>5}  {what}\n       {}", row.bug.id, row.bug.what)
 }
 
 pub(crate) fn planted(args: &Planted, out: &mut dyn Write) -> Result<End, Stop> {
     if let Some(id) = args.only.iter().find(|id| BUGS.iter().all(|b| b.id != **id)) {
         return Err(Stop::Usage(format!("planted bug {id} is in no catalogue: `nowconnect-sim planted --list`")));
     }
-    let wanted: Vec<&Bug> = BUGS.iter().filter(|b| args.only.is_empty() || args.only.contains(&b.id)).collect();
+    let wanted: Vec<&'static Bug> = BUGS.iter().filter(|b| args.only.is_empty() || args.only.contains(&b.id)).collect();
     if args.list {
         for bug in wanted {
             let why = elsewhere(bug).map_or_else(String::new, |why| format!(" [{why}]"));
@@ -105,48 +65,21 @@ pub(crate) fn planted(args: &Planted, out: &mut dyn Write) -> Result<End, Stop> 
     }
     writeln!(out, "   id  result   seeds  by   first seed")?;
     out.flush()?;
-    let next = AtomicUsize::new(0);
-    let (mut caught, mut soon, mut missed) = (0, 0, 0);
-    let (send, receive) = sync_channel::<(usize, Fate)>(wanted.len());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs(args.jobs) {
-            let send = send.clone();
-            scope.spawn(|| {
-                // Moved in: the channel ends when the last job does.
-                let send = send;
-                loop {
-                    let ix = next.fetch_add(1, Relaxed);
-                    let Some(bug) = wanted.get(ix) else { return };
-                    if send.send((ix, hunt(bug, args))).is_err() {
-                        return;
-                    }
-                }
-            });
+    let search = Search { seeds: args.seeds.clone(), choice: args.profile, level: Level::from(args.level) };
+    let (mut caught, mut soon, mut missed, mut not_here) = (0, 0, 0, 0);
+    table(&wanted, &search, jobs(args.jobs), |row| {
+        match &row.outcome {
+            Outcome::Caught { .. } => caught += 1,
+            Outcome::Missed { .. } => missed += 1,
+            Outcome::Elsewhere(_) => not_here += 1,
         }
-        drop(send);
-        // In the catalogue's order, each as soon as those before it are known.
-        let mut waiting: Vec<Option<Fate>> = wanted.iter().map(|_| None).collect();
-        let mut shown = 0;
-        for (ix, fate) in receive {
-            if let Some(place) = waiting.get_mut(ix) {
-                *place = Some(fate);
-            }
-            while let (Some(bug), Some(Some(fate))) = (wanted.get(shown), waiting.get(shown)) {
-                match fate {
-                    Fate::Caught { after, .. } => {
-                        caught += 1;
-                        soon += u32::from(*after <= 200);
-                    }
-                    Fate::Missed { .. } => missed += 1,
-                    Fate::Elsewhere(_) => {}
-                }
-                writeln!(out, "{}", row(bug, fate))?;
-                out.flush()?;
-                shown += 1;
-            }
-        }
-        Ok::<(), Stop>(())
+        soon += u32::from(row.is_soon());
+        writeln!(out, "{}", line(row))?;
+        out.flush()
     })?;
-    writeln!(out, "{caught} caught, {soon} of them within 200 seeds; {missed} missed")?;
+    writeln!(
+        out,
+        "{caught} caught, {soon} of them within {SOON} seeds; {missed} missed; {not_here} not to be made here"
+    )?;
     Ok(if missed == 0 { End::Held } else { End::Failed })
 }

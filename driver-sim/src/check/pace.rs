@@ -1,0 +1,159 @@
+//! The pace of dials, seen from outside (L8): whoever lost a connection that
+//! had lasted dials again at once, and nobody dials without end. Counts dials
+//! and connections; must not look into a machine.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use nowconnect_core::id::TargetIx;
+
+use crate::faults::At;
+use crate::plan::MS;
+use crate::world::World;
+
+/// A connection that was up for so long did last, whatever the first delay.
+const LASTED: u64 = 3000 * MS;
+/// The dial after it comes within 30 % of the first delay; with some slack.
+const PROMPT: u64 = 400 * MS;
+/// The time that dials of one target are counted over.
+const WINDOW: u64 = 10_000 * MS;
+/// Dials of one target in that time. Connections that last a second each, two
+/// failures between them, are sixteen.
+const DIALS_MAX: usize = 20;
+
+/// What a process did about one of its targets.
+#[derive(Debug, Default)]
+struct Dials {
+    /// The latest ones.
+    recent: VecDeque<u64>,
+    /// The connection of the last one.
+    conn: u32,
+    /// Since when that was welcome, and when it was gone.
+    welcomed: Option<u64>,
+    gone: Option<u64>,
+    /// The peer said why it ends, and perhaps when to come back.
+    dismissed: bool,
+}
+
+impl Dials {
+    /// A dial: how many there were in the window.
+    fn count(&mut self, now: u64) -> usize {
+        self.recent.push_back(now);
+        while self.recent.front().is_some_and(|at| now - at >= WINDOW) {
+            self.recent.pop_front();
+        }
+        self.recent.len()
+    }
+
+    /// When the connection before was lost, if it had lasted and nobody asked
+    /// for a pause.
+    fn lost_after_long(&self) -> Option<u64> {
+        let (from, to) = (self.welcomed?, self.gone?);
+        (!self.dismissed && to - from >= LASTED).then_some(to)
+    }
+}
+
+/// The dials of all processes.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    dials: BTreeMap<(u16, u32, TargetIx), Dials>,
+    /// When a dial between two nodes was last welcome.
+    welcomed: BTreeMap<(u16, u16), u64>,
+}
+
+const fn pair(a: u16, b: u16) -> (u16, u16) {
+    if a < b { (a, b) } else { (b, a) }
+}
+
+impl World {
+    fn dials_of(&mut self, conn: u32) -> Option<&mut Dials> {
+        let c = &self.conns[conn as usize];
+        let key = (c.nodes[0], c.runs[0], c.target);
+        self.check.pace.dials.get_mut(&key).filter(|d| d.conn == conn)
+    }
+
+    /// A dialler read WELCOME.
+    pub(super) fn pace_welcomed(&mut self, conn: u32) {
+        let [a, b] = self.conns[conn as usize].nodes;
+        let now = self.now;
+        self.check.pace.welcomed.insert(pair(a, b), now);
+        if let Some(d) = self.dials_of(conn) {
+            d.welcomed = Some(now);
+        }
+    }
+
+    /// A dialler read GOAWAY.
+    pub(super) fn pace_dismissed(&mut self, conn: u32) {
+        if let Some(d) = self.dials_of(conn) {
+            d.dismissed = true;
+        }
+    }
+
+    /// A dialler's connection is gone, as far as it is told.
+    pub(crate) fn pace_gone(&mut self, conn: u32) {
+        let now = self.now;
+        if let Some(d) = self.dials_of(conn) {
+            d.gone.get_or_insert(now);
+        }
+    }
+
+    /// L8: a process dials.
+    pub(crate) fn pace_dial(&mut self, from: u16, to: u16, target: TargetIx, conn: u32) {
+        let now = self.now;
+        let node = &self.nodes[usize::from(from)];
+        let (run, calm) = (node.run, self.calm(from));
+        // Of several hubs an agent may want another one first.
+        let wants = match node.at {
+            At::Hub(_) => true,
+            At::Agent(n) => {
+                let a = &self.plan.agents[usize::from(n)];
+                a.hubs.len() <= usize::from(a.parallel)
+            }
+        };
+        let late = 2 * self.plan.late_timers_ns;
+        let between = self.check.pace.welcomed.get(&pair(from, to)).copied();
+        let d = self.check.pace.dials.entry((from, run, target)).or_default();
+        let many = d.count(now);
+        let lost = d.lost_after_long().filter(|_| d.welcomed == between);
+        (d.conn, d.welcomed, d.gone, d.dismissed) = (conn, None, None, false);
+        if many > DIALS_MAX {
+            let text = format!("node {from} dials node {to} {many} times within {} s", WINDOW / MS / 1000);
+            return self.fail("L8", text);
+        }
+        if let Some(lost) = lost
+            && wants
+            && calm.is_some_and(|since| since <= lost)
+            && now - lost > PROMPT + late
+        {
+            let text = format!(
+                "node {from} lost a connection to node {to} that had lasted, and dials again only after {} ms",
+                (now - lost) / MS
+            );
+            self.fail("L8", text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dials_are_counted_over_the_last_ten_seconds() {
+        let mut d = Dials::default();
+        let counted: Vec<usize> = (0..60).map(|n| d.count(n * 400 * MS)).collect();
+        assert_eq!(counted.iter().max(), Some(&25), "one every 400 ms");
+        assert!(counted[24] > DIALS_MAX);
+        assert_eq!(d.count(100_000 * MS), 1);
+    }
+
+    #[test]
+    fn only_a_connection_that_lasted_and_was_not_dismissed_is_dialled_at_once() {
+        let lost =
+            |welcomed, gone, dismissed| Dials { welcomed, gone, dismissed, ..Dials::default() }.lost_after_long();
+        assert_eq!(lost(Some(5), Some(5 + LASTED), false), Some(5 + LASTED));
+        assert_eq!(lost(Some(5), Some(5 + LASTED), true), None);
+        assert_eq!(lost(Some(5), Some(4 + LASTED), false), None);
+        assert_eq!(lost(None, Some(LASTED), false), None);
+        assert_eq!(lost(Some(5), None, false), None);
+    }
+}
