@@ -237,6 +237,9 @@ fn alias_bombs_and_depth_are_bounded() {
     for text in [&bomb, &deep, &long] {
         assert_eq!(hub(text).unwrap_err().0.len(), 1);
     }
+    // The place of the alias, and not of what it stands for, in our words.
+    let found = hub(&bomb).unwrap_err().0.remove(0);
+    assert!(found.at.is_some() && found.message.ends_with("32 levels are read"), "{found}");
 }
 
 #[test]
