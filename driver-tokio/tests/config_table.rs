@@ -84,12 +84,12 @@ fn bad_hubs() {
         ),
         (
             "listeners:\n  - { name: a, bind: '1.2.3.4:1', connector: c }\n  - { name: b, bind: '0.0.0.0:1', connector: c }\n",
-            0,
+            3,
             "binds 0.0.0.0:1, which listener a (1.2.3.4:1) already takes",
         ),
         ("admin: { bind: '0.0.0.0:8766' }\n", 1, "admin.bind: 0.0.0.0:8766 is reachable from other machines"),
-        ("admin: { bind: '127.0.0.1:8765' }\n", 0, "admin.bind: binds 127.0.0.1:8765, which http.bind"),
-        ("metrics: { bind: '127.0.0.1:8765' }\n", 0, "metrics.bind: binds 127.0.0.1:8765, which http.bind"),
+        ("admin: { bind: '127.0.0.1:8765' }\n", 1, "admin.bind: binds 127.0.0.1:8765, which http.bind"),
+        ("metrics: { bind: '127.0.0.1:8765' }\n", 1, "metrics.bind: binds 127.0.0.1:8765, which http.bind"),
         (
             "listeners:\n  - { name: a, bind: '1.2.3.4:1', connector: c, allow: [10.0.0.0/40] }\n",
             2,
@@ -237,6 +237,9 @@ fn alias_bombs_and_depth_are_bounded() {
     for text in [&bomb, &deep, &long] {
         assert_eq!(hub(text).unwrap_err().0.len(), 1);
     }
+    // The place of the alias, and not of what it stands for, in our words.
+    let found = hub(&bomb).unwrap_err().0.remove(0);
+    assert!(found.at.is_some() && found.message.ends_with("32 levels are read"), "{found}");
 }
 
 #[test]

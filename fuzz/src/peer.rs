@@ -404,13 +404,14 @@ impl Peer {
                     assert!(*received <= self.sent, "the node acknowledges what was never sent");
                 }
                 Frame::Stream { cid, epoch, body } => self.hear_stream(*cid, *epoch, body),
+                // A re-claim: from here on OPENs may come under this fence too.
+                Frame::Epoch(n) => self.fences.push(Fence { epoch: n.epoch, nonce: n.nonce }),
                 Frame::Hello(_) | Frame::Welcome(_) | Frame::Auth(_) => {
                     panic!("a handshake frame in a session: {frame:?}")
                 }
                 Frame::Ping { .. }
                 | Frame::Pong { .. }
                 | Frame::GoAway { .. }
-                | Frame::Epoch(_)
                 | Frame::Status(_)
                 | Frame::Connectors { .. }
                 | Frame::Token { .. } => {}

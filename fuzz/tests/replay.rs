@@ -132,13 +132,13 @@ replayed! {
     frame_split: 20_000,
     hello_json: 20_000,
     differential_v1_v2: 20_000,
-    hub_machine: 1_000,
-    agent_machine: 1_000,
-    pair: 300,
-    stream_window: 1_000,
+    hub_machine: 10_000,
+    agent_machine: 10_000,
+    pair: 5_000,
+    stream_window: 10_000,
     dedup_lru: 2_000,
-    config_yaml: 2_000,
-    jwt: 5_000,
+    config_yaml: 5_000,
+    jwt: 10_000,
 }
 
 #[test]

@@ -171,7 +171,8 @@ pub fn parse_hub(text: &str, env: Env<'_>, options: ParseOptions) -> Result<HubS
     let mut check = Check::new(env, options);
     let mut setup = defaults();
     check.unknown("", &file);
-    listeners(&mut check, &mut setup, file.listeners.as_deref());
+    let stand =
+        BindPlaces { listeners: listeners(&mut check, &mut setup, file.listeners.as_deref()), ..BindPlaces::of(&file) };
     http(&mut check, &mut setup, &file);
     auth(&mut check, &mut setup, file.auth.unwrap_or_default());
     check.liveness(file.liveness.as_ref(), &mut setup.core.liveness);
@@ -188,7 +189,7 @@ pub fn parse_hub(text: &str, env: Env<'_>, options: ParseOptions) -> Result<HubS
     );
     limits(&mut check, &mut setup, &file.limits.unwrap_or_default());
     super::ha::apply(&mut check, &mut setup, &file.ha.unwrap_or_default());
-    binds(&mut check, &setup);
+    binds(&mut check, &setup, &stand);
     if let Some(workers) = check.value("workers", file.workers.as_ref())
         && workers > 1
     {
@@ -251,8 +252,13 @@ fn defaults() -> HubSetup {
     }
 }
 
-fn listeners(check: &mut Check<'_>, setup: &mut HubSetup, sections: Option<&[At<raw::ListenerSection>]>) {
-    let mut places = Vec::new();
+/// Where the binds of the listeners that were taken stand.
+fn listeners(
+    check: &mut Check<'_>,
+    setup: &mut HubSetup,
+    sections: Option<&[At<raw::ListenerSection>]>,
+) -> Vec<Option<Place>> {
+    let (mut places, mut binds) = (Vec::new(), Vec::new());
     for (i, At { value: s, at }) in sections.unwrap_or_default().iter().enumerate() {
         let path = format!("listeners[{i}]");
         let key = |name: &str| format!("{path}.{name}");
@@ -280,12 +286,14 @@ fn listeners(check: &mut Check<'_>, setup: &mut HubSetup, sections: Option<&[At<
         if let (Some(name), Some(addr), Some(connector)) = (name, addr, connector) {
             setup.core.listeners.push(ListenerConfig { name: name.clone(), connector, open, max_connections });
             setup.listeners.push(ListenerBind { name, addr, allow, max_connections });
+            binds.push(place(s.bind.as_ref()));
         }
     }
     check.unique("name", places.iter().map(|(key, at, name)| (key.clone(), *at, name.as_str())));
     if sections.unwrap_or_default().is_empty() {
         check.warn(None, "listeners", "there is none: this hub takes agents, but no clients of its own");
     }
+    binds
 }
 
 fn http(check: &mut Check<'_>, setup: &mut HubSetup, file: &HubFile) {
@@ -532,21 +540,49 @@ fn limits(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HubLimitsSection
     check.number("limits.max_handshakes", s.max_handshakes.as_ref(), 1..=100_000, &mut limits.max_handshakes);
 }
 
+/// Where the addresses stand that a hub binds.
+struct BindPlaces {
+    listeners: Vec<Option<Place>>,
+    http: Option<Place>,
+    mesh: Option<Place>,
+    metrics: Option<Place>,
+    admin: Option<Place>,
+}
+
+impl BindPlaces {
+    /// All but those of the listeners.
+    fn of(file: &HubFile) -> Self {
+        let mesh = file.ha.as_ref().and_then(|s| s.mesh.as_ref());
+        Self {
+            listeners: Vec::new(),
+            http: place(file.http.as_ref().and_then(|s| s.bind.as_ref())),
+            mesh: place(mesh.and_then(|s| s.listen.as_ref())),
+            metrics: place(file.metrics.as_ref().and_then(|s| s.bind.as_ref())),
+            admin: place(file.admin.as_ref().and_then(|s| s.bind.as_ref())),
+        }
+    }
+}
+
 /// No two ports in one place; port 0 is a fresh one each time.
-fn binds(check: &mut Check<'_>, setup: &HubSetup) {
-    let mut all: Vec<(String, SocketAddr)> =
-        setup.listeners.iter().map(|l| (format!("listener {}", l.name), l.addr)).collect();
-    all.push(("http.bind".to_owned(), setup.http_bind));
-    all.extend(setup.mesh_listen.map(|m| ("ha.mesh.listen".to_owned(), m.addr)));
-    all.extend(setup.metrics_bind.map(|addr| ("metrics.bind".to_owned(), addr)));
-    all.extend(setup.admin.bind.map(|addr| ("admin.bind".to_owned(), addr)));
+fn binds(check: &mut Check<'_>, setup: &HubSetup, stand: &BindPlaces) {
+    let mut all: Vec<(String, SocketAddr, Option<Place>)> = setup
+        .listeners
+        .iter()
+        .zip(&stand.listeners)
+        .map(|(l, place)| (format!("listener {}", l.name), l.addr, *place))
+        .collect();
+    all.push(("http.bind".to_owned(), setup.http_bind, stand.http));
+    all.extend(setup.mesh_listen.map(|m| ("ha.mesh.listen".to_owned(), m.addr, stand.mesh)));
+    all.extend(setup.metrics_bind.map(|addr| ("metrics.bind".to_owned(), addr, stand.metrics)));
+    all.extend(setup.admin.bind.map(|addr| ("admin.bind".to_owned(), addr, stand.admin)));
     let clash = |a: SocketAddr, b: SocketAddr| {
         let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
         a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || everywhere && a.is_ipv4() == b.is_ipv4())
     };
-    for (i, (name, addr)) in all.iter().enumerate() {
-        if let Some((other, at)) = all.iter().take(i).find(|(_, other)| clash(*other, *addr)) {
-            check.error(None, name, format!("binds {addr}, which {other} ({at}) already takes"));
+    for (i, (name, addr, at)) in all.iter().enumerate() {
+        if let Some((other, taken, place)) = all.iter().take(i).find(|(_, other, _)| clash(*other, *addr)) {
+            // One of the two may be a default, which stands nowhere.
+            check.error(at.or(*place), name, format!("binds {addr}, which {other} ({taken}) already takes"));
         }
     }
 }

@@ -193,13 +193,18 @@ fn structural(e: &serde_saphyr::Error, placed: bool) -> String {
         ("expected mapping start", "expected a mapping of keys, got a list or a single value"),
         ("expected sequence start", "expected a list, got a mapping or a single value"),
         ("expected string scalar", "expected a single value, got a mapping or a list"),
+        (
+            "budget breached",
+            "the file says too much once its aliases are expanded: at most 100000 nodes, 1000 aliases and 32 levels are read",
+        ),
     ] {
         if text.starts_with(theirs) {
             return ours.to_owned();
         }
     }
-    // The place is printed by `Finding`; the parser appends it as well.
-    match text.rfind(" at line ") {
+    // The place is printed by `Finding`; the parser appends it as well, and for
+    // what an alias stands for also where that was written.
+    match text.find(" at line ") {
         Some(cut) if placed => text.get(..cut).unwrap_or(&text).to_owned(),
         Some(_) | None => text,
     }
