@@ -258,3 +258,33 @@ fn hubs_that_end_every_tunnel_at_once_are_dialled_more_and_more_seldom() {
     assert!((1..=4).contains(&within(30, 60)), "{dials:?}");
     assert!(dials.iter().any(|d| d.0 == TargetIx(1)), "the other hub is asked too");
 }
+
+#[test]
+fn an_address_that_leads_elsewhere_by_now_is_dialled_again_for_its_own_sake() {
+    let (mut config, mut out) = (config(), NodeOut::default());
+    config.hubs.push("2".to_owned());
+    config.parallel = 2;
+    let mut agent = Agent::new(Arc::new(config), Seed::from_u64(1), NOW, &mut out);
+    out.dial.clear();
+    connect(&mut agent, 0, 0, &mut out);
+    welcomed(&mut agent, 0, "hub-a", 10, &mut out);
+    // The other address leads to the same hub, which does not mind: the first rests.
+    connect(&mut agent, 1, 1, &mut out);
+    welcomed(&mut agent, 1, "hub-a", 11, &mut out);
+    agent.handle(NOW, Input::Disconnected { conn: conn(0), cause: CloseCode::Transport }, &mut out);
+    let dialled = |agent: &mut Agent, from_ms: u64, out: &mut NodeOut| {
+        (0..120).map(|n| from_ms + n * 500).find(|ms| {
+            agent.handle_timeout(at(*ms), out);
+            agent.handle(at(*ms), Input::Heard { conn: conn(1) }, out);
+            std::mem::take(&mut out.dial).contains(&TargetIx(0))
+        })
+    };
+    let ms = dialled(&mut agent, 0, &mut out).expect("the session is resumed");
+    let peer = HubGrant::default();
+    agent.handle(at(ms), Input::Connected { target: TargetIx(0), conn: conn(2), dialect: V2, peer }, &mut out);
+    let frames = [Frame::GoAway { code: CloseCode::ResumeRefused, retry_after_ms: 0 }];
+    agent.handle(at(ms), Input::Message { conn: conn(2), message: encode_message(V2, 0, &frames) }, &mut out);
+    agent.handle(at(ms), Input::Disconnected { conn: conn(2), cause: CloseCode::ResumeRefused }, &mut out);
+    assert_eq!(agent.mux().len(), 1);
+    assert!(dialled(&mut agent, ms + 500, &mut out).is_some(), "another hub answers there: two tunnels are wanted (L2)");
+}

@@ -394,6 +394,14 @@ impl Tunnels {
         }
         notes.push(ControlNote::SessionLost { session: key });
         let ix = self.hubs.iter().position(|h| h.session == Some(key));
+        if cause == CloseCode::ResumeRefused
+            && let Some(h) = ix.and_then(|ix| self.hubs.get_mut(ix))
+        {
+            // Whoever answers there does not have that session: the address
+            // leads somewhere else by now.
+            h.same_as_other = false;
+            h.shunned = false;
+        }
         if let Some(ix) = ix
             && !self.hubs.get(ix).is_some_and(|h| h.same_as_other)
         {
