@@ -159,7 +159,7 @@ mod tests {
     fn modes_without_a_route_across_look_alike_and_active_does_not() {
         let profile = Profile::named("swarm").expect("the default profile");
         let mut differs = 0;
-        for seed in 0..6 {
+        for seed in 0..24 {
             assert_eq!(diff(seed, profile, Level::L0), Ok(()), "seed {seed}");
             let even = even(plan(seed, profile, Level::L0));
             let active = transcript(with_mode(&even, ModePlan::Active, true));

@@ -276,6 +276,8 @@ fn leftover_bytes_of_the_upgrade_come_first() {
 #[test]
 fn a_message_that_is_still_arriving_is_told_of_and_a_ping_is_not() {
     run(async {
+        // Two bytes, and eight for a length above 65,535.
+        const HEADER: usize = 10;
         let (a, b) = tcp_pair().await;
         let body = Bytes::from(vec![7; 65_536]);
         let mut frames = Vec::new();
@@ -286,16 +288,16 @@ fn a_message_that_is_still_arriving_is_told_of_and_a_ping_is_not() {
         b.set_nonblocking(false).unwrap();
         // A ping, and a header without its payload: the peer may be gone.
         b.write_all(b"\x89\x02hi").unwrap();
-        b.write_all(&frames[..4]).unwrap();
+        b.write_all(&frames[..HEADER]).unwrap();
         let pong = poll_fn(|cx| {
             assert!(conn.poll_recv(cx).is_pending(), "a ping is no part of a message");
             if conn.queued_bytes() > 0 { Poll::Ready(()) } else { Poll::Pending }
         });
         pong.await;
-        b.write_all(&frames[4..5]).unwrap();
+        b.write_all(&frames[HEADER..HEADER + 1]).unwrap();
         assert_eq!(poll_fn(|cx| conn.poll_recv(cx)).await, Ok(WsEvent::Partial));
         // More than the sockets may hold: from another thread.
-        let rest = std::thread::spawn(move || b.write_all(&frames[5..]).map(|()| b));
+        let rest = std::thread::spawn(move || b.write_all(&frames[HEADER + 1..]).map(|()| b));
         assert_eq!(next(&mut conn).await, Ok(WsEvent::Message(body)));
         rest.join().unwrap().unwrap();
     });
