@@ -106,6 +106,18 @@ fn judge<S: Setup>(text: &str, options: ParseOptions) {
     }
 }
 
+/// Whether the text has this key: the word alone, a colon behind it, and no
+/// comment or text before it on its line.
+fn is_written(text: &str, key: &str) -> bool {
+    text.match_indices(key).any(|(at, _)| {
+        let line = text[..at].rsplit(['\n', '\r']).next().unwrap_or_default();
+        let alone = line.chars().all(|c| c.is_whitespace() || "'\"{,?[-".contains(c));
+        let after = text[at + key.len()..].trim_start_matches(['\'', '"', ' ', '\t']);
+        // Of `key::` the colon is part of another key.
+        alone && after.strip_prefix(':').is_some_and(|value| !value.starts_with(':'))
+    })
+}
+
 fn stands_in(text: &str, finding: &Finding, error: bool) {
     let shown = finding.to_string();
     assert!(!shown.contains(SECRET), "the environment is repeated: {shown}");
@@ -113,7 +125,7 @@ fn stands_in(text: &str, finding: &Finding, error: bool) {
     let Some(at) = finding.at else {
         // Only what is absent, or the file as a whole, has no place.
         let key = finding.key.rsplit('.').next().unwrap_or_default();
-        let absent = !text.contains(key) || finding.message.contains("required");
+        let absent = !is_written(text, key) || finding.message.contains("required");
         assert!(key.is_empty() || absent || !error, "no line for {shown}");
         return;
     };
