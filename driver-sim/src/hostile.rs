@@ -101,8 +101,10 @@ impl World {
         // On its own session only another epoch makes it a stranger.
         let epoch = match (wire.carries(conn, cid), lane.chance(1, 2)) {
             (true, up) => Epoch(if up { epoch.0 + 1 } else { epoch.0.saturating_sub(1) }),
-            (false, true) => epoch,
-            (false, false) => Epoch(epoch.0 + 1),
+            // Before the OPEN was answered it may still be on its way to here,
+            // and who sends it ahead hurts streams of its own.
+            (false, true) if wire.is_answered(cid) => epoch,
+            (false, _) => Epoch(epoch.0 + 1),
         };
         let body = match lane.below(5) {
             0 => Body::Data { off, bytes: Bytes::from_static(b"bytes that nobody ever wrote") },

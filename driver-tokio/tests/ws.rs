@@ -286,20 +286,30 @@ fn a_message_that_is_still_arriving_is_told_of_and_a_ping_is_not() {
         let mut conn = WsConn::new(Io::Plain(a), Role::Client, Bytes::new(), OPTIONS);
         let mut b = b.into_std().unwrap();
         b.set_nonblocking(false).unwrap();
-        // A ping, and a header without its payload: the peer may be gone.
-        b.write_all(b"\x89\x02hi").unwrap();
-        b.write_all(&frames[..HEADER]).unwrap();
-        let pong = poll_fn(|cx| {
-            assert!(conn.poll_recv(cx).is_pending(), "a ping is no part of a message");
-            if conn.queued_bytes() > 0 { Poll::Ready(()) } else { Poll::Pending }
+        let (go, told) = std::sync::mpsc::channel();
+        let peer = std::thread::spawn(move || {
+            // A ping, and a header without its payload: the peer may be gone.
+            b.write_all(b"\x89\x02hi").unwrap();
+            b.write_all(&frames[..HEADER]).unwrap();
+            let mut pong = [0; 8];
+            b.read_exact(&mut pong).unwrap();
+            assert_eq!(pong[..2], [0x8a, 0x82]);
+            assert!(told.try_recv().is_err(), "a ping is no part of a message");
+            b.write_all(&frames[HEADER..=HEADER]).unwrap();
+            told.recv().unwrap();
+            // More than the sockets may hold.
+            b.write_all(&frames[HEADER + 1..]).unwrap();
+            b
         });
-        pong.await;
-        b.write_all(&frames[HEADER..HEADER + 1]).unwrap();
-        assert_eq!(poll_fn(|cx| conn.poll_recv(cx)).await, Ok(WsEvent::Partial));
-        // More than the sockets may hold: from another thread.
-        let rest = std::thread::spawn(move || b.write_all(&frames[HEADER + 1..]).map(|()| b));
+        let event = poll_fn(|cx| {
+            let event = conn.poll_recv(cx);
+            let _ = conn.poll_flush(cx);
+            event
+        });
+        assert_eq!(event.await, Ok(WsEvent::Partial));
+        go.send(()).unwrap();
         assert_eq!(next(&mut conn).await, Ok(WsEvent::Message(body)));
-        rest.join().unwrap().unwrap();
+        peer.join().unwrap();
     });
 }
 

@@ -661,6 +661,11 @@ impl Wire {
     }
 
     /// Whether a stream was opened on the session of a connection.
+    /// Its OPEN was accepted, so that no further session will carry it.
+    pub(crate) fn is_answered(&self, cid: Cid) -> bool {
+        self.sessions.iter().any(|l| l.streams.get(&cid).is_some_and(|s| s.ack == Some(Ok(()))))
+    }
+
     pub(crate) fn carries(&self, conn: u32, cid: Cid) -> bool {
         let session = self.lines.get(conn as usize).and_then(|l| l.session);
         session.and_then(|s| self.sessions.get(s as usize)).is_some_and(|l| l.streams.contains_key(&cid))
