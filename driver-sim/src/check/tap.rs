@@ -10,6 +10,12 @@ use super::wire::{Ghost, STARVED_BYTES};
 use crate::world::World;
 
 impl World {
+    /// Part of a message arrived: its peer lives (L9).
+    pub(crate) fn ghost_heard(&mut self, conn: u32, end: usize) {
+        let now = self.now;
+        self.check.wire.line(conn).heard[end] = now;
+    }
+
     /// What the socket at the end of a direction took: bytes, and one more for
     /// its end.
     pub(super) fn took(&self, cid: Cid, client: bool) -> Option<u64> {

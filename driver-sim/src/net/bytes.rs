@@ -337,6 +337,7 @@ impl World {
                 Incoming::Nothing => {
                     if e.ws.take_grown() && self.now >= e.heard_at {
                         e.heard_at = self.now + HEARD_EVERY_NS;
+                        self.ghost_heard(conn, end);
                         self.input(ix as u16, Input::Heard { conn: key(conn, end) });
                     }
                     break;

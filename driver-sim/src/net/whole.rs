@@ -117,6 +117,7 @@ impl World {
             self.after(HEARD_EVERY_NS, Event::Heard { conn, to: to as u8, until });
         }
         if !held_back {
+            self.ghost_heard(conn, to);
             self.input(receiver, Input::Heard { conn: key(conn, to) });
         }
     }
