@@ -274,6 +274,7 @@ fn leftover_bytes_of_the_upgrade_come_first() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a peer that blocks is a thread of its own")]
 fn a_message_that_is_still_arriving_is_told_of_and_a_ping_is_not() {
     run(async {
         // Two bytes, and eight for a length above 65,535.

@@ -135,6 +135,7 @@ fn stands_in(text: &str, finding: &Finding, error: bool) {
 
 /// The same document in one line, all of its scalars quoted. `None` where a
 /// tag, an alias or a merge gives a scalar another meaning than its text.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the parser may learn further events")]
 fn respelled(text: &str) -> Option<String> {
     let mut out = String::new();
     // Per open collection: whether it is a mapping, and nodes seen in it.

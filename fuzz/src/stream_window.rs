@@ -360,9 +360,7 @@ impl World {
             }
             assert!(node.out.targets.is_empty());
             node.out.observed.clear();
-            for note in node.out.notes.drain(..) {
-                panic!("{note:?}");
-            }
+            assert!(node.out.notes.is_empty(), "{:?}", node.out.notes);
             for (_, op) in std::mem::take(&mut node.out.socks) {
                 self.sock_op(n, &op);
             }

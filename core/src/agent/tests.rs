@@ -286,5 +286,8 @@ fn an_address_that_leads_elsewhere_by_now_is_dialled_again_for_its_own_sake() {
     agent.handle(at(ms), Input::Message { conn: conn(2), message: encode_message(V2, 0, &frames) }, &mut out);
     agent.handle(at(ms), Input::Disconnected { conn: conn(2), cause: CloseCode::ResumeRefused }, &mut out);
     assert_eq!(agent.mux().len(), 1);
-    assert!(dialled(&mut agent, ms + 500, &mut out).is_some(), "another hub answers there: two tunnels are wanted (L2)");
+    assert!(
+        dialled(&mut agent, ms + 500, &mut out).is_some(),
+        "another hub answers there: two tunnels are wanted (L2)"
+    );
 }
