@@ -180,7 +180,7 @@ impl RegistryModel {
     pub fn new(wall_millis_at_zero: u64) -> Self {
         Self {
             clock: WallClock { at: Instant::ZERO, millis: wall_millis_at_zero, drift_ppm: 0 },
-            primary: Server::new(ServerId(0), MemoryRegistry::default(), None),
+            primary: Server::new(ServerId(0), MemoryRegistry::default(), Instant::ZERO, None),
             pinned: None,
             active: Vec::new(),
             conns: Conns::default(),

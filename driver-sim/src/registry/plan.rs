@@ -35,9 +35,9 @@ impl RegistryModel {
     pub fn failover(&mut self, now: Instant, lose: Duration, pinned: Vec<usize>, until: Instant) {
         self.prune(now);
         self.count(Class::R3);
-        let cut = before(now, lose.min(self.primary.kept().unwrap_or_default()));
+        let cut = self.primary.not_before(before(now, lose.min(self.primary.kept().unwrap_or_default())));
         let state = self.primary.state_at(cut);
-        let new = self.new_server(state);
+        let new = self.new_server(state, cut);
         let old = std::mem::replace(&mut self.primary, new);
         if self.ghost.lose_after(Some(cut)) {
             self.ghost.mark("failover lost a claim");
@@ -50,13 +50,13 @@ impl RegistryModel {
         let class = damage.class();
         let harmed = match damage {
             Damage::Flush => {
-                self.primary = self.new_server(MemoryRegistry::default());
+                self.primary = self.new_server(MemoryRegistry::default(), now);
                 self.ghost.lose_after(None);
                 true
             }
             Damage::Restore { age } => {
-                let cut = before(now, age.min(self.primary.kept().unwrap_or_default()));
-                self.primary = self.new_server(self.primary.state_at(cut));
+                let cut = self.primary.not_before(before(now, age.min(self.primary.kept().unwrap_or_default())));
+                self.primary = self.new_server(self.primary.state_at(cut), cut);
                 self.ghost.lose_after(Some(cut));
                 true
             }
@@ -92,10 +92,10 @@ impl RegistryModel {
         there
     }
 
-    fn new_server(&mut self, state: MemoryRegistry) -> Server {
+    fn new_server(&mut self, state: MemoryRegistry, data_of: Instant) -> Server {
         let id = ServerId(self.servers);
         self.servers += 1;
-        Server::new(id, state, self.primary.kept())
+        Server::new(id, state, data_of, self.primary.kept())
     }
 
     /// Every lasting fault ends. What was lost stays lost, what travels arrives.

@@ -24,6 +24,8 @@ pub(super) struct Server {
     pub(super) id: ServerId,
     pub(super) state: MemoryRegistry,
     past: Option<Past>,
+    /// What its first state was the state of: it knows nothing older.
+    data_of: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -53,8 +55,8 @@ impl Change {
 }
 
 impl Server {
-    pub(super) fn new(id: ServerId, state: MemoryRegistry, keep: Option<Duration>) -> Self {
-        let mut server = Self { id, state, past: None };
+    pub(super) fn new(id: ServerId, state: MemoryRegistry, data_of: Instant, keep: Option<Duration>) -> Self {
+        let mut server = Self { id, state, past: None, data_of };
         if let Some(keep) = keep {
             server.arm(keep);
         }
@@ -63,6 +65,11 @@ impl Server {
 
     pub(super) fn arm(&mut self, keep: Duration) {
         self.past = Some(Past { keep, base: self.state.clone(), log: VecDeque::new() });
+    }
+
+    /// An instant that it can go back to: this one, or that of its first state.
+    pub(super) fn not_before(&self, at: Instant) -> Instant {
+        at.max(self.data_of)
     }
 
     pub(super) fn kept(&self) -> Option<Duration> {

@@ -371,6 +371,19 @@ fn r3_a_demoted_master_reads_old_and_refuses_writes_until_dialled_anew() {
 }
 
 #[test]
+fn r4_a_restored_server_cannot_go_back_beyond_what_it_was_restored_from() {
+    let (mut w, first) = served();
+    w.run_until(at(3000));
+    assert!(w.damage(at(5000), Damage::Restore { age: SECOND * 3 }));
+    assert!(w.damage(at(5001), Damage::Restore { age: SECOND * 5 }));
+    assert_eq!(w.listed(at(5001), 2), [first], "that is what it had");
+    assert!(w.model.executed_claims().iter().all(|c| !c.lost), "and the ghost knows");
+    w.model.failover(at(5002), SECOND * 5, Vec::new(), at(5002));
+    assert!(w.model.executed_claims().iter().all(|c| !c.lost));
+    assert_eq!(w.model.check(), Ok(()));
+}
+
+#[test]
 fn r4_flush_and_restore() {
     let (mut w, first) = served();
     w.run_until(at(3000));
