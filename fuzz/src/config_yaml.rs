@@ -123,9 +123,10 @@ fn stands_in(text: &str, finding: &Finding, error: bool) {
     assert!(!shown.contains(SECRET), "the environment is repeated: {shown}");
     assert!(!finding.message.is_empty(), "nothing is said about {}", finding.key);
     let Some(at) = finding.at else {
-        // Only what is absent, or the file as a whole, has no place.
+        // Only what is absent or empty, or the file as a whole, has no place.
         let key = finding.key.rsplit('.').next().unwrap_or_default();
-        let absent = !is_written(text, key) || finding.message.contains("required");
+        let empty = ["required", ", got 0"].iter().any(|word| finding.message.contains(word));
+        let absent = !is_written(text, key) || empty;
         assert!(key.is_empty() || absent || !error, "no line for {shown}");
         return;
     };
