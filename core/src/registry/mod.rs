@@ -32,7 +32,9 @@ pub struct HubRun {
 #[derive(Clone, Debug, PartialEq)]
 pub enum RegistryOp {
     /// Take or renew this hub's lease. A newer incarnation of the replica takes
-    /// over when `last_seen` is the incarnation it read before (compare-and-set).
+    /// over when `last_seen` is the incarnation it read before (compare-and-set),
+    /// or when more than `lease` is left of the other's: the registry's clock
+    /// stepped back. All runs of a replica id have leases of one length.
     Renew {
         /// Who renews.
         hub: HubRun,

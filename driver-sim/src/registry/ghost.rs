@@ -175,7 +175,10 @@ impl Ghost {
                 }
             }
             RegistryOp::Renew { hub, lease, takes_over, .. } => {
-                let held = before.lease.filter(|(_, until)| place.wall < *until).map(|(run, _)| run);
+                // More than a lease is left only when the clock stepped back.
+                let longest = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+                let lives = |until: u64| place.wall < until && until - place.wall <= longest;
+                let held = before.lease.filter(|(_, until)| lives(*until)).map(|(run, _)| run);
                 let allowed = held.is_none_or(|run| run == hub.incarnation || *takes_over == Some(run));
                 if !allowed && state.lease(&hub.replica_id) != before.lease {
                     self.violated("O5", format!("{op:?} replaced the live lease of run {held:?}"));

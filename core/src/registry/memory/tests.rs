@@ -196,6 +196,15 @@ fn a_lease_is_taken_over_only_by_compare_and_set() {
 }
 
 #[test]
+fn a_lease_that_a_clock_stepping_back_made_longer_holds_nobody_up() {
+    let mut r = MemoryRegistry::default();
+    assert_eq!(r.execute(T0, &renew(&hub(1, 1), None)), Ok(RegistryReply::Renewed));
+    let held = Ok(RegistryReply::LeaseHeld { by: Incarnation(1) });
+    assert_eq!(r.execute(T0, &renew(&hub(1, 2), None)), held, "a lease and no more");
+    assert_eq!(r.execute(T0 - 1, &renew(&hub(1, 2), None)), Ok(RegistryReply::Renewed));
+}
+
+#[test]
 fn only_the_present_run_of_a_hub_with_a_lease_is_listed_and_the_rest_is_swept() {
     let mut r = MemoryRegistry::default();
     let (fence, _) = granted(r.execute(T0, &claim(agent(1), 1, hub(1, 1), 1, 0)));
