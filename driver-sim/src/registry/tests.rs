@@ -539,7 +539,8 @@ fn the_oracles_see_what_a_wrong_registry_does() {
     g.after(place, &before, &sweep, &Ok(RegistryReply::Swept(1)), &MemoryRegistry::default());
     assert_eq!(g.check().err().map(|v| v.id), Some("O5"));
     let other = HubRun { incarnation: Incarnation(2), ..hub(1) };
-    let steal = RegistryOp::Renew { hub: other.clone(), lease: SECOND, takes_over: None, region: None };
+    let RegistryOp::Renew { lease, .. } = renew(1) else { panic!("a renewal") };
+    let steal = RegistryOp::Renew { hub: other.clone(), lease, takes_over: None, region: None };
     let (mut g, before) = (Ghost::default(), Ghost::before(&held, T0, &steal));
     let mut stolen = MemoryRegistry::default();
     stolen.execute(T0, &steal).unwrap();
