@@ -250,6 +250,82 @@ mod tests {
         assert_eq!(w.granted(), 128 << 10);
     }
 
+    #[test]
+    fn the_levels_of_the_budget_begin_at_half_three_quarters_and_all() {
+        let mut budget = Budget::new(1000);
+        let mut level = |held| {
+            budget.set_held(held);
+            assert_eq!((budget.held(), budget.cap()), (held, 1000));
+            budget.pressure()
+        };
+        let edges = [0, 499, 500, 749, 750, 999, 1000, 5000].map(&mut level);
+        use Pressure::{Full, Half, High, Low};
+        assert_eq!(edges, [Low, Low, Half, Half, High, High, Full, Full]);
+        assert_eq!([Low, Half, High, Full].map(|p| initial_window(4096, p)), [4096, 1024, 1024, 1024]);
+    }
+
+    #[test]
+    fn credit_is_worth_sending_from_a_quarter_of_the_window() {
+        let t = Instant::ZERO;
+        let mut w = RecvWindow::new(64 << 10, 1 << 20);
+        assert_eq!(w.on_consumed(t, (16 << 10) - 1, 0, false, Pressure::Low), None);
+        assert_eq!(w.on_consumed(t, 16 << 10, 0, false, Pressure::Low), Some((16 << 10, 80 << 10)));
+        // Counted from what was reported, not from the start.
+        assert_eq!(w.on_consumed(t, (32 << 10) - 1, 0, false, Pressure::Low), None);
+        assert_eq!(w.on_consumed(t, 32 << 10, 0, false, Pressure::Low), Some((32 << 10, 96 << 10)));
+    }
+
+    #[test]
+    fn the_last_of_a_limit_held_back_is_reported_at_once() {
+        let t = Instant::ZERO;
+        // Exactly a quarter left of a window of 64 KiB: not short. One byte
+        // less: short, though less than a quarter was consumed since.
+        let mut w = RecvWindow::new(64 << 10, 1 << 20);
+        assert!(w.on_consumed(t, 47 << 10, 20 << 10, true, Pressure::High).is_some());
+        assert_eq!(w.on_consumed(t, 48 << 10, 20 << 10, false, Pressure::High), None);
+        assert_eq!(w.on_consumed(t, (48 << 10) + 1, 20 << 10, false, Pressure::High), Some(((48 << 10) + 1, 64 << 10)));
+        // Of a large window what counts as short stays at 16 KiB.
+        let mut w = RecvWindow::new(1 << 20, 1 << 20);
+        assert!(w.on_consumed(t, 900 << 10, 20 << 10, true, Pressure::High).is_some());
+        assert_eq!(w.on_consumed(t, 1008 << 10, 20 << 10, false, Pressure::High), None);
+        assert!(w.on_consumed(t, (1008 << 10) + 1, 20 << 10, false, Pressure::High).is_some());
+    }
+
+    #[test]
+    fn throttled_is_less_than_half_a_window_ahead() {
+        let t = Instant::ZERO;
+        let mut w = RecvWindow::new(64 << 10, 1 << 20);
+        w.on_consumed(t, 32 << 10, 20 << 10, true, Pressure::High);
+        assert!(!w.throttled(), "half a window is left");
+        w.on_consumed(t, (32 << 10) + 1, 20 << 10, true, Pressure::High);
+        assert!(w.throttled());
+    }
+
+    #[test]
+    fn the_window_is_twice_what_one_loop_consumed_scaled_to_the_shortest_loop() {
+        let at = |ms: u64| Instant::from_nanos(ms * MS);
+        let mut w = RecvWindow::new(64 << 10, 1 << 20);
+        // A loop of 10 ms in which 40 KiB were consumed: 80 KiB.
+        assert!(w.on_consumed(at(0), 16 << 10, 0, true, Pressure::Low).is_some());
+        w.on_consumed(at(5), 56 << 10, 0, false, Pressure::Low);
+        w.on_received(at(10), 64 << 10, Pressure::Low);
+        assert_eq!(w.window(), 64 << 10, "the old limit itself is not beyond it");
+        w.on_received(at(10), (64 << 10) + 1, Pressure::Low);
+        assert_eq!(w.window(), 80 << 10);
+        // The next loop takes 20 ms and consumes 100 KiB: 50 KiB in 10 ms, so 100 KiB.
+        let beyond = w.granted();
+        assert!(w.on_consumed(at(20), 60 << 10, 0, true, Pressure::Low).is_some());
+        w.on_consumed(at(30), 160 << 10, 0, false, Pressure::Low);
+        w.on_received(at(40), beyond + 1, Pressure::Low);
+        assert_eq!(w.window(), 100 << 10);
+        // Under pressure it does not grow.
+        let beyond = w.granted();
+        assert!(w.on_consumed(at(50), 170 << 10, 0, true, Pressure::Low).is_some());
+        w.on_consumed(at(51), 400 << 10, 0, false, Pressure::Low);
+        w.on_received(at(60), beyond + 1, Pressure::High);
+        assert_eq!(w.window(), 100 << 10);
+    }
+
     proptest! {
         /// B4: the limit never decreases and never exceeds consumed + window.
         #[test]

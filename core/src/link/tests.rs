@@ -63,6 +63,11 @@ Closed      Shutdown  -
 }
 
 #[test]
+fn the_labels_are_those_of_the_metric() {
+    assert_eq!(State::ALL.map(State::label), ["connecting", "established", "backoff", "closed"]);
+}
+
+#[test]
 fn no_pair_has_two_transitions() {
     for (i, (from, event, _)) in TABLE.iter().enumerate() {
         assert!(!TABLE[..i].iter().any(|(f, e, _)| (f, e) == (from, event)), "{from:?} {event:?} twice");
@@ -133,6 +138,22 @@ fn waiting_streams_shorten_a_back_off_in_progress_and_later_ones() {
     assert_eq!(delays(&mut link, &mut now, 1), [MS(2_000)]);
     link.set_streams_wait(now, false);
     assert_eq!(delays(&mut link, &mut now, 1), [MS(30_000)]);
+}
+
+/// Each draw of the jitter could come out shorter: whoever tells the link
+/// often that streams wait must not thereby dial sooner (L8).
+#[test]
+fn repeating_that_streams_wait_draws_no_new_delay() {
+    let mut link = Link::new(Backoff::default(), Seed::from_u64(1), at(0));
+    let mut now = at(0);
+    delays(&mut link, &mut now, 12);
+    link.on_event(now, Event::Failed);
+    link.set_streams_wait(now, true);
+    let due = link.poll_timeout().unwrap().at;
+    for _ in 0..50 {
+        link.set_streams_wait(now, true);
+        assert_eq!(link.poll_timeout().unwrap().at, due);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod queues;
 use super::*;
 use crate::error::RstCode;
 use crate::id::{AgentId, Epoch, Incarnation, Name, Nonce};
-use crate::wire::{Open, Plane, Resume, Status, encode_message};
+use crate::wire::{NUMBER_MAX, Open, Plane, Resume, Status, encode_message};
 
 const V2: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Mesh };
 const V1: Dialect = Dialect { codec: Codec::JsonV1, plane: Plane::Mesh };
@@ -490,6 +490,26 @@ fn pings_measure_the_round_trip() {
 
     take(&mut a, at(2200), &numbered(0, &[Frame::Pong { token: 12 }])).unwrap();
     assert_eq!((a.counters().glitches, a.rtt()), (1, Some(Duration::from_millis(50))));
+}
+
+#[test]
+fn pings_are_counted_and_their_tokens_follow_each_other() {
+    let mut a = session(V2);
+    let mut b = session(V2);
+    let mut tokens = Vec::new();
+    for n in 1..=3 {
+        a.handle_timeout(at(1000 * n));
+        let frames = transmitted(&mut a, at(1000 * n));
+        let [Frame::Ping { token }] = frames[..] else { panic!("{frames:?}") };
+        tokens.push(token);
+        assert_eq!(a.counters().frames_out[kind_ix(&frames[0])], n);
+        take(&mut b, at(1000 * n), &numbered(0, &frames)).unwrap();
+        let pong = transmit(&mut b, at(1000 * n)).0;
+        take(&mut a, at(1000 * n), &pong[0]).unwrap();
+        assert_eq!((a.counters().messages_in, b.counters().messages_in), (n, n));
+        assert_eq!(a.counters().bytes_in, n * pong[0].len() as u64);
+    }
+    assert_eq!(tokens, [tokens[0], (tokens[0] + 1) & NUMBER_MAX, (tokens[0] + 2) & NUMBER_MAX]);
 }
 
 #[test]

@@ -116,6 +116,16 @@ fn waiting_epoch_notices_are_bounded() {
 }
 
 #[test]
+fn epoch_notices_that_left_do_not_count_towards_the_bound() {
+    let mut s = session(V2);
+    for round in 0..3 {
+        send(&mut s, (0..2000).map(|n| notice(round * 2000 + n)));
+        assert_eq!(transmitted(&mut s, at(0)).len(), 2000);
+    }
+    assert_eq!(s.counters().epochs_dropped, 0);
+}
+
+#[test]
 fn go_away_follows_control_and_precedes_data_outside_the_numbers() {
     for dialect in [V1, V2] {
         let mut s = session(dialect);
