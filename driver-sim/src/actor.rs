@@ -113,11 +113,16 @@ impl World {
     /// A client of the plan connects to its hub.
     pub(crate) fn on_client(&mut self, index: u32) {
         let plan = self.plan.clients[index as usize];
+        let node = &mut self.nodes[usize::from(plan.hub)];
+        if node.shortages > 0 {
+            self.marks.hit(Mark::NoDescriptors);
+            return node.backlog.push(index);
+        }
         self.connect_client(plan);
     }
 
     pub(crate) fn connect_client(&mut self, plan: ClientPlan) {
-        let node = u16::from(plan.hub);
+        let node = self.lands_at(plan.hub);
         let (actor, sock) = self.add_actor(plan.id, true, node, None);
         self.pairs.insert(plan.id, [Some(actor), None]);
         self.line(Some(plan.id), || format!("client {} connects to node {node} for c{}", plan.id, plan.connector));
@@ -196,7 +201,9 @@ impl World {
             return self.fail(&v.id, v.text);
         }
         let plan = client.map(|c| self.client_plan(c));
-        let (delay, result) = match (self.nodes[usize::from(ix)].targets_down, plan.map(|p| p.target)) {
+        let node = &self.nodes[usize::from(ix)];
+        let (delay, result) = match (node.targets_down, plan.map(|p| p.target)) {
+            _ if node.shortages > 0 => (0, Err(RstCode::Unreachable)),
             (Some(true), _) | (None, Some(TargetPlan::Hang)) => (self.plan.timers.target, Err(RstCode::TargetTimeout)),
             (Some(false), _) => (MS, Err(RstCode::Refused)),
             (None, Some(TargetPlan::Refuse(after))) => (after.min(self.plan.timers.target), Err(RstCode::Refused)),

@@ -108,6 +108,20 @@ pub(crate) enum Undo {
     Drained {
         node: u16,
     },
+    /// Not an end: the proxy before a hub looks for idle connections.
+    Idle {
+        hub: u16,
+        idle_ns: u64,
+        how: crate::faults::CutHow,
+        until: u64,
+    },
+    Shortage {
+        node: u16,
+    },
+    Twin {
+        hub: u8,
+        node: u16,
+    },
 }
 
 #[derive(Debug)]

@@ -28,6 +28,7 @@ pub mod registry;
 pub mod repeat;
 pub mod run;
 mod scenario;
+pub mod share;
 pub mod shrink;
 mod story;
 pub mod table;

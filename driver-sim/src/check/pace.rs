@@ -88,6 +88,11 @@ impl World {
         }
     }
 
+    /// When a dial between two nodes was last welcome.
+    pub(super) fn welcomed(&self, a: u16, b: u16) -> u64 {
+        self.check.pace.welcomed.get(&pair(a, b)).copied().unwrap_or(0)
+    }
+
     /// A dialler's connection is gone, as far as it is told.
     pub(crate) fn pace_gone(&mut self, conn: u32) {
         let now = self.now;
