@@ -1,5 +1,5 @@
 //! An authenticated peer that misbehaves: frames nobody sent ride along in the
-//! messages of honest nodes, under their numbers, so that nothing but the frame
+//! messages of honest nodes (in version 1: instead of one), under their numbers, so that nothing but the frame
 //! itself is wrong. A forged frame names a live stream and either comes on a
 //! session that stream is not bound to, or under another epoch, or repeats one of
 //! the message it rides in or one that came before, there or elsewhere, once or
@@ -25,6 +25,8 @@ use crate::world::{Phase, World};
 const FROM_THE_FUTURE: [u8; 5] = [0x80 | 0x55, 3, 1, 2, 3];
 /// Times that a frame is said in one message when it is said often.
 const FLOOD: u64 = 12;
+/// Few messages of version 1 can be put to use, so more of them are.
+const V1_IN: u64 = 500;
 /// In how many dials of a hostile run a hub shows another's certificate.
 const WRONG_CERTIFICATE_IN: u64 = 24;
 /// In how many dials of an agent with short tokens one names fewer connectors.
@@ -46,12 +48,13 @@ impl World {
         }
         let c = &self.conns[conn as usize];
         let (dialect, node) = (c.dialect, c.nodes[to]);
-        if self.plan.hostile == 0
-            || self.phase != Phase::Safety
-            || dialect.codec != Codec::BinaryV2
-            || told.number == 0
-            || !self.hostile_draws.chance(u64::from(self.plan.hostile), 10_000)
-        {
+        if self.plan.hostile == 0 || self.phase != Phase::Safety || told.number == 0 {
+            return message;
+        }
+        if dialect.codec == Codec::JsonV1 {
+            return self.tamper_v1(conn, to, told).unwrap_or(message);
+        }
+        if !self.hostile_draws.chance(u64::from(self.plan.hostile), 10_000) {
             return message;
         }
         let mut forged = BytesMut::from(&message[..]);
@@ -77,6 +80,37 @@ impl World {
             }
         }
         forged.freeze()
+    }
+
+    /// Version 1 has one frame a message, and each number once: a forged frame
+    /// takes the place of a CREDIT that a later one, under way already, repeats
+    /// and surpasses, as if the two had been one.
+    fn tamper_v1(&mut self, conn: u32, to: usize, told: &Told) -> Option<Bytes> {
+        let [Frame::Stream { cid, body: Body::Credit { consumed, limit }, .. }] = told.frames.as_slice() else {
+            return None;
+        };
+        let surpasses = |f: &Frame| match f {
+            Frame::Stream { cid: c, body: Body::Credit { consumed: n, limit: l }, .. } => {
+                c == cid && n >= consumed && l >= limit
+            }
+            _ => false,
+        };
+        let c = &self.conns[conn as usize];
+        if !c.under_way(1 - to).any(|t| t.frames.iter().any(surpasses))
+            || !self.hostile_draws.chance(u64::from(self.plan.hostile), V1_IN)
+        {
+            return None;
+        }
+        let (dialect, node) = (c.dialect, c.nodes[to]);
+        let (frame, how) = match self.hostile_draws.below(2) {
+            0 => (self.replay(conn, to)?, Mark::Replayed),
+            _ => (self.forge(conn)?, Mark::Forged),
+        };
+        self.line(None, || format!("{} reaches end {to} of conn {conn}: {frame:?}", how.text()));
+        self.marks.hit(how);
+        self.marks.hit(Mark::ForgedV1);
+        self.check.wire.cause(node, 1);
+        Some(encode_message(dialect, told.number, &[frame]))
     }
 
     /// A frame that came before: on its own session again, or on one that never

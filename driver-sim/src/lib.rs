@@ -30,6 +30,7 @@ pub mod run;
 mod scenario;
 pub mod share;
 pub mod shrink;
+mod sock;
 mod story;
 pub mod table;
 pub mod tape;

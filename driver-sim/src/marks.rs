@@ -78,6 +78,7 @@ marks! {
     TokenExpired = "a token ran out on a live tunnel";
     WrongSession = "a frame of a stream came on a session it is not bound to";
     Forged = "an authenticated peer sent a frame of somebody else's stream";
+    ForgedV1 = "a frame nobody sent came on a session of version 1";
     UnknownFrame = "a frame of an unknown optional type came along";
     WrongCertificate = "a hub showed a certificate that is not its own";
     Repeated = "the frame of a message came twice";

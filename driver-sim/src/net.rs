@@ -172,6 +172,15 @@ pub(crate) const fn place(key: ConnKey) -> (u32, usize) {
 }
 
 impl Conn {
+    /// Messages of an end that have not arrived, as far as they are known.
+    pub(crate) fn under_way(&self, end: usize) -> impl Iterator<Item = &Told> {
+        let whole = self.pipes[end].items.iter().filter_map(|i| match i {
+            Item::Message(told) => Some(told),
+            Item::Piece(_) | Item::Fin => None,
+        });
+        whole.chain(&self.said[end])
+    }
+
     /// Whether an end wants it closed.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.iter().any(Option::is_some)

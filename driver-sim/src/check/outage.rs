@@ -50,7 +50,11 @@ impl World {
         if r.cause == Cause::Finished && r.local && r.agent_id.as_ref().is_some_and(|a| provisional(self, a)) {
             self.marks.hit(Mark::ProvisionalServed);
         }
-        if r.open.is_some() || !matches!(r.cause, Cause::Reset(RstCode::NoRoute | RstCode::RegistryDown)) {
+        // Whom an agent refused was served as well as could be.
+        if r.agent_id.is_some()
+            || r.open.is_some()
+            || !matches!(r.cause, Cause::Reset(RstCode::NoRoute | RstCode::RegistryDown))
+        {
             return;
         }
         let came = self.now.saturating_sub(r.total.as_nanos() as u64);

@@ -126,6 +126,9 @@ impl World {
         }
         if let Some(lost) = lost
             && wants
+            // Of two hubs with one name the one that goes may be the one that was heard of.
+            && !self.is_twin(from)
+            && !self.is_twin(to)
             && calm.is_some_and(|since| since <= lost)
             && now - lost > PROMPT + late
         {
