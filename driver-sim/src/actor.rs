@@ -1,28 +1,20 @@
-//! Clients and targets, and the sockets between them and the nodes.
-//!
-//! An actor follows its part of the plan; its socket has a buffer each way, so
-//! a node that is not allowed to read, or an actor that does not, is felt by
-//! the other side as with TCP. Everything an actor reads is checked at once
-//! (S1, S2). Must not know what lies between the two nodes.
+//! Clients and targets: each follows its part of the plan, and everything it
+//! reads is checked at once (S1, S2). Their sockets are in `sock.rs`. Must not
+//! know what lies between the two nodes.
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use nowconnect_core::error::RstCode;
-use nowconnect_core::id::{ListenerIx, Name, SockKey, StreamKey};
+use nowconnect_core::id::{ListenerIx, Name, StreamKey};
 use nowconnect_core::mux::Input;
-use nowconnect_core::shard::{SockEvent, SockOp};
 
 use crate::event::Event;
 use crate::marks::Mark;
 use crate::node::Machine;
 use crate::payload::{self, Half};
-use crate::plan::{ClientPlan, Ending, FlowPlan, Level, MS, TargetPlan};
-use crate::tape::Lane;
+use crate::plan::{ClientPlan, Ending, FlowPlan, MS, TargetPlan};
+use crate::sock::{Sock, sock_key};
 use crate::world::{Phase, World};
-
-/// Bytes a node reads from a socket at a time, as the production driver.
-const READ_BYTES: usize = 64 << 10;
 
 /// What became of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,46 +57,6 @@ impl Actor {
     }
 }
 
-/// A TCP connection between an actor and a node.
-#[derive(Debug)]
-pub(crate) struct Sock {
-    pub(crate) node: u16,
-    pub(crate) run: u32,
-    pub(crate) stream: Option<StreamKey>,
-    pub(crate) actor: u32,
-    /// Bytes the actor wrote, and bytes the node read.
-    pub(crate) sent: u64,
-    pub(crate) taken: u64,
-    fin: bool,
-    eof_said: bool,
-    paused: bool,
-    /// What the node wrote: in its own queue, and in the socket's buffer.
-    queue: VecDeque<Bytes>,
-    buffered: VecDeque<Bytes>,
-    pub(crate) buffered_bytes: u64,
-    /// Bytes the node wrote into the buffer in all.
-    pub(crate) written: u64,
-    shut_due: bool,
-    shut: bool,
-    /// The node is done with it.
-    pub(crate) closed: bool,
-    reset: Option<Option<RstCode>>,
-    /// The node does not exist for it any more.
-    pub(crate) gone: bool,
-    due: bool,
-}
-
-impl Sock {
-    /// The node's half is closed towards the actor.
-    pub(crate) const fn is_shut(&self) -> bool {
-        self.shut
-    }
-}
-
-const fn sock_key(ix: u32) -> SockKey {
-    SockKey { ix, generation: 0 }
-}
-
 impl World {
     pub(crate) fn client_plan(&self, client: u32) -> ClientPlan {
         self.check.client_plan(&self.plan, client)
@@ -113,11 +65,16 @@ impl World {
     /// A client of the plan connects to its hub.
     pub(crate) fn on_client(&mut self, index: u32) {
         let plan = self.plan.clients[index as usize];
+        let node = &mut self.nodes[usize::from(plan.hub)];
+        if node.shortages > 0 {
+            self.marks.hit(Mark::NoDescriptors);
+            return node.backlog.push(index);
+        }
         self.connect_client(plan);
     }
 
     pub(crate) fn connect_client(&mut self, plan: ClientPlan) {
-        let node = u16::from(plan.hub);
+        let node = self.lands_at(plan.hub);
         let (actor, sock) = self.add_actor(plan.id, true, node, None);
         self.pairs.insert(plan.id, [Some(actor), None]);
         self.line(Some(plan.id), || format!("client {} connects to node {node} for c{}", plan.id, plan.connector));
@@ -196,7 +153,9 @@ impl World {
             return self.fail(&v.id, v.text);
         }
         let plan = client.map(|c| self.client_plan(c));
-        let (delay, result) = match (self.nodes[usize::from(ix)].targets_down, plan.map(|p| p.target)) {
+        let node = &self.nodes[usize::from(ix)];
+        let (delay, result) = match (node.targets_down, plan.map(|p| p.target)) {
+            _ if node.shortages > 0 => (0, Err(RstCode::Unreachable)),
             (Some(true), _) | (None, Some(TargetPlan::Hang)) => (self.plan.timers.target, Err(RstCode::TargetTimeout)),
             (Some(false), _) => (MS, Err(RstCode::Refused)),
             (None, Some(TargetPlan::Refuse(after))) => (after.min(self.plan.timers.target), Err(RstCode::Refused)),
@@ -246,183 +205,6 @@ impl World {
         self.input(ix, Input::Target { stream, result: Ok(sock_key(sock)) });
         let latency = client.map_or(MS, |c| self.client_plan(c).latency);
         self.step(actor, latency);
-    }
-
-    /// What a node wants done with a socket. Inside `settle`.
-    pub(crate) fn on_sock_op(&mut self, key: SockKey, op: SockOp) {
-        let Some(sock) = self.socks.get_mut(key.ix as usize) else {
-            return self.fail("D2", format!("an operation on socket {}, which nobody has", key.ix));
-        };
-        if sock.gone {
-            return;
-        }
-        let actor = sock.actor;
-        let (client, is_client) = (self.actors[actor as usize].client, self.actors[actor as usize].is_client);
-        if sock.closed {
-            return self.fail("S4", format!("{op:?} for a socket of client {client} that was closed before"));
-        }
-        self.trace.mix(u64::from(key.ix) << 3 | op_number(&op));
-        match op {
-            SockOp::Write(bytes) => {
-                if sock.shut_due {
-                    return self.fail("S4", format!("bytes for client {client} after the end of its direction"));
-                }
-                sock.queue.push_back(bytes);
-                self.sock_due(key.ix);
-            }
-            SockOp::ShutDown => {
-                sock.shut_due = true;
-                self.sock_due(key.ix);
-            }
-            SockOp::Readable => {
-                sock.paused = false;
-                self.marks.hit(Mark::SourcePausedAndResumed);
-                self.sock_due(key.ix);
-            }
-            SockOp::Close => {
-                sock.closed = true;
-                // Closing ends the node's direction too, if nothing did before.
-                sock.shut = true;
-                let unread = sock.sent > sock.taken || !sock.queue.is_empty();
-                self.line(Some(client), || format!("its {} socket is closed", side(is_client)));
-                if unread {
-                    // A kernel answers unread input with a reset.
-                    self.socks[key.ix as usize].reset = Some(None);
-                }
-                self.step(actor, MS / 10);
-            }
-            SockOp::Abort(code) => {
-                sock.closed = true;
-                sock.queue.clear();
-                sock.reset = Some(Some(code));
-                self.line(Some(client), || format!("its {} socket is reset: {code}", side(is_client)));
-                self.step(actor, MS / 10);
-            }
-        }
-    }
-
-    fn sock_due(&mut self, sock: u32) {
-        if !std::mem::replace(&mut self.socks[sock as usize].due, true) {
-            self.after(0, Event::Sock { sock });
-        }
-    }
-
-    /// A node's turn with a socket: write what fits, read what is allowed.
-    pub(crate) fn on_sock(&mut self, ix: u32) {
-        self.socks[ix as usize].due = false;
-        let sock = &self.socks[ix as usize];
-        let (node, actor) = (sock.node, sock.actor);
-        if sock.gone || sock.closed || self.nodes[usize::from(node)].run != sock.run {
-            return;
-        }
-        let Some(stream) = sock.stream else { return };
-        let client = self.actors[actor as usize].client;
-        let plan = self.client_plan(client);
-        self.flush(ix, node, stream, actor, &plan);
-        let sock = &mut self.socks[ix as usize];
-        if sock.closed || sock.gone || sock.paused || sock.eof_said {
-            return;
-        }
-        let waiting = sock.sent - sock.taken;
-        if waiting == 0 {
-            if sock.fin {
-                sock.eof_said = true;
-                self.input(node, Input::Socket { stream, event: SockEvent::Eof });
-            }
-            return;
-        }
-        let Some(m) = &mut self.nodes[usize::from(node)].machine else { return };
-        let budget = m.read_budget(stream);
-        self.trace.mix(budget as u64);
-        if budget == 0 {
-            sock.paused = true;
-            self.marks.hit(Mark::SourcePaused);
-            return;
-        }
-        let len = budget.min(READ_BYTES).min(usize::try_from(waiting).unwrap_or(usize::MAX));
-        let len = part(self.plan.level, &mut self.sock_draws, len);
-        let half = Half { client, up: self.actors[actor as usize].is_client };
-        let bytes = payload::cut(half, sock.taken, len);
-        sock.taken += len as u64;
-        let more = sock.sent > sock.taken || sock.fin;
-        // The actor may write again.
-        self.step(actor, plan.latency);
-        self.check.nodes.entry(node).or_default().from_sockets += len as u64;
-        self.input(node, Input::Socket { stream, event: SockEvent::Data(bytes) });
-        if more {
-            self.sock_due(ix);
-        }
-    }
-
-    fn flush(&mut self, ix: u32, node: u16, stream: StreamKey, actor: u32, plan: &ClientPlan) {
-        let (level, lane) = (self.plan.level, &mut self.sock_draws);
-        let sock = &mut self.socks[ix as usize];
-        let (mut written, mut again) = (0, false);
-        while let Some(front) = sock.queue.front_mut() {
-            let room = u64::from(plan.buffer).saturating_sub(sock.buffered_bytes) as usize;
-            if room == 0 {
-                break;
-            }
-            let whole = room.min(front.len());
-            let len = part(level, lane, whole);
-            let piece = front.split_to(len);
-            written += piece.len() as u64;
-            sock.buffered_bytes += piece.len() as u64;
-            sock.written += piece.len() as u64;
-            if front.is_empty() {
-                sock.queue.pop_front();
-            }
-            sock.buffered.push_back(piece);
-            if len < whole {
-                // A partial write; the rest has a turn of its own.
-                again = true;
-                break;
-            }
-        }
-        let shut = sock.queue.is_empty() && sock.shut_due && !sock.shut;
-        if shut {
-            sock.shut = true;
-        }
-        if written > 0 || shut {
-            self.step(actor, plan.latency);
-        }
-        if again {
-            self.sock_due(ix);
-        }
-        if written > 0 {
-            self.check.nodes.entry(node).or_default().to_sockets += written;
-            self.input(node, Input::Socket { stream, event: SockEvent::Written(written) });
-        }
-        if shut {
-            self.input(node, Input::Socket { stream, event: SockEvent::ShutDown });
-        }
-    }
-
-    pub(crate) fn on_sock_aborted(&mut self, ix: u32) {
-        let sock = &mut self.socks[ix as usize];
-        if std::mem::replace(&mut sock.gone, true) || sock.closed {
-            return;
-        }
-        let (node, run, stream) = (sock.node, sock.run, sock.stream);
-        if let Some(stream) = stream
-            && self.nodes[usize::from(node)].run == run
-        {
-            self.input(node, Input::Socket { stream, event: SockEvent::Aborted });
-        }
-    }
-
-    /// A process died with its sockets.
-    pub(crate) fn drop_socks(&mut self, ix: u16) {
-        for n in 0..self.socks.len() {
-            let sock = &mut self.socks[n];
-            if sock.node == ix && !sock.gone && !sock.closed {
-                sock.gone = true;
-                sock.reset = Some(None);
-                sock.queue.clear();
-                let actor = sock.actor;
-                self.step(actor, MS);
-            }
-        }
     }
 
     /// Aborts every target of an agent.
@@ -635,30 +417,10 @@ impl World {
     }
 }
 
-/// How much of `whole` one call to a socket moves: at L1 now and then less
-/// than could be (N3), but no less than a sixteenth.
-fn part(level: Level, lane: &mut Lane, whole: usize) -> usize {
-    if level == Level::L0 || whole < 2 || !lane.chance(1, 4) {
-        return whole;
-    }
-    let whole = whole as u64;
-    lane.between((whole / 16).max(1), whole) as usize
-}
-
 fn node_agent(node: &crate::node::Node) -> Option<&nowconnect_core::agent::Agent> {
     node.agent()
 }
 
 pub(crate) const fn side(is_client: bool) -> &'static str {
     if is_client { "client" } else { "target" }
-}
-
-const fn op_number(op: &SockOp) -> u64 {
-    match op {
-        SockOp::Write(_) => 0,
-        SockOp::ShutDown => 1,
-        SockOp::Readable => 2,
-        SockOp::Abort(_) => 3,
-        SockOp::Close => 4,
-    }
 }

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use nowconnect_core::planted;
 
+use crate::diff;
 use crate::faults::Class;
 use crate::marks::{Mark, Marks};
-use crate::plan::Level;
-use crate::profile::Choice;
+use crate::plan::{Level, Plan};
+use crate::profile::{Choice, PROFILES, Profile};
 use crate::repeat::{difference, perform};
 use crate::run::{Keep, Report, plan};
 use crate::tape::mix;
@@ -33,6 +34,9 @@ pub struct Options {
     pub level: Level,
     /// The planted bug that is on.
     pub planted: Option<u16>,
+    /// Compare the deployments of every seed, instead of one seed in
+    /// [`diff::EVERY`].
+    pub diff: bool,
     /// Threads; 0 counts as 1.
     pub jobs: usize,
     /// No seed after the first one that fails is of interest.
@@ -50,15 +54,28 @@ pub struct Case {
     pub planted: Option<u16>,
     /// Bytes instead of messages.
     pub l1: bool,
+    /// Its three deployments compared.
+    pub diff: bool,
 }
 
 impl Case {
+    /// Its plan.
+    #[must_use]
+    pub fn plan(&self) -> Plan {
+        let level = if self.l1 { Level::L1 } else { Level::L0 };
+        let profile = Profile::named(self.profile).unwrap_or(&PROFILES[0]);
+        if self.diff { diff::plan(self.seed, profile, level) } else { plan(self.seed, profile, level) }
+    }
+
     /// The arguments that name it.
     #[must_use]
     pub fn arguments(&self) -> String {
         let mut text = format!("--seed {} --profile {}", self.seed, self.profile);
         if self.l1 {
             text.push_str(" --level L1");
+        }
+        if self.diff {
+            text.push_str(" --diff");
         }
         if let Some(bug) = self.planted {
             text.push_str(&format!(" --planted {bug}"));
@@ -110,6 +127,8 @@ pub struct Totals {
     pub marks: Marks,
     /// Seeds that were run twice.
     pub repeated: u64,
+    /// Seeds whose deployments were compared.
+    pub compared: u64,
     /// Of all seeds and their traces; the order of running does not matter.
     pub hash: u64,
     /// Seeds that failed, by number.
@@ -143,6 +162,7 @@ impl Totals {
         self.messages += other.messages;
         self.marks.merge(&other.marks);
         self.repeated += other.repeated;
+        self.compared += other.compared;
         self.hash = self.hash.wrapping_add(other.hash);
         self.failures.extend(other.failures);
     }
@@ -184,28 +204,52 @@ impl Live {
     }
 }
 
-/// Runs one seed, twice if it is its turn or it fails; the report holds what
-/// was found, a difference between the two runs included. `None` when the
-/// planted bug cannot be on.
+/// What came of a seed.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// The run that was made, or the one of several that failed.
+    pub case: Case,
+    /// What it found.
+    pub report: Report,
+    /// It was run twice.
+    pub twice: bool,
+    /// Its deployments were compared.
+    pub compared: bool,
+}
+
+/// Runs one seed, twice if it is its turn or it fails, and compares its
+/// deployments if it is its turn; the report holds what was found, a difference
+/// between two runs included. `None` when the planted bug cannot be on.
 #[must_use]
-pub fn one(case: Case, choice: Choice, keep: Keep) -> Option<(Report, bool)> {
-    let level = if case.l1 { Level::L1 } else { Level::L0 };
-    let drawn = plan(case.seed, choice.of(case.seed), level);
+pub fn one(case: Case, keep: Keep) -> Option<Ran> {
     let its_turn = mix(case.seed).is_multiple_of(REPEAT_ONE_IN);
     let keep = if its_turn && keep == Keep::Outcome { Keep::Steps } else { keep };
-    let mut report = perform(drawn, case.planted, keep)?;
-    let twice = its_turn || report.violation.is_some();
+    let ran = single(case, keep, its_turn)?;
+    if case.diff || !diff::its_turn(case.seed) || ran.report.violation.is_some() {
+        return Some(ran);
+    }
+    let compared = single(Case { diff: true, ..case }, keep, false)?;
+    if compared.report.violation.is_some() {
+        return Some(compared);
+    }
+    Some(Ran { compared: true, ..ran })
+}
+
+fn single(case: Case, keep: Keep, twice: bool) -> Option<Ran> {
+    let mut report = perform(case.plan(), case.planted, keep)?;
+    let twice = twice || report.violation.is_some();
     if twice && let Some(text) = difference(&report, case.planted) {
         let before = report.violation.map_or_else(String::new, |v| format!(" (and {}: {})", v.id, v.text));
         report.violation = Some(Violation::new("D1", format!("two runs of one tape differ: {text}{before}")));
     }
-    Some((report, twice))
+    Some(Ran { case, report, twice, compared: case.diff })
 }
 
 /// The case of a seed.
 #[must_use]
 pub fn case(options: &Options, seed: u64) -> Case {
-    Case { seed, profile: options.choice.of(seed).name, planted: options.planted, l1: options.level == Level::L1 }
+    let profile = options.choice.of(seed).name;
+    Case { seed, profile, planted: options.planted, l1: options.level == Level::L1, diff: options.diff }
 }
 
 /// Whether a planted bug can be on in this build; if not, why.
@@ -256,10 +300,11 @@ fn job(options: &Options, next: &AtomicU64, end: &AtomicU64, live: &Live, found:
         if seed >= end.load(Relaxed) {
             return totals;
         }
-        let case = case(options, seed);
-        let Some((report, twice)) = one(case, options.choice, Keep::Outcome) else { return totals };
+        let Some(ran) = one(case(options, seed), Keep::Outcome) else { return totals };
+        let Ran { case, report, twice, compared } = ran;
         totals.add(&report);
         totals.repeated += u64::from(twice);
+        totals.compared += u64::from(compared);
         live.add(&report, report.violation.is_some());
         if let Some(violation) = report.violation {
             if options.stop_at_first {

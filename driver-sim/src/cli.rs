@@ -59,6 +59,9 @@ pub(crate) struct Which {
     /// L0: whole messages; L1: bytes through the WebSocket codec
     #[arg(long, default_value = "L0", ignore_case = true)]
     pub(crate) level: LevelName,
+    /// Compare: without HA, in mode off and in mode shadow clients must see the same
+    #[arg(long)]
+    pub(crate) diff: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

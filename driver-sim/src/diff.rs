@@ -7,13 +7,16 @@
 //! a mode does.
 
 use crate::faults::{At, Fault};
-use crate::plan::{Ending, Level, ModePlan, Plan};
+use crate::plan::{Ending, Level, ModePlan, Plan, Twin};
 use crate::profile::Profile;
-use crate::run::{Keep, plan, run};
+use crate::run::Report;
+use crate::tape::mix;
 use crate::world::Violation;
 
 /// One seed in this many of a campaign is also run as a difference.
 pub const EVERY: u64 = 50;
+/// Other seeds than those that are run twice.
+const SALT: u64 = 0x006d_6f64_6573;
 
 /// How a client or a target ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,9 +50,12 @@ pub struct Transcript {
 /// clients and their own hub's agents stays, faults of the mesh and the registry
 /// stay, and nothing else goes wrong.
 fn even(mut p: Plan) -> Plan {
+    p.twin = Some(Twin::Modes);
     p.at_vulnerable = 0;
     p.hostile = 0;
     p.triggered = None;
+    // A node that is gone at one instant ends streams wherever they are then.
+    p.frozen = None;
     p.late_timers_ns = 0;
     // Draws of the network are shared by all connections: without jitter none counts.
     p.net.jitter = 0;
@@ -74,6 +80,10 @@ fn even(mut p: Plan) -> Plan {
         | Fault::Drain { .. }
         | Fault::Mode { .. }
         | Fault::Swizzle { .. }
+        | Fault::IdleCut { .. }
+        | Fault::IngressRestart { .. }
+        | Fault::NoDescriptors { .. }
+        | Fault::Twin { .. }
         | Fault::Stop { .. } => false,
     });
     let hubs = p.hubs.len() as u8;
@@ -108,6 +118,7 @@ fn even(mut p: Plan) -> Plan {
 
 fn with_mode(p: &Plan, mode: ModePlan, peers: bool) -> Plan {
     let mut p = p.clone();
+    p.twin = None;
     for h in &mut p.hubs {
         h.mode = mode;
         if !peers {
@@ -120,54 +131,117 @@ fn with_mode(p: &Plan, mode: ModePlan, peers: bool) -> Plan {
     p
 }
 
-/// The three runs of a seed compared. An `Err` names the first difference, or
-/// what a run itself found wrong.
-///
-/// # Errors
-/// When transcripts differ, or one of the runs fails.
-pub fn diff(seed: u64, profile: &Profile, level: Level) -> Result<(), Violation> {
-    compare(&even(plan(seed, profile, level)))
+/// The plan of a seed, to be carried out in the three deployments.
+#[must_use]
+pub fn plan(seed: u64, profile: &Profile, level: Level) -> Plan {
+    even(crate::run::plan(seed, profile, level))
 }
 
-fn compare(even: &Plan) -> Result<(), Violation> {
-    let absent = transcript(with_mode(even, ModePlan::Off, false))?;
-    for (name, id, mode) in [("off", "M1", ModePlan::Off), ("shadow", "M2", ModePlan::Shadow)] {
-        let other = transcript(with_mode(even, mode, true))?;
-        if let Some((a, b)) = absent.iter().zip(&other).find(|(a, b)| a != b) {
-            let text = format!("without HA: {a:?}; with mode {name}: {b:?}");
-            return Err(Violation::new(id, text));
-        }
-        if absent.len() != other.len() {
-            let text = format!("without HA {} ends were seen, with mode {name} {}", absent.len(), other.len());
-            return Err(Violation::new(id, text));
-        }
+/// Whether a campaign compares the deployments of a seed.
+#[must_use]
+pub const fn its_turn(seed: u64) -> bool {
+    mix(seed ^ SALT).is_multiple_of(EVERY)
+}
+
+/// The three deployments of a plan; `carry_out` runs one. The report is that of
+/// the one in which a client saw something else than without HA, or of the first
+/// that failed by itself.
+pub(crate) fn compare(even: &Plan, mut carry_out: impl FnMut(Plan) -> Report) -> Report {
+    let absent = carry_out(with_mode(even, ModePlan::Off, false));
+    if absent.violation.is_some() {
+        return within("without HA", absent);
     }
-    Ok(())
+    let off = carry_out(with_mode(even, ModePlan::Off, true));
+    let off = judge(&absent, off, "off", "M1");
+    if off.violation.is_some() {
+        return off;
+    }
+    let shadow = carry_out(with_mode(even, ModePlan::Shadow, true));
+    judge(&absent, shadow, "shadow", "M2")
 }
 
-fn transcript(plan: Plan) -> Result<Vec<Transcript>, Violation> {
-    let report = run(plan, Keep::Outcome);
-    match report.violation {
-        Some(v) => Err(v),
-        None => Ok(report.transcripts),
+/// What a run found by itself, and where.
+fn within(deployment: &str, mut report: Report) -> Report {
+    if let Some(v) = &mut report.violation {
+        v.text = format!("{deployment}: {}", v.text);
+    }
+    report
+}
+
+fn judge(absent: &Report, mut other: Report, mode: &str, id: &str) -> Report {
+    if other.violation.is_some() {
+        return within(&format!("in mode {mode}"), other);
+    }
+    let (a, b) = (&absent.transcripts, &other.transcripts);
+    let text = if let Some((a, b)) = a.iter().zip(b).find(|(a, b)| a != b) {
+        Some(format!("without HA {a}; in mode {mode} {b}"))
+    } else if a.len() == b.len() {
+        None
+    } else {
+        Some(format!("without HA {} ends were seen, in mode {mode} {}", a.len(), b.len()))
+    };
+    other.violation = text.map(|text| Violation::new(id, text));
+    other
+}
+
+impl std::fmt::Display for Transcript {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (side, eof) = (crate::actor::side(self.is_client), if self.eof { " and its end" } else { "" });
+        write!(f, "the {side} of client {} read {} bytes{eof} ({:?})", self.client, self.read, self.fate)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::{Keep, run};
+
+    fn swarm() -> &'static Profile {
+        Profile::named("swarm").expect("the default profile")
+    }
 
     #[test]
     fn modes_without_a_route_across_look_alike_and_active_does_not() {
-        let profile = Profile::named("swarm").expect("the default profile");
         let mut differs = 0;
         for seed in 0..6 {
-            assert_eq!(diff(seed, profile, Level::L0), Ok(()), "seed {seed}");
-            let even = even(plan(seed, profile, Level::L0));
-            let active = transcript(with_mode(&even, ModePlan::Active, true));
-            let absent = transcript(with_mode(&even, ModePlan::Off, false));
-            differs += u32::from(active != absent);
+            let even = plan(seed, swarm(), Level::L0);
+            assert_eq!(run(even.clone(), Keep::Outcome).violation, None, "seed {seed}");
+            let seen = |mode, peers| run(with_mode(&even, mode, peers), Keep::Outcome).transcripts;
+            differs += u32::from(seen(ModePlan::Active, true) != seen(ModePlan::Off, false));
         }
         assert!(differs > 0, "clients carried across hubs are seen");
+    }
+
+    #[test]
+    fn what_a_client_sees_otherwise_is_named() {
+        let even = plan(1, swarm(), Level::L0);
+        // A deployment in which one client sees a byte less.
+        let report = compare(&even, |plan| {
+            let shadow = plan.hubs.iter().any(|h| h.mode == ModePlan::Shadow);
+            let mut r = run(plan, Keep::Outcome);
+            let short = r.transcripts.iter_mut().find(|t| shadow && t.is_client && t.read > 0);
+            short.into_iter().for_each(|t| t.read -= 1);
+            r
+        });
+        let found = report.violation.expect("a difference");
+        assert_eq!(found.id, "M2");
+        assert!(found.text.contains("of client ") && found.text.contains("in mode shadow"), "{}", found.text);
+    }
+
+    #[test]
+    fn one_seed_in_fifty_has_its_turn() {
+        let turns = (0..50_000).filter(|s| its_turn(*s)).count();
+        assert!((900..1100).contains(&turns), "{turns} of 50,000");
+    }
+
+    #[cfg(feature = "planted")]
+    #[test]
+    fn a_shadow_that_moves_the_routing_table_is_noticed() {
+        crate::panics::keep_quiet();
+        let found = (0..20).find_map(|seed| {
+            let report = crate::run::run_planted(plan(seed, swarm(), Level::L0), 50, Keep::Outcome);
+            report.expect("bug 50 is in this build").violation
+        });
+        assert_eq!(found.map(|v| v.id).as_deref(), Some("M2"));
     }
 }

@@ -37,6 +37,10 @@ fn renamed(fault: Fault, name: &impl Fn(At) -> Option<At>) -> Option<Fault> {
         Fault::Mode { hub: h, mode } => Fault::Mode { hub: hub(h)?, mode },
         Fault::Swizzle { order, ms } => Fault::Swizzle { order, ms },
         Fault::Stop { at, down_ms } => Fault::Stop { at: name(at)?, down_ms },
+        Fault::IdleCut { hub: h, idle_ms, how, ms } => Fault::IdleCut { hub: hub(h)?, idle_ms, how, ms },
+        Fault::IngressRestart { hub: h, how, ms } => Fault::IngressRestart { hub: hub(h)?, how, ms },
+        Fault::NoDescriptors { at, ms } => Fault::NoDescriptors { at: name(at)?, ms },
+        Fault::Twin { hub: h, ms } => Fault::Twin { hub: hub(h)?, ms },
     })
 }
 

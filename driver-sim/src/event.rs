@@ -108,28 +108,44 @@ pub(crate) enum Undo {
     Drained {
         node: u16,
     },
+    /// Not an end: the proxy before a hub looks for idle connections.
+    Idle {
+        hub: u16,
+        idle_ns: u64,
+        how: crate::faults::CutHow,
+        until: u64,
+    },
+    Shortage {
+        node: u16,
+    },
+    Twin {
+        hub: u8,
+        node: u16,
+    },
 }
 
-#[derive(Debug)]
-struct Entry {
+/// A place in the order of events. Keys move when the heap does; events stay
+/// where they are.
+#[derive(Clone, Copy, Debug)]
+struct Key {
     at: u64,
     tie: u32,
+    slot: u32,
     seq: u64,
-    event: Event,
 }
 
-impl PartialEq for Entry {
+impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
-impl Eq for Entry {}
-impl PartialOrd for Entry {
+impl Eq for Key {}
+impl PartialOrd for Key {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
-impl Ord for Entry {
+impl Ord for Key {
     fn cmp(&self, other: &Self) -> Ordering {
         // The heap gives the greatest first.
         (other.at, other.tie, other.seq).cmp(&(self.at, self.tie, self.seq))
@@ -139,21 +155,52 @@ impl Ord for Entry {
 /// The events to come.
 #[derive(Debug, Default)]
 pub(crate) struct Agenda {
-    heap: BinaryHeap<Entry>,
+    heap: BinaryHeap<Key>,
+    events: Vec<Option<Event>>,
+    free: Vec<u32>,
     seq: u64,
 }
 
 impl Agenda {
     pub(crate) fn push(&mut self, at: u64, tie: u32, event: Event) {
         self.seq += 1;
-        self.heap.push(Entry { at, tie, seq: self.seq, event });
+        let slot = self.free.pop().unwrap_or(self.events.len() as u32);
+        match self.events.get_mut(slot as usize) {
+            Some(place) => *place = Some(event),
+            None => self.events.push(Some(event)),
+        }
+        self.heap.push(Key { at, tie, slot, seq: self.seq });
     }
 
     pub(crate) fn pop(&mut self) -> Option<(u64, Event)> {
-        self.heap.pop().map(|e| (e.at, e.event))
+        let key = self.heap.pop()?;
+        self.free.push(key.slot);
+        let event = self.events.get_mut(key.slot as usize)?.take()?;
+        Some((key.at, event))
     }
 
     pub(crate) fn next_at(&self) -> Option<u64> {
         self.heap.peek().map(|e| e.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_by_time_then_tie_then_order_and_places_are_used_again() {
+        let mut agenda = Agenda::default();
+        for round in 0..3 {
+            for (ix, (at, tie)) in [(5, 1), (3, 9), (5, 0), (3, 9), (4, 7)].into_iter().enumerate() {
+                agenda.push(at, tie, Event::Fault { ix: ix as u32 });
+            }
+            assert_eq!(agenda.next_at(), Some(3));
+            let order: Vec<(u64, u32)> = std::iter::from_fn(|| agenda.pop())
+                .map(|(at, e)| if let Event::Fault { ix } = e { (at, ix) } else { (at, u32::MAX) })
+                .collect();
+            assert_eq!(order, [(3, 1), (3, 3), (4, 4), (5, 2), (5, 0)], "round {round}");
+        }
+        assert_eq!(agenda.events.len(), 5);
     }
 }

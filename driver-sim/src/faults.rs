@@ -1,7 +1,9 @@
 //! The fault model: what can go wrong, how it is drawn, and at which moments
 //! it is likelier. Carried out by the world (`inject.rs`); numbers in brackets
 //! are those of the fault catalogue (N network, P process, R registry, G agent,
-//! C client, X operators). Clients' faults are part of their plans.
+//! C client, X operators). Clients' faults are part of their plans, and so is a
+//! small memory budget (P5). Not yet: changes by reload (X2) and new certificates
+//! (X4), which have nothing to act on before a node can reload.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +35,12 @@ pub enum Class {
     Target,
     /// Operators drain and stop nodes (X3).
     Operate,
+    /// A proxy before a hub cuts idle connections, or restarts (N11).
+    Ingress,
+    /// A process is out of descriptors (P5).
+    Shortage,
+    /// Two live hubs have one replica id (X5).
+    Twin,
 }
 
 impl Class {
@@ -49,6 +57,9 @@ impl Class {
         Self::Agent,
         Self::Target,
         Self::Operate,
+        Self::Ingress,
+        Self::Shortage,
+        Self::Twin,
     ];
 
     /// Its name on the command line and in reports.
@@ -66,6 +77,9 @@ impl Class {
             Self::Agent => "agent",
             Self::Target => "target",
             Self::Operate => "operate",
+            Self::Ingress => "ingress",
+            Self::Shortage => "shortage",
+            Self::Twin => "twin",
         }
     }
 }
@@ -295,6 +309,44 @@ pub enum Fault {
         /// It is back after this long.
         down_ms: u64,
     },
+    /// A proxy before a hub cuts every connection through it on which nothing
+    /// passed for so long, either way.
+    IdleCut {
+        /// The hub.
+        hub: u8,
+        /// Idle for so long.
+        idle_ms: u64,
+        /// How.
+        how: CutHow,
+        /// For this long.
+        ms: u64,
+    },
+    /// The proxy before a hub restarts: all connections through it are gone at
+    /// once, and dials are refused meanwhile.
+    IngressRestart {
+        /// The hub.
+        hub: u8,
+        /// How.
+        how: CutHow,
+        /// It is back after this long.
+        ms: u64,
+    },
+    /// A process has no descriptor left: it accepts nobody (who waits in the
+    /// backlog waits on), dials nobody and connects no target.
+    NoDescriptors {
+        /// Which.
+        at: At,
+        /// For this long.
+        ms: u64,
+    },
+    /// A second process runs with a hub's configuration, replica id included;
+    /// clients and peers end at one or the other.
+    Twin {
+        /// The hub.
+        hub: u8,
+        /// For this long.
+        ms: u64,
+    },
 }
 
 impl Fault {
@@ -313,6 +365,9 @@ impl Fault {
             Self::Clone { .. } => Class::Agent,
             Self::Targets { .. } | Self::AbortTargets { .. } => Class::Target,
             Self::Drain { .. } | Self::Stop { .. } | Self::Mode { .. } => Class::Operate,
+            Self::IdleCut { .. } | Self::IngressRestart { .. } => Class::Ingress,
+            Self::NoDescriptors { .. } => Class::Shortage,
+            Self::Twin { .. } => Class::Twin,
         }
     }
 
@@ -334,6 +389,10 @@ impl Fault {
             | Self::Clone { ms, .. }
             | Self::Targets { ms, .. }
             | Self::Swizzle { ms, .. }
+            | Self::IdleCut { ms, .. }
+            | Self::IngressRestart { ms, .. }
+            | Self::NoDescriptors { ms, .. }
+            | Self::Twin { ms, .. }
             | Self::Drain { ms, .. } => *ms * MS,
         }
     }
@@ -444,6 +503,16 @@ impl Fault {
                     Self::Stop { at: node(l), down_ms: l.spread(10, 20_000) }
                 }
             }
+            Class::Ingress => {
+                let (hub, how) = (hub(l), if l.chance(1, 2) { CutHow::Rst } else { CutHow::Fin });
+                if l.chance(1, 2) {
+                    Self::IdleCut { hub, idle_ms: l.spread(900, 60_000), how, ms: l.spread(2000, 60_000) }
+                } else {
+                    Self::IngressRestart { hub, how, ms: l.spread(10, 10_000) }
+                }
+            }
+            Class::Shortage => Self::NoDescriptors { at: node(l), ms: l.spread(200, 20_000) },
+            Class::Twin => Self::Twin { hub: hub(l), ms: l.spread(1000, 40_000) },
         })
     }
 }

@@ -1,9 +1,10 @@
 //! An authenticated peer that misbehaves: frames nobody sent ride along in the
-//! messages of honest nodes, under their numbers, so that nothing but the frame
+//! messages of honest nodes (in version 1: instead of one), under their numbers, so that nothing but the frame
 //! itself is wrong. A forged frame names a live stream and either comes on a
 //! session that stream is not bound to, or under another epoch, or repeats one of
-//! the message it rides in, or is of a type from the future that may be skipped. None may change anything but counters
-//! (S8, I2, O4), which the other oracles see by themselves: a byte that nobody
+//! the message it rides in or one that came before, there or elsewhere, once or
+//! often, or is of a type from the future that may be skipped. None may change
+//! anything but counters (S8, I2, O4, B8), which the other oracles see by themselves: a byte that nobody
 //! wrote, an end nobody made, a reset without a cause.
 //!
 //! Also credentials that prove too little: another hub's certificate (I3), a
@@ -12,10 +13,9 @@
 use bytes::{Bytes, BytesMut};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::Epoch;
-use nowconnect_core::wire::{
-    Body, Codec, Dialect, Frame, HelloRole, Plane, WireLimits, decode, encode_frame, encode_message,
-};
+use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, encode_frame, encode_message};
 
+use crate::check::wire::Told;
 use crate::faults::At;
 use crate::marks::Mark;
 use crate::node::connector;
@@ -23,59 +23,114 @@ use crate::world::{Phase, World};
 
 /// A frame type of no version, flagged as optional, and its body.
 const FROM_THE_FUTURE: [u8; 5] = [0x80 | 0x55, 3, 1, 2, 3];
+/// Times that a frame is said in one message when it is said often.
+const FLOOD: u64 = 12;
+/// Few messages of version 1 can be put to use, so more of them are.
+const V1_IN: u64 = 500;
 /// In how many dials of a hostile run a hub shows another's certificate.
 const WRONG_CERTIFICATE_IN: u64 = 24;
 /// In how many dials of an agent with short tokens one names fewer connectors.
 const NARROW_TOKEN_IN: u64 = 3;
 
 /// The last frame of a message that moves a stream on, once more.
-fn repeat(dialect: Dialect, message: &Bytes) -> Option<Frame> {
-    let mut frames = Vec::new();
-    decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames).ok()?;
+fn repeat(frames: &[Frame]) -> Option<Frame> {
     let moves =
-        |f: &Frame| matches!(f, Frame::Stream { body: Body::Open(_) | Body::Data { .. } | Body::Fin { .. }, .. });
-    frames.into_iter().rfind(moves)
+        |f: &&Frame| matches!(f, Frame::Stream { body: Body::Open(_) | Body::Data { .. } | Body::Fin { .. }, .. });
+    frames.iter().rfind(moves).cloned()
 }
 
 impl World {
     /// What reaches a machine instead of a message.
-    pub(crate) fn tamper(&mut self, conn: u32, to: usize, message: Bytes) -> Bytes {
-        if let Some(hello) = self.narrow_hello(conn, to, &message) {
+    pub(crate) fn tamper(&mut self, conn: u32, to: usize, told: &Told) -> Bytes {
+        let message = told.bytes.clone();
+        if let Some(hello) = self.narrow_hello(conn, to, told) {
             return hello;
         }
         let c = &self.conns[conn as usize];
-        let numbered = message.first().is_some_and(|n| *n != 0);
-        if self.plan.hostile == 0
-            || self.phase != Phase::Safety
-            || c.dialect.codec != Codec::BinaryV2
-            || !numbered
-            || !self.hostile_draws.chance(u64::from(self.plan.hostile), 10_000)
-        {
+        let (dialect, node) = (c.dialect, c.nodes[to]);
+        if self.plan.hostile == 0 || self.phase != Phase::Safety || told.number == 0 {
             return message;
         }
-        let dialect = c.dialect;
+        if dialect.codec == Codec::JsonV1 {
+            return self.tamper_v1(conn, to, told).unwrap_or(message);
+        }
+        if !self.hostile_draws.chance(u64::from(self.plan.hostile), 10_000) {
+            return message;
+        }
         let mut forged = BytesMut::from(&message[..]);
         if self.hostile_draws.chance(1, 4) {
             self.marks.hit(Mark::UnknownFrame);
             forged.extend_from_slice(&FROM_THE_FUTURE);
             return forged.freeze();
         }
-        let repeated = if self.hostile_draws.chance(1, 3) { repeat(dialect, &message) } else { None };
-        let Some(frame) = repeated.clone().or_else(|| self.forge(conn)) else { return message };
-        let how = if repeated.is_some() { "repeated" } else { "forged" };
-        self.line(None, || format!("a {how} frame reaches end {to} of conn {conn}: {frame:?}"));
-        if repeated.is_none() {
-            self.marks.hit(Mark::Forged);
-        }
-        if let Some(payload) = encode_frame(dialect, 0, &frame, &mut forged) {
-            forged.extend_from_slice(&payload);
+        let (frame, how) = match self.hostile_draws.below(3) {
+            0 => (repeat(&told.frames), Mark::Repeated),
+            1 => (self.replay(conn, to), Mark::Replayed),
+            _ => (self.forge(conn), Mark::Forged),
+        };
+        let Some(frame) = frame else { return message };
+        self.line(None, || format!("{} reaches end {to} of conn {conn}: {frame:?}", how.text()));
+        self.marks.hit(how);
+        // Now and then as fast as a message can carry it.
+        let times = if self.hostile_draws.chance(1, 8) { FLOOD } else { 1 };
+        self.check.wire.cause(node, times);
+        for _ in 0..times {
+            if let Some(payload) = encode_frame(dialect, told.number, &frame, &mut forged) {
+                forged.extend_from_slice(&payload);
+            }
         }
         forged.freeze()
     }
 
+    /// Version 1 has one frame a message, and each number once: a forged frame
+    /// takes the place of a CREDIT that a later one, under way already, repeats
+    /// and surpasses, as if the two had been one.
+    fn tamper_v1(&mut self, conn: u32, to: usize, told: &Told) -> Option<Bytes> {
+        let [Frame::Stream { cid, body: Body::Credit { consumed, limit }, .. }] = told.frames.as_slice() else {
+            return None;
+        };
+        let surpasses = |f: &Frame| match f {
+            Frame::Stream { cid: c, body: Body::Credit { consumed: n, limit: l }, .. } => {
+                c == cid && n >= consumed && l >= limit
+            }
+            _ => false,
+        };
+        let c = &self.conns[conn as usize];
+        if !c.under_way(1 - to).any(|t| t.frames.iter().any(surpasses))
+            || !self.hostile_draws.chance(u64::from(self.plan.hostile), V1_IN)
+        {
+            return None;
+        }
+        let (dialect, node) = (c.dialect, c.nodes[to]);
+        let (frame, how) = match self.hostile_draws.below(2) {
+            0 => (self.replay(conn, to)?, Mark::Replayed),
+            _ => (self.forge(conn)?, Mark::Forged),
+        };
+        self.line(None, || format!("{} reaches end {to} of conn {conn}: {frame:?}", how.text()));
+        self.marks.hit(how);
+        self.marks.hit(Mark::ForgedV1);
+        self.check.wire.cause(node, 1);
+        Some(encode_message(dialect, told.number, &[frame]))
+    }
+
+    /// A frame that came before: on its own session again, or on one that never
+    /// carried its stream (S8, I2).
+    fn replay(&mut self, conn: u32, to: usize) -> Option<Frame> {
+        let wire = &self.check.wire;
+        let seen = wire.seen.as_ref()?;
+        let n = self.hostile_draws.below(seen.len() as u64) as usize;
+        let seen = seen.get(n)?;
+        let Frame::Stream { cid, body, .. } = &seen.frame else { return None };
+        let own = wire.session_of(conn) == Some(seen.session) && seen.from == 1 - to;
+        // Whoever opens streams of another, or speaks of one that is still on
+        // its way to here, hurts streams of its own.
+        let strange = !wire.carries(conn, *cid) && wire.is_answered(*cid) && !matches!(body, Body::Open(_));
+        (own || strange).then(|| seen.frame.clone())
+    }
+
     /// An agent whose token names fewer connectors says no more in its HELLO
     /// (G7): it is let in, or resumes, with less than it had.
-    fn narrow_hello(&self, conn: u32, to: usize, message: &Bytes) -> Option<Bytes> {
+    fn narrow_hello(&self, conn: u32, to: usize, told: &Told) -> Option<Bytes> {
         let c = &self.conns[conn as usize];
         let At::Agent(agent) = self.nodes[usize::from(c.nodes[0])].at else { return None };
         if to == 0 || self.plan.agents[usize::from(agent)].token_ns == 0 || self.phase != Phase::Safety {
@@ -83,8 +138,8 @@ impl World {
         }
         let scope =
             self.token(conn, agent).0.filter(|s| Some(s) != self.plan.agents[usize::from(agent)].scope.as_ref())?;
-        let mut frames = Vec::new();
-        decode(c.dialect, message, &WireLimits::ESTABLISHED, &mut frames).ok()?;
+        let Some(Frame::Hello(_)) = told.frames.first() else { return None };
+        let mut frames = told.frames.clone();
         let Some(Frame::Hello(hello)) = frames.first_mut() else { return None };
         let HelloRole::Agent(says) = &mut hello.role else { return None };
         says.connectors.retain(|ad| scope.iter().any(|c| connector(*c) == ad.name));

@@ -66,6 +66,7 @@ impl World {
         self.faults_done[fault.class() as usize] += 1;
         self.line(None, || format!("FAULT {fault:?}"));
         let lasts = fault.lasts();
+        self.check.quiet_from = self.check.quiet_from.max(self.now + lasts);
         match fault {
             Fault::Cut { a, b, how } => {
                 let (a, b) = (self.node_of(a), self.node_of(b));
@@ -133,7 +134,7 @@ impl World {
             Fault::Registry { what, hub, .. } => self.inject_registry(what, hub, lasts),
             Fault::Clone { agent, .. } => {
                 self.marks.hit(Mark::TwoInstances);
-                let node = self.add_clone(agent);
+                let node = self.add_clone(At::Agent(agent));
                 self.after(lasts, Event::Undo(Undo::Clone { node }));
             }
             Fault::Targets { agent, hang, .. } => {
@@ -160,6 +161,30 @@ impl World {
                 }
             }
             Fault::Swizzle { order, .. } => self.swizzle(order, lasts),
+            Fault::IdleCut { hub, idle_ms, how, .. } => {
+                let until = self.now + lasts;
+                self.cut_idle_ones(u16::from(hub), idle_ms * MS, how, until);
+            }
+            Fault::IngressRestart { hub, how, .. } => {
+                let hub = u16::from(hub);
+                self.cut_accepted(hub, how);
+                self.net.dials.entry(hub).or_default().push(false);
+                self.after(lasts, Event::Undo(Undo::Dials { hub }));
+            }
+            Fault::NoDescriptors { at, .. } => {
+                let node = self.node_of(at);
+                self.nodes[usize::from(node)].shortages += 1;
+                self.after(lasts, Event::Undo(Undo::Shortage { node }));
+            }
+            Fault::Twin { hub, .. } => {
+                if !self.net.twins.contains_key(&hub) {
+                    self.marks.hit(Mark::TwinHub);
+                    let node = self.add_clone(At::Hub(hub));
+                    self.net.twins.insert(hub, node);
+                    self.ghost_twins(hub, node);
+                    self.after(lasts, Event::Undo(Undo::Twin { hub, node }));
+                }
+            }
             Fault::Stop { at, .. } => {
                 let node = self.node_of(at);
                 self.stop(node);
@@ -201,6 +226,22 @@ impl World {
         self.cut(a, Some(b), how);
         if left > 1 {
             self.after(every_ns, Event::Undo(Undo::Flap { a, b, left: left - 1, every_ns, how }));
+        }
+    }
+
+    /// The proxy before a hub looks for idle connections, and again later.
+    fn cut_idle_ones(&mut self, hub: u16, idle_ns: u64, how: CutHow, until: u64) {
+        self.cut_idle(hub, idle_ns, how);
+        if self.now < until {
+            let next = (idle_ns / 4).clamp(100 * MS, 5000 * MS);
+            self.after(next, Event::Undo(Undo::Idle { hub, idle_ns, how, until }));
+        }
+    }
+
+    /// Descriptors are free again: whoever waited is accepted.
+    fn accept_backlog(&mut self, node: u16) {
+        for client in std::mem::take(&mut self.nodes[usize::from(node)].backlog) {
+            self.after(0, Event::Client { client });
         }
     }
 
@@ -374,6 +415,23 @@ impl World {
             }
             Undo::Targets { node } => self.nodes[usize::from(node)].targets_down = None,
             Undo::Clone { node } => self.crash(node, false),
+            Undo::Twin { hub, node } => {
+                self.ghost_twins_over(hub, node);
+                self.net.twins.remove(&hub);
+                self.crash(node, false);
+            }
+            Undo::Idle { hub, idle_ns, how, until } => {
+                if self.phase == Phase::Safety {
+                    self.cut_idle_ones(hub, idle_ns, how, until);
+                }
+            }
+            Undo::Shortage { node } => {
+                let n = &mut self.nodes[usize::from(node)];
+                n.shortages = n.shortages.saturating_sub(1);
+                if n.shortages == 0 {
+                    self.accept_backlog(node);
+                }
+            }
             Undo::Flap { a, b, left, every_ns, how } => {
                 if self.phase == Phase::Safety {
                     self.flap(a, b, left, every_ns, how);
@@ -424,8 +482,11 @@ impl World {
         }
         let now = self.wall();
         self.registry.heal_all(now);
+        self.check.quiet_from = self.now;
         for ix in 0..self.nodes.len() as u16 {
             self.nodes[usize::from(ix)].lag = 0;
+            self.nodes[usize::from(ix)].shortages = 0;
+            self.accept_backlog(ix);
             self.ghost_disturbed(ix);
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);

@@ -78,8 +78,17 @@ marks! {
     TokenExpired = "a token ran out on a live tunnel";
     WrongSession = "a frame of a stream came on a session it is not bound to";
     Forged = "an authenticated peer sent a frame of somebody else's stream";
+    ForgedV1 = "a frame nobody sent came on a session of version 1";
     UnknownFrame = "a frame of an unknown optional type came along";
     WrongCertificate = "a hub showed a certificate that is not its own";
+    Repeated = "the frame of a message came twice";
+    Replayed = "a frame seen before came again, later or on another session";
+    IdleCut = "a proxy cut a connection for being idle";
+    IngressRestarted = "a proxy lost every connection through it at once";
+    NoDescriptors = "a client waited for a hub that had no descriptor left";
+    TwinHub = "two live hubs had one replica id";
+    TwinFenced = "of two live hubs with one replica id one gave the lease up";
+    ProvisionalServed = "a client was served over an attachment without the registry";
     V1 = "a session spoke wire version 1";
     BothEncodings = "both encodings were used in one run";
 }

@@ -26,6 +26,7 @@ use nowconnect_core::wire::{Codec, Dialect, Plane};
 
 use self::bytes::End;
 use self::pipe::{Item, Pipe};
+use crate::check::wire::Told;
 use crate::event::Event;
 use crate::faults::At;
 use crate::marks::Mark;
@@ -69,8 +70,10 @@ pub(crate) struct Conn {
     ends: [Option<Box<End>>; 2],
     /// L1: the kernel at this end has no such socket any more.
     gone: [bool; 2],
-    /// L1: what each direction should say, a fingerprint a message.
-    said: [VecDeque<u64>; 2],
+    /// L1: what each direction should say.
+    said: [VecDeque<Told>; 2],
+    /// When something was last put on the wire, either way.
+    active_at: u64,
 }
 
 /// The state of the network.
@@ -84,6 +87,8 @@ pub(crate) struct Net {
     /// Hubs whose dials are refused (`false`) or hang (`true`).
     pub(crate) dials: BTreeMap<u16, Vec<bool>>,
     pub(crate) redirect: Vec<u16>,
+    /// Second processes of hubs, by the hub they share a replica id with.
+    pub(crate) twins: BTreeMap<u8, u16>,
     tape: Tape,
     latency: (u64, u64),
     bandwidth: (u64, u64),
@@ -99,6 +104,7 @@ impl Net {
             slow: BTreeMap::new(),
             dials: BTreeMap::new(),
             redirect: Vec::new(),
+            twins: BTreeMap::new(),
             tape: tape.clone(),
             latency: plan.net.latency,
             bandwidth: plan.net.bandwidth,
@@ -151,6 +157,7 @@ impl Net {
         self.slow.clear();
         self.dials.clear();
         self.redirect.clear();
+        self.twins.clear();
         std::mem::take(&mut self.blocked).into_iter().filter(|(_, n)| *n > 0).map(|(k, _)| k).collect()
     }
 }
@@ -165,6 +172,15 @@ pub(crate) const fn place(key: ConnKey) -> (u32, usize) {
 }
 
 impl Conn {
+    /// Messages of an end that have not arrived, as far as they are known.
+    pub(crate) fn under_way(&self, end: usize) -> impl Iterator<Item = &Told> {
+        let whole = self.pipes[end].items.iter().filter_map(|i| match i {
+            Item::Message(told) => Some(told),
+            Item::Piece(_) | Item::Fin => None,
+        });
+        whole.chain(&self.said[end])
+    }
+
     /// Whether an end wants it closed.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.iter().any(Option::is_some)
@@ -172,6 +188,14 @@ impl Conn {
 }
 
 impl World {
+    /// Where what is meant for a hub ends: at it, or at its twin.
+    pub(crate) fn lands_at(&mut self, hub: u8) -> u16 {
+        match self.net.twins.get(&hub) {
+            Some(twin) if self.net.lane.chance(1, 2) => *twin,
+            _ => u16::from(hub),
+        }
+    }
+
     /// A node dials a hub of its list.
     pub(crate) fn dial(&mut self, from: u16, target: TargetIx) {
         let node = &self.nodes[usize::from(from)];
@@ -183,7 +207,7 @@ impl World {
         let Some(hub) = hub else {
             return self.fail("D2", format!("node {from} dials target {}, which it does not have", target.0));
         };
-        let mut to = u16::from(hub);
+        let mut to = self.lands_at(hub);
         if plane == Plane::Tunnel
             && let Some(other) = self.net.redirect.last()
         {
@@ -212,15 +236,23 @@ impl World {
             ends: [None, None],
             gone: [false; 2],
             said: Default::default(),
+            active_at: self.now,
         });
         self.line(None, || format!("node {from} dials hub {to} (conn {conn})"));
         let there = self.net.latency(from, to);
         let back = self.net.latency(from, to);
         let timeout = self.plan.net.dial_timeout;
         self.after(timeout, Event::DialTimeout { conn });
+        if self.nodes[usize::from(from)].shortages > 0 {
+            return self.after(MS, Event::DialFailed { node: from, run, target });
+        }
         let dials = self.net.dials.get(&to).and_then(|d| d.last()).copied();
         let hub = &self.nodes[usize::from(to)];
-        let dark = hub.silent || self.net.is_blocked(from, to) || self.net.is_blocked(to, from) || dials == Some(true);
+        let dark = hub.silent
+            || hub.shortages > 0
+            || self.net.is_blocked(from, to)
+            || self.net.is_blocked(to, from)
+            || dials == Some(true);
         if dark {
             return;
         }
@@ -256,7 +288,7 @@ impl World {
     pub(crate) fn on_accept(&mut self, conn: u32) {
         let [from, to] = self.conns[conn as usize].nodes;
         let hub = &self.nodes[usize::from(to)];
-        if !hub.is_up() || self.net.is_blocked(from, to) {
+        if !hub.is_up() || hub.shortages > 0 || self.net.is_blocked(from, to) {
             // The dialler's own deadline ends this.
             return;
         }
@@ -314,7 +346,8 @@ impl World {
         c.up[0] = true;
         let (target, dialect) = (c.target, c.dialect);
         self.open_end(conn, 0);
-        let peer = HubGrant { dns_names: Some(vec![format!("hub-{to}")]) };
+        let At::Hub(name) = self.nodes[usize::from(to)].at else { return };
+        let peer = HubGrant { dns_names: Some(vec![format!("hub-{name}")]) };
         self.input(from, Input::Connected { target, conn: key(conn, 0), dialect, peer });
     }
 
@@ -394,15 +427,16 @@ impl World {
     }
 
     /// A whole message reached a machine.
-    fn deliver(&mut self, conn: u32, to: usize, message: ::bytes::Bytes) {
+    fn deliver(&mut self, conn: u32, to: usize, told: Told) {
         let receiver = self.conns[conn as usize].nodes[to];
         self.trace.mix(u64::from(conn) << 2 | to as u64);
-        self.trace.mix_bytes(&message);
+        self.trace.mix(told.hash);
         self.check.messages += 1;
-        self.show_message(conn, to, &message);
-        self.tap_in(conn, to, &message);
-        let carried = self.carries_on(conn, to, &message);
-        let message = self.tamper(conn, to, message);
+        self.show_message(conn, to, &told);
+        self.tap_in(conn, to, &told);
+        let carried = self.carries_on(conn, to, &told);
+        let message = self.tamper(conn, to, &told);
+        self.check.wire.recycle(told);
         self.input(receiver, Input::Message { conn: key(conn, to), message });
         self.after_message(conn, to, carried);
         self.say_something_newer(conn, to);
@@ -435,7 +469,9 @@ impl World {
         let jitter = self.net.lane.below(self.net.jitter + 1);
         let len = item.len();
         let now = self.now;
-        let pipe = &mut self.conns[conn as usize].pipes[end];
+        let c = &mut self.conns[conn as usize];
+        c.active_at = now;
+        let pipe = &mut c.pipes[end];
         pipe.items.push_back(item);
         if pipe.dead {
             // Written to a peer that is gone without a word.

@@ -133,6 +133,12 @@ pub(crate) struct Node {
     notes: BTreeMap<Addressee, (u64, VecDeque<Note>)>,
     /// Clients whose OPEN is not answered yet.
     pub(crate) opening: Vec<u32>,
+    /// Faults that leave it without a descriptor, and the clients (of the plan)
+    /// that wait to be accepted.
+    pub(crate) shortages: u32,
+    pub(crate) backlog: Vec<u32>,
+    /// OPENs of other hubs it carried on, as far as they were judged.
+    pub(crate) carried: u64,
 }
 
 impl Node {
@@ -300,6 +306,9 @@ impl World {
             drained: false,
             notes: BTreeMap::new(),
             opening: Vec::new(),
+            shortages: 0,
+            backlog: Vec::new(),
+            carried: 0,
         });
         (self.nodes.len() - 1) as u16
     }
@@ -322,8 +331,9 @@ impl World {
         }
     }
 
-    pub(crate) fn add_clone(&mut self, ix: u8) -> u16 {
-        let node = self.add_node(At::Agent(ix), format!("agent-{ix} (clone)"), 0, true);
+    pub(crate) fn add_clone(&mut self, at: At) -> u16 {
+        let of = usize::from(self.node_of(at));
+        let node = self.add_node(at, format!("{} (clone)", self.nodes[of].name), 0, true);
         self.boot(node);
         node
     }
@@ -351,6 +361,7 @@ impl World {
         node.out = NodeOut::default();
         node.notes.clear();
         node.opening.clear();
+        node.carried = 0;
         let (at, run) = (node.at, node.run);
         let lane = self.tape.lane("machine", (u64::from(ix) << 32) | u64::from(run)).next_u64();
         let (now, seed) = (node.clock(self.now), Seed::from_u64(lane));
@@ -386,7 +397,7 @@ impl World {
 
     /// Gives a machine one input and carries out what it wants.
     pub(crate) fn input(&mut self, ix: u16, input: Input) {
-        self.notice(&input);
+        self.notice(ix, &input);
         let now = self.now;
         let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);
@@ -396,7 +407,10 @@ impl World {
         self.settle(ix);
     }
 
-    fn notice(&mut self, input: &Input) {
+    fn notice(&mut self, ix: u16, input: &Input) {
+        if let Input::Socket { .. } | Input::Target { .. } = input {
+            self.check.wire.cause(ix, 1);
+        }
         if let Input::Disconnected { conn, .. } = input
             && let (conn, 0) = place(*conn)
         {
@@ -406,7 +420,7 @@ impl World {
 
     /// Gives a machine one input, inside `settle`.
     pub(crate) fn raw_input(&mut self, ix: u16, input: Input) {
-        self.notice(&input);
+        self.notice(ix, &input);
         let now = self.now;
         let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);

@@ -5,7 +5,7 @@
 //! Word w of a direction is a permutation of (stream, direction, w): inverting
 //! it names the origin of any eight bytes in a row.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::tape::mix;
 
@@ -49,14 +49,12 @@ const fn unmix(z: u64) -> u64 {
 #[must_use]
 pub(crate) fn cut(half: Half, offset: u64, len: usize) -> Bytes {
     let skip = (offset % 8) as usize;
-    let mut buf = BytesMut::with_capacity(len + skip + 8);
-    let mut index = offset / 8;
-    while buf.len() < len + skip {
-        buf.put_u64_le(word(half, index));
-        index += 1;
+    let mut buf = vec![0; (len + skip).next_multiple_of(8)];
+    for (eight, index) in buf.as_chunks_mut().0.iter_mut().zip(offset / 8..) {
+        *eight = word(half, index).to_le_bytes();
     }
     buf.truncate(len + skip);
-    buf.freeze().slice(skip..)
+    Bytes::from(buf).slice(skip..)
 }
 
 /// Whether `bytes` are what a direction holds at `offset`.
@@ -64,20 +62,29 @@ pub(crate) fn cut(half: Half, offset: u64, len: usize) -> Bytes {
 /// # Errors
 /// With a text that names the first wrong byte and where it comes from.
 pub(crate) fn check(half: Half, offset: u64, bytes: &[u8]) -> Result<(), String> {
-    let mut at = 0;
-    while at < bytes.len() {
-        let position = offset + at as u64;
-        let want = word(half, position / 8).to_le_bytes();
-        let skip = (position % 8) as usize;
-        let len = (8 - skip).min(bytes.len() - at);
-        if want.get(skip..skip + len) != bytes.get(at..at + len) {
-            let wrong = (0..len).find(|i| want.get(skip + i) != bytes.get(at + i)).unwrap_or(0);
-            let tail = bytes.get(at + wrong..).unwrap_or(&[]);
-            return Err(format!("byte {} is wrong; what came {}", position + wrong as u64, origin(tail)));
-        }
-        at += len;
+    if holds(half, offset, bytes) {
+        return Ok(());
     }
-    Ok(())
+    let all = cut(half, offset, bytes.len());
+    let wrong = all.iter().zip(bytes).position(|(want, is)| want != is).unwrap_or(0);
+    let tail = bytes.get(wrong..).unwrap_or(&[]);
+    Err(format!("byte {} is wrong; what came {}", offset + wrong as u64, origin(tail)))
+}
+
+/// The same as a yes or no: every byte is looked at, whole words at a time.
+fn holds(half: Half, offset: u64, bytes: &[u8]) -> bool {
+    let lead = (offset.next_multiple_of(8) - offset) as usize;
+    let (first, rest) = bytes.split_at(lead.min(bytes.len()));
+    let (words, last) = rest.as_chunks::<8>();
+    let index = offset.div_ceil(8);
+    let part = |at: u64, bytes: &[u8]| {
+        let skip = (at % 8) as usize;
+        word(half, at / 8).to_le_bytes().get(skip..skip + bytes.len()) == Some(bytes)
+    };
+    let differing = |(eight, index): (&[u8; 8], u64)| u64::from_le_bytes(*eight) ^ word(half, index);
+    part(offset, first)
+        && words.iter().zip(index..).map(differing).fold(0, |all, one| all | one) == 0
+        && part((index + words.len() as u64) * 8, last)
 }
 
 /// Where bytes were cut from, in words.
@@ -113,6 +120,19 @@ mod tests {
             for len in 0..30 {
                 assert_eq!(cut(A, at as u64, len), whole.slice(at..at + len));
                 assert_eq!(check(A, at as u64, &whole.slice(at..at + len)), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_counts() {
+        for (offset, len) in [(0, 40), (3, 29), (5, 3), (8, 8), (7, 1), (1, 7), (13, 64)] {
+            let whole = cut(A, offset, len);
+            for at in 0..len {
+                let mut bytes = whole.to_vec();
+                bytes[at] ^= 1;
+                let e = check(A, offset, &bytes).expect_err("one bit is wrong");
+                assert!(e.starts_with(&format!("byte {} is wrong", offset + at as u64)), "{e}");
             }
         }
     }

@@ -161,6 +161,12 @@ pub const PROFILES: &[Profile] = &[
         ..SCENARIO
     },
     Profile {
+        name: "fairness",
+        what: "streams that stall beside others; run again without them",
+        script: Some(scenario::fairness),
+        ..SCENARIO
+    },
+    Profile {
         name: "short-tokens",
         what: "agents come back with tokens that name less or run out, while clients go on asking",
         script: Some(scenario::short_tokens),

@@ -3,11 +3,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::diff;
 use crate::faults::Class;
 use crate::marks::Marks;
 use crate::panics::{Running, place};
-use crate::plan::{Level, Plan};
+use crate::plan::{Level, Plan, Twin};
 use crate::profile::Profile;
+use crate::share::{self, Span};
 use crate::tape::Tape;
 use crate::trace::{Line, Trace};
 use crate::world::{Violation, World};
@@ -52,7 +54,9 @@ pub struct Report {
     /// When each of them came, nanoseconds.
     pub triggered_at: Vec<u64>,
     /// What each client and each target saw.
-    pub transcripts: Vec<crate::diff::Transcript>,
+    pub transcripts: Vec<diff::Transcript>,
+    /// How long each of them took.
+    pub spans: Vec<Span>,
     /// The story, if it was kept.
     pub lines: Vec<Line>,
     /// The hash after each event, if it was kept.
@@ -100,9 +104,19 @@ impl Drop for Off {
     }
 }
 
-/// Carries out a plan on a tape of one's own.
+/// Carries out a plan on a tape of one's own, and whatever it is compared with.
 #[must_use]
 pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
+    let report = match &plan.twin {
+        None => return alone(plan, tape, keep),
+        Some(Twin::Modes) => diff::compare(&plan, |p| alone(p, tape.clone(), keep)),
+        Some(Twin::Without(stalled)) => share::compare(&plan, stalled, |p| alone(p, tape.clone(), keep)),
+    };
+    Report { plan, ..report }
+}
+
+/// Carries out one plan.
+fn alone(plan: Plan, tape: Tape, keep: Keep) -> Report {
     let trace = match keep {
         Keep::Outcome => Trace::default(),
         Keep::Story => Trace::verbose(),
@@ -141,6 +155,7 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
         triggered: std::mem::take(&mut world.triggered),
         triggered_at: std::mem::take(&mut world.triggered_at),
         transcripts: world.transcripts(),
+        spans: world.spans(),
         lines: world.trace.lines().to_vec(),
         steps: world.trace.steps().to_vec(),
         plan: world.plan,

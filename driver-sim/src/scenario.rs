@@ -3,7 +3,7 @@
 //! sizes stay drawn.
 
 use crate::faults::{At, CutHow, Fault, Planned, Point, RegistryFault, Triggered};
-use crate::plan::{MS, ModePlan, Plan};
+use crate::plan::{Ending, MS, ModePlan, Plan, TargetPlan, Twin};
 use crate::tape::Lane;
 
 fn plan_fault(plan: &mut Plan, at_ms: u64, fault: Fault) {
@@ -230,6 +230,57 @@ pub(crate) fn thin_wire(plan: &mut Plan, l: &mut Lane) {
         plan.agents.iter_mut().for_each(|a| a.inflight = cap);
         plan.v1 = if l.chance(1, 2) { 256 } else { plan.v1 };
     }
+}
+
+/// {some streams stall while others pour over the same wire}; run again without
+/// those that stall (L7).
+pub(crate) fn fairness(plan: &mut Plan, l: &mut Lane) {
+    let rate = l.spread(192 << 10, 512 << 10);
+    plan.net.bandwidth = (rate, rate);
+    plan.net.latency = (MS, l.between(2, 20) * MS);
+    plan.net.jitter = MS;
+    plan.net.buffer = (64 << 10, 64 << 10);
+    plan.late_timers_ns = 0;
+    for h in &mut plan.hubs {
+        h.budget = 512 << 20;
+    }
+    plan.agents.truncate(1);
+    for a in &mut plan.agents {
+        (a.hubs, a.parallel, a.start_ns, a.token_ns, a.budget) = (vec![0], 1, 0, 0, 512 << 20);
+        a.connectors = (0..plan.connectors).map(|c| (c, 0, 1)).collect();
+        a.scope = None;
+    }
+    plan.clients.truncate(l.between(4, 12) as usize);
+    let stalled = l.between(1, 2) as usize;
+    let hub = l.below(plan.hubs.len() as u64) as u8;
+    let (from, lasts) = (l.between(4000, 6000) * MS, l.between(10, 14));
+    // So much that the first windows of those that stall are little beside it.
+    let others = plan.clients.len() - stalled;
+    let each = (rate * lasts / others as u64).max(128 << 10);
+    let slow = l.chance(1, 2);
+    for (ix, c) in plan.clients.iter_mut().enumerate() {
+        c.hub = hub;
+        c.at = from + l.below(500) * MS;
+        c.buffer = 256 << 10;
+        c.target = TargetPlan::Accept(MS);
+        (c.client_end, c.target_end) = (Ending::Fin, Ending::Fin);
+        for flow in [&mut c.up, &mut c.down] {
+            flow.total = each as u32;
+            (flow.chunk, flow.read) = (65_536, 65_536);
+            (flow.write_gap, flow.read_gap, flow.after) = (0, 0, 0);
+        }
+        if ix < stalled {
+            // What its own socket holds it has taken: little.
+            c.buffer = l.spread(1 << 10, 8 << 10) as u32;
+            c.at = from - l.below(1000) * MS;
+            for flow in [&mut c.up, &mut c.down] {
+                flow.read = 256;
+                flow.read_gap = if slow { l.between(100, 1000) * MS } else { u64::MAX };
+            }
+        }
+    }
+    let ids = plan.clients.iter().take(stalled).map(|c| c.id).collect();
+    plan.twin = Some(Twin::Without(ids));
 }
 
 /// {one node loses all its connections again and again, each after it lasted}.

@@ -357,6 +357,10 @@ fn halve_fault(fault: &mut Fault) {
         | Fault::Clone { ms, .. }
         | Fault::Targets { ms, .. }
         | Fault::Swizzle { ms, .. }
+        | Fault::IdleCut { ms, .. }
+        | Fault::IngressRestart { ms, .. }
+        | Fault::NoDescriptors { ms, .. }
+        | Fault::Twin { ms, .. }
         | Fault::Drain { ms, .. } => *ms /= 2,
     }
 }

@@ -2,9 +2,9 @@
 //! what a delivered message holds. Payload is told by offset and length only.
 //! Decides nothing; a run that nobody reads makes none of these texts.
 
-use bytes::Bytes;
-use nowconnect_core::wire::{Body, Frame, WireLimits, decode};
+use nowconnect_core::wire::{Body, Frame};
 
+use crate::check::wire::Told;
 use crate::event::Event;
 use crate::world::World;
 
@@ -12,7 +12,7 @@ use crate::world::World;
 const EVENT_CHARS_MAX: usize = 120;
 
 /// A frame in a few words.
-fn told(frame: &Frame) -> String {
+fn in_words(frame: &Frame) -> String {
     let Frame::Stream { cid, epoch, body } = frame else { return format!("{frame:?}") };
     let what = match body {
         Body::Open(open) => format!("connector {:?} of {:?}, limit {}", open.connector, open.agent_id, open.limit),
@@ -44,20 +44,15 @@ impl World {
     }
 
     /// A message arrives at end `to` of a connection.
-    pub(crate) fn show_message(&mut self, conn: u32, to: usize, message: &Bytes) {
+    pub(crate) fn show_message(&mut self, conn: u32, to: usize, told: &Told) {
         if !self.trace.is_verbose() {
             return;
         }
         let c = &self.conns[conn as usize];
-        let (from, to, dialect) = (c.nodes[1 - to], c.nodes[to], c.dialect);
-        let mut frames = Vec::new();
-        let number = match decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames) {
-            Ok(number) => number,
-            Err(e) => return self.line(None, || format!("conn {conn}, node {from} to {to}: bad bytes, {e}")),
-        };
-        for frame in &frames {
+        let (from, to, number) = (c.nodes[1 - to], c.nodes[to], told.number);
+        for frame in &told.frames {
             let client = if let Frame::Stream { cid, .. } = frame { self.cids.get(cid).copied() } else { None };
-            self.line(client, || format!("conn {conn}, node {from} to {to}, message {number}: {}", told(frame)));
+            self.line(client, || format!("conn {conn}, node {from} to {to}, message {number}: {}", in_words(frame)));
         }
     }
 }

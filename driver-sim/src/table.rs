@@ -12,11 +12,11 @@ use std::sync::mpsc::sync_channel;
 
 use nowconnect_core::planted::{Applies, Bug};
 
-use crate::campaign::{self, Case};
+use crate::campaign::{self, Case, Ran};
 use crate::plan::Level;
 use crate::profile::Choice;
 use crate::repeat::{difference, perform};
-use crate::run::{Keep, plan};
+use crate::run::Keep;
 use crate::world::Violation;
 
 /// Most bugs are to be noticed within so many seeds.
@@ -102,12 +102,13 @@ pub fn hunt(bug: &'static Bug, search: &Search) -> Row {
     }
     for seed in search.seeds.clone() {
         let profile = search.choice.of(seed);
-        let case = Case { seed, profile: profile.name, planted: Some(bug.id), l1: search.level == Level::L1 };
-        let Some((report, _)) = campaign::one(case, search.choice, Keep::Outcome) else {
+        let l1 = search.level == Level::L1;
+        let case = Case { seed, profile: profile.name, planted: Some(bug.id), l1, diff: false };
+        let Some(Ran { case, report, .. }) = campaign::one(case, Keep::Outcome) else {
             return row(Outcome::Elsewhere("not in this build".to_owned()));
         };
         let Some(violation) = report.violation else { continue };
-        let holds = perform(plan(seed, profile, search.level), None, Keep::Outcome)
+        let holds = perform(case.plan(), None, Keep::Outcome)
             .is_some_and(|r| r.violation.is_none() && difference(&r, None).is_none());
         if holds {
             return row(Outcome::Caught { case, after: seed - search.seeds.start + 1, violation });

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use nowconnect_core::id::Cid;
 use nowconnect_core::session::TxBatch;
 
-use crate::actor::{Actor, Sock};
+use crate::actor::Actor;
 use crate::check::Check;
 use crate::event::{Agenda, Event, Undo};
 use crate::faults::{Class, Point, Triggered};
@@ -20,6 +20,7 @@ use crate::net::{Conn, Net};
 use crate::node::Node;
 use crate::plan::{Level, Plan};
 use crate::registry::RegistryModel;
+use crate::sock::Sock;
 use crate::tape::{Lane, Tape};
 use crate::trace::Trace;
 

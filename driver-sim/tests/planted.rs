@@ -24,6 +24,7 @@ fn first_catch(jobs: usize) -> nowconnect_sim::campaign::Failure {
         choice: Choice::Mixed,
         level: Level::L0,
         planted: Some(FALSE_END),
+        diff: false,
         jobs,
         stop_at_first: true,
     };

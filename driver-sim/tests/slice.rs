@@ -12,7 +12,8 @@ const L1: u64 = 50;
 
 fn campaign(seeds: std::ops::Range<u64>, level: Level, jobs: usize) -> Totals {
     nowconnect_sim::panics::keep_quiet();
-    let options = Options { seeds, choice: Choice::Mixed, level, planted: None, jobs, stop_at_first: false };
+    let options =
+        Options { seeds, choice: Choice::Mixed, level, planted: None, diff: false, jobs, stop_at_first: false };
     run(&options, &Live::default(), &|_| {})
 }
 

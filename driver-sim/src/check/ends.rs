@@ -10,6 +10,7 @@ use nowconnect_core::id::Cid;
 use crate::actor::{Fate, side};
 use crate::diff::{Ended, Transcript};
 use crate::plan::Ending;
+use crate::share::Span;
 use crate::world::World;
 
 impl World {
@@ -31,6 +32,19 @@ impl World {
                 },
             })
             .collect()
+    }
+
+    /// From when to when each of them was there.
+    pub(crate) fn spans(&self) -> Vec<Span> {
+        let ends = self.pairs.iter().filter(|(id, _)| **id < super::PROBES_FROM);
+        let clients = ends.filter_map(|(id, [client, target])| {
+            let actor = |a: &Option<u32>| a.map(|a| &self.actors[a as usize]);
+            let (c, t) = (actor(client)?, actor(target)?);
+            let (from, to) = (self.client_plan(*id).at, c.ended_at);
+            let finished = c.fate == Fate::Finished && to > from;
+            Some(Span { client: *id, bytes: c.read + t.read, from, to: finished.then_some(to) })
+        });
+        clients.collect()
     }
 
     /// Something happened to a process that may cost open streams.

@@ -6,10 +6,12 @@
 
 mod ends;
 mod nodes;
+mod outage;
 pub(crate) mod pace;
 mod rare;
 mod relations;
 mod tap;
+mod twins;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +21,7 @@ use nowconnect_core::id::{AgentId, Cid, Name};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::planted;
 use nowconnect_core::stream::Part;
-use nowconnect_core::wire::{Body, Frame, Open, Plane, WireLimits, decode};
+use nowconnect_core::wire::{Body, Frame, Open, Plane};
 
 use crate::actor::{Fate, side};
 use crate::event::Event;
@@ -65,8 +67,14 @@ pub(crate) struct Check {
     /// many: a dial of the lower number, a dial of the higher.
     pub(crate) duplicates: BTreeMap<(u16, u16), [Option<u64>; 2]>,
     pub(crate) pace: pace::Pace,
-    /// Attachments without the registry, by hub.
-    pub(crate) provisional: BTreeSet<(u16, AgentId)>,
+    /// What each hub holds.
+    pub(crate) held: BTreeMap<(u16, AgentId), outage::Held>,
+    /// When a hub's sessions last lost a connection.
+    pub(crate) interrupted: BTreeMap<u16, u64>,
+    /// Every fault so far was over by then.
+    pub(crate) quiet_from: u64,
+    /// Hubs that live twice.
+    pub(crate) twins: Vec<twins::Pair>,
     /// Clients that were opened once.
     tried: BTreeSet<u32>,
     /// The hub each agent attached to last.
@@ -99,12 +107,15 @@ impl Check {
             probing: 0,
             wanted: BTreeMap::new(),
             connected: BTreeMap::new(),
-            wire: wire::Wire::default(),
+            wire: wire::Wire::keeping(plan.hostile > 0),
             nodes: BTreeMap::new(),
             excuses: Vec::new(),
             duplicates: BTreeMap::new(),
             pace: pace::Pace::default(),
-            provisional: BTreeSet::new(),
+            held: BTreeMap::new(),
+            interrupted: BTreeMap::new(),
+            quiet_from: 0,
+            twins: Vec::new(),
             tried: BTreeSet::new(),
             attached: BTreeMap::new(),
             opened: BTreeSet::new(),
@@ -191,6 +202,7 @@ fn orphan() -> ClientPlan {
 impl World {
     /// After each input of a hub: which cid its opening clients have now.
     pub(crate) fn after_input(&mut self, ix: u16) {
+        self.check_carried(ix);
         let node = &self.nodes[usize::from(ix)];
         if node.opening.is_empty() {
             return;
@@ -233,6 +245,7 @@ impl World {
             Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),
             Observed::SessionLost { .. } => self.excuse(ix),
             Observed::SessionSuspended { plane, peer, cause } => {
+                self.check.interrupted.insert(ix, self.now);
                 if cause == CloseCode::Dead {
                     self.marks.hit(Mark::DeadPeerNoticed);
                 }
@@ -241,12 +254,15 @@ impl World {
                 }
             }
             Observed::HandshakeFailed { cause: CloseCode::ResumeRefused, .. } => self.marks.hit(Mark::ResumeRefused),
-            Observed::LeaseHeldByOther => self.marks.hit(Mark::LeaseSelfFence),
+            Observed::LeaseHeldByOther => {
+                self.marks.hit(Mark::LeaseSelfFence);
+                self.ghost_fenced(ix);
+            }
             Observed::Attached { agent_id, firm, takeover, .. } if self.nodes[usize::from(ix)].is_hub() => {
                 self.note_attached(ix, &agent_id, firm, takeover);
             }
             Observed::Detached { agent_id, .. } => {
-                self.check.provisional.remove(&(ix, agent_id));
+                self.check.held.remove(&(ix, agent_id));
             }
             Observed::TokenExpired { .. } => self.marks.hit(Mark::TokenExpired),
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
@@ -269,18 +285,18 @@ impl World {
 
     /// What a message asks a hub to carry for another hub, and how much it had
     /// carried before. A split hub answers later.
-    pub(crate) fn carries_on(&self, conn: u32, to: usize, message: &bytes::Bytes) -> Option<Asked> {
+    pub(crate) fn carries_on(&self, conn: u32, to: usize, told: &wire::Told) -> Option<Asked> {
         let c = &self.conns[conn as usize];
-        let hub = self.nodes[usize::from(c.nodes[to])].hub()?;
-        if c.dialect.plane != Plane::Mesh || self.plan.hubs[usize::from(c.nodes[to])].shards > 0 {
+        let node = &self.nodes[usize::from(c.nodes[to])];
+        let (hub, At::Hub(n)) = (node.hub()?, node.at) else { return None };
+        if c.dialect.plane != Plane::Mesh || self.plan.hubs[usize::from(n)].shards > 0 {
             return None;
         }
-        let mut frames = Vec::new();
-        decode(c.dialect, message, &WireLimits::ESTABLISHED, &mut frames).ok()?;
-        let opens: Vec<Open> = frames
-            .into_iter()
-            .filter_map(|f| if let Frame::Stream { body: Body::Open(o), .. } = f { Some(*o) } else { None })
-            .collect();
+        let open = |f: &Frame| match f {
+            Frame::Stream { body: Body::Open(o), .. } => Some((**o).clone()),
+            _ => None,
+        };
+        let opens: Vec<Open> = told.frames.iter().filter_map(open).collect();
         (!opens.is_empty()).then(|| Asked { carried: hub.counters().carried, opens })
     }
 
@@ -295,9 +311,6 @@ impl World {
         }
         let Some(asked) = asked else { return };
         let more = hub.counters().carried - asked.carried;
-        if more > 0 {
-            self.ghost_carried(ix);
-        }
         if more == asked.opens.len() as u64 {
             for o in asked.opens {
                 self.ghost_scope(ix, &o.agent_id, &o.connector);
@@ -353,6 +366,8 @@ impl World {
             self.fail(v.id, v.text);
         }
         self.check_nodes();
+        self.check_reclaimed();
+        self.check_twins();
         self.check_duplicates();
         self.check_memory();
     }

@@ -35,9 +35,10 @@ const REFUSED_WITHIN: u64 = 100 * MS;
 pub(crate) struct NodeGhost {
     /// It has run undisturbed since.
     pub(crate) calm_since: u64,
-    /// Its registry answered last, and has been out since.
+    /// Its registry answered last, has been out since, and is back since.
     ok_at: u64,
     pub(crate) unhealthy_since: Option<u64>,
+    pub(super) healthy_since: u64,
     renewals: BTreeMap<Token, Instant>,
     lease_until: Option<Instant>,
     /// Payload its sockets gave and took.
@@ -62,6 +63,8 @@ impl World {
     pub(crate) fn ghost_boot(&mut self, ix: u16) {
         let now = self.now;
         *self.ghost(ix) = NodeGhost { calm_since: now, ok_at: now, ..NodeGhost::default() };
+        self.check.wire.forget_causes(ix);
+        self.check.held.retain(|(hub, _), _| *hub != ix);
     }
 
     /// Since when a process has run undisturbed; `None` while it does not.
@@ -94,8 +97,18 @@ impl World {
         }
     }
 
-    /// O7, I4: an OPEN of another hub was carried on.
-    pub(crate) fn ghost_carried(&mut self, ix: u16) {
+    /// O7: whether OPENs of other hubs were carried on just now, by a hub whole
+    /// or split. A shard may hear late that the lease was lost, never that it
+    /// ran out: the deadline it knows is by the hub's own clock.
+    pub(crate) fn check_carried(&mut self, ix: u16) {
+        let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
+        let carried = hub.shards().iter().map(|s| s.counters().carried).sum();
+        if std::mem::replace(&mut self.nodes[usize::from(ix)].carried, carried) < carried {
+            self.ghost_carried(ix);
+        }
+    }
+
+    fn ghost_carried(&mut self, ix: u16) {
         let node = &self.nodes[usize::from(ix)];
         let at = node.clock(self.now);
         let until = self.check.nodes.get(&ix).and_then(|g| g.lease_until);
@@ -173,6 +186,7 @@ impl World {
             let text = format!("node {ix} kept a client {} ms without opening its stream", total / MS);
             return self.fail("L12", text);
         }
+        self.judge_refusal(ix, r, slack);
         let out = self.check.nodes.get(&ix).and_then(|g| g.unhealthy_since);
         if r.cause == Cause::Reset(RstCode::RegistryDown)
             && r.owner.is_none()
@@ -187,7 +201,9 @@ impl World {
 
     pub(crate) fn ghost_health(&mut self, ix: u16, healthy: bool) {
         let now = self.now;
-        self.ghost(ix).unhealthy_since = (!healthy).then_some(now);
+        let g = self.ghost(ix);
+        g.unhealthy_since = (!healthy).then_some(now);
+        g.healthy_since = now;
     }
 
     /// Whole checks of every process, every 256 events.

@@ -88,6 +88,11 @@ impl World {
         }
     }
 
+    /// When a dial between two nodes was last welcome.
+    pub(super) fn welcomed(&self, a: u16, b: u16) -> u64 {
+        self.check.pace.welcomed.get(&pair(a, b)).copied().unwrap_or(0)
+    }
+
     /// A dialler's connection is gone, as far as it is told.
     pub(crate) fn pace_gone(&mut self, conn: u32) {
         let now = self.now;
@@ -121,6 +126,9 @@ impl World {
         }
         if let Some(lost) = lost
             && wants
+            // Of two hubs with one name the one that goes may be the one that was heard of.
+            && !self.is_twin(from)
+            && !self.is_twin(to)
             && calm.is_some_and(|since| since <= lost)
             && now - lost > PROMPT + late
         {

@@ -25,10 +25,9 @@ impl World {
     /// A hub holds an attachment.
     pub(crate) fn note_attached(&mut self, hub: u16, agent: &AgentId, firm: bool, takeover: bool) {
         // One that is provisional becomes firm by a claim of its own.
-        let provisional = self.check.provisional.remove(&(hub, agent.clone()));
+        let provisional = self.ghost_attached(hub, agent, firm);
         if !firm {
             self.marks.hit(Mark::Provisional);
-            self.check.provisional.insert((hub, agent.clone()));
         } else if provisional {
             self.marks.hit(Mark::ProvisionalReclaimed);
         }

@@ -19,6 +19,9 @@ impl World {
     /// A hub says that a link to its peer is one too many.
     pub(crate) fn said_duplicate(&mut self, conn: u32, end: usize) {
         let [a, b] = self.conns[conn as usize].nodes;
+        if self.is_twin(a) || self.is_twin(b) {
+            return;
+        }
         self.marks.hit(if end == 1 { Mark::SimultaneousDialKeptOurs } else { Mark::SimultaneousDialKeptTheirs });
         let now = self.now;
         self.check.duplicates.entry((a.min(b), a.max(b))).or_default()[usize::from(a > b)] = Some(now);

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use nowconnect_core::id::{Cid, SessionId};
 
-use super::wire::{Ghost, STARVED_BYTES};
+use super::wire::{Ghost, STARVED_BYTES, Told};
 use crate::world::World;
 
 impl World {
@@ -40,10 +40,10 @@ impl World {
 
     /// A message leaves a machine: judged, and a moment at which much can go
     /// wrong.
-    pub(crate) fn tap(&mut self, conn: u32, end: usize, message: &Bytes) {
+    pub(crate) fn tap(&mut self, conn: u32, end: usize, message: Bytes) -> Told {
         let dialect = self.conns[conn as usize].dialect;
         let mut wire = std::mem::take(&mut self.check.wire);
-        let result = wire.sent(&Ghost { world: self, conn, end }, dialect, message);
+        let (told, result) = wire.sent(&Ghost { world: self, conn, end }, dialect, message);
         if let Err(v) = result {
             self.fail(&v.id, v.text);
         } else if let Some((id, cid, waited)) = wire.long_turn(conn, end) {
@@ -67,6 +67,7 @@ impl World {
             self.vulnerable(p, nodes[end], Some(nodes[1 - end]));
         }
         self.check.wire.points = points;
+        told
     }
 
     /// A stream of a session that has DATA to send and is not `cid`: the one
@@ -83,12 +84,11 @@ impl World {
     }
 
     /// A message reaches a machine.
-    pub(crate) fn tap_in(&mut self, conn: u32, to: usize, message: &Bytes) {
-        let dialect = self.conns[conn as usize].dialect;
-        let now = self.now;
+    pub(crate) fn tap_in(&mut self, conn: u32, to: usize, told: &Told) {
+        let (now, node) = (self.now, self.conns[conn as usize].nodes[to]);
         let wire = &mut self.check.wire;
         wire.line(conn).heard[to] = now;
-        wire.arrived(conn, to, dialect, message);
+        wire.arrived(conn, to, node, told);
         let (welcome, dismissed) = (std::mem::take(&mut wire.welcome), std::mem::take(&mut wire.dismissed));
         if to == 0 && welcome {
             self.pace_welcomed(conn);

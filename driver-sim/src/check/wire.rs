@@ -3,31 +3,69 @@
 //!
 //! Keeps, per session and direction: numbers without gaps, a repeat that is the
 //! same bytes (S9), acknowledgements of what arrived (S1), bytes and frames in
-//! flight below the caps (B2), nobody passed over for long (L7). Per stream:
-//! contiguous offsets that hold the stream's own bytes (S9, S1, I1), credit
-//! kept and never taken back (B4), reports of what a socket really took (B1),
-//! an end where the writer ended (S2), silence after the last word (S4), an
-//! OPEN_ACK that tells the truth (S7), one OPEN a session (S6) under the
-//! session's own fence (O1, O4). It must not look into a machine.
+//! flight below the caps (B2), nobody passed over for long (L7). Per stream: see
+//! `wire/stream.rs`. Per process: no more control than it has cause for, see
+//! `wire/amplification.rs` (B8). It must not look into a machine.
+
+mod amplification;
+mod stream;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 use nowconnect_core::config::Mode;
-use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::error::{CloseCode, ProtocolError};
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, Cid, Epoch, Fence, SessionId};
 use nowconnect_core::wire::{Body, Dialect, Frame, HelloRole, Plane, WireLimits, decode};
 
 use crate::faults::Point;
 use crate::marks::Mark;
-use crate::payload::{self, Half};
 use crate::world::{Violation, World};
+
+use self::amplification::Allowance;
+use self::stream::Carried;
 
 /// DATA of one stream after which a neighbour that waits is remembered.
 const TURN_BYTES: u64 = 96 << 10;
 /// DATA of one stream after which that neighbour counts as starved.
 pub(super) const STARVED_BYTES: u64 = 320 << 10;
+
+/// A message and what it says, read once with the core's codec when it leaves
+/// its machine.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) bytes: Bytes,
+    /// Its number in its session; 0: none.
+    pub(crate) number: u64,
+    pub(crate) frames: Vec<Frame>,
+    /// Of all its bytes.
+    pub(crate) hash: u64,
+}
+
+impl Told {
+    /// What a message says.
+    fn read(dialect: Dialect, bytes: Bytes, mut frames: Vec<Frame>) -> (Self, Option<ProtocolError>) {
+        let (number, error) = match decode(dialect, &bytes, &WireLimits::ESTABLISHED, &mut frames) {
+            Ok(number) => (number, None),
+            Err(e) => (0, Some(e)),
+        };
+        let hash = digest(&bytes);
+        (Self { bytes, number, frames, hash }, error)
+    }
+}
+
+/// A stream frame that a machine was given before.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) session: u32,
+    /// The end that said it.
+    pub(crate) from: usize,
+    pub(crate) frame: Frame,
+}
+
+/// Frames kept for whoever wants to say one again.
+const SEEN_MAX: usize = 256;
 
 /// A message that was sent and not yet acknowledged.
 #[derive(Debug)]
@@ -55,28 +93,6 @@ struct Direction {
     turn: Option<(Cid, u64, Option<Cid>)>,
 }
 
-/// One stream on one session; index 0 is the session's dialling end.
-#[derive(Debug, Default)]
-struct Carried {
-    opener: usize,
-    epoch: Epoch,
-    /// Opened under a fence that its hub had just given up.
-    stale: bool,
-    /// What was answered.
-    ack: Option<Result<(), RstCode>>,
-    /// Next offset, by sender.
-    next: [u64; 2],
-    /// Bytes that arrived, by sender.
-    arrived: [u64; 2],
-    fin: [Option<u64>; 2],
-    fin_arrived: [bool; 2],
-    over: [bool; 2],
-    /// Limit this end granted, and limit it knows.
-    granted: [u64; 2],
-    allowed: [u64; 2],
-    consumed: [u64; 2],
-}
-
 #[derive(Debug)]
 struct Ledger {
     plane: Plane,
@@ -100,6 +116,10 @@ pub(super) struct Line {
     asked: Option<(SessionId, u64)>,
     window: u64,
     pub(super) heard: [u64; 2],
+    /// What each end acknowledged last.
+    acknowledged: [u64; 2],
+    /// PINGs that each end was given and has not answered.
+    pings: [u32; 2],
 }
 
 /// The ledger.
@@ -112,7 +132,12 @@ pub(crate) struct Wire {
     openers: BTreeMap<(AgentId, Fence), u32>,
     /// Sessions with a connection, as far as anybody knows.
     open: Vec<u32>,
-    frames: Vec<Frame>,
+    /// Room of messages that were read.
+    spare: Vec<Vec<Frame>>,
+    /// Control that each process has cause for, by node.
+    allowances: Vec<Allowance>,
+    /// Frames that arrived lately, if anybody wants them.
+    pub(crate) seen: Option<VecDeque<Seen>>,
     pub(super) points: Vec<Point>,
     pub(super) marks: Vec<Mark>,
     /// A hub that says DUPLICATE on a mesh connection.
@@ -180,6 +205,11 @@ impl Ghost<'_> {
 }
 
 impl Wire {
+    /// With frames kept for whoever wants to say one again, or not.
+    pub(super) fn keeping(seen: bool) -> Self {
+        Self { seen: seen.then(VecDeque::new), ..Self::default() }
+    }
+
     pub(super) fn line(&mut self, conn: u32) -> &mut Line {
         let ix = conn as usize;
         if self.lines.len() <= ix {
@@ -194,27 +224,28 @@ impl Wire {
     }
 
     /// A message leaves a machine.
-    pub(super) fn sent(&mut self, g: &Ghost<'_>, dialect: Dialect, message: &Bytes) -> Result<(), Violation> {
-        let mut frames = std::mem::take(&mut self.frames);
-        frames.clear();
-        let number = match decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames) {
-            Ok(n) => n,
-            Err(e) => return broken("D2", format!("{} sent what cannot be read: {e}", g.node().name)),
+    pub(super) fn sent(&mut self, g: &Ghost<'_>, dialect: Dialect, message: Bytes) -> (Told, Result<(), Violation>) {
+        let (told, error) = Told::read(dialect, message, self.spare.pop().unwrap_or_default());
+        let result = match error {
+            Some(e) => broken("D2", format!("{} sent what cannot be read: {e}", g.node().name)),
+            None => self.judge(g, dialect, &told),
         };
-        let result = self.judge(g, dialect.plane, number, message, &frames);
-        self.frames = frames;
-        result
+        (told, result)
     }
 
-    fn judge(
-        &mut self,
-        g: &Ghost<'_>,
-        plane: Plane,
-        number: u64,
-        message: &Bytes,
-        frames: &[Frame],
-    ) -> Result<(), Violation> {
-        let (conn, end) = (g.conn, g.end);
+    /// A message has done its duty.
+    pub(crate) fn recycle(&mut self, told: Told) {
+        let mut frames = told.frames;
+        frames.clear();
+        if self.spare.len() < 64 {
+            self.spare.push(frames);
+        }
+    }
+
+    fn judge(&mut self, g: &Ghost<'_>, dialect: Dialect, told: &Told) -> Result<(), Violation> {
+        let (conn, end, plane) = (g.conn, g.end, dialect.plane);
+        let (number, frames) = (told.number, told.frames.as_slice());
+        amplification::judge_size(g, dialect.codec, told)?;
         self.judge_mode(g, plane, frames)?;
         if number == 0 {
             for f in frames {
@@ -233,7 +264,7 @@ impl Wire {
         self.line(conn).next[end] += 1;
         let Some(ledger) = self.sessions.get_mut(session as usize) else { return Ok(()) };
         let dir = &mut ledger.dirs[end];
-        let hash = digest(message);
+        let hash = told.hash;
         if number <= dir.sent {
             let at = number.saturating_sub(dir.acknowledged + 1) as usize;
             if number > dir.acknowledged && dir.kept.get(at).is_some_and(|k| k.hash != hash) {
@@ -256,13 +287,16 @@ impl Wire {
         }
         // An ACK that rides along is not counted.
         let counted = frames.iter().filter(|f| !matches!(f, Frame::Ack { .. })).count() as u64;
-        let kept = Kept { hash, len: message.len() as u64, frames: counted };
+        let kept = Kept { hash, len: told.bytes.len() as u64, frames: counted };
         dir.kept_bytes += kept.len;
         dir.kept_frames += kept.frames;
         dir.kept.push_back(kept);
         for f in frames {
             match f {
-                Frame::Stream { cid, epoch, body } => self.stream(g, session, *cid, *epoch, body)?,
+                Frame::Stream { cid, epoch, body } => {
+                    self.spend(g, *cid, body)?;
+                    self.stream(g, session, *cid, *epoch, body)?;
+                }
                 // The agent's own EPOCH refuses one; it grants nothing.
                 Frame::Epoch(n) if plane == Plane::Tunnel && g.end == 1 => {
                     if let Some(l) = self.sessions.get_mut(session as usize) {
@@ -376,6 +410,13 @@ impl Wire {
                 }
             }
             Frame::Ack { received } => {
+                let before = &mut self.line(conn).acknowledged[end];
+                if std::mem::replace(before, *received) >= *received {
+                    return broken(
+                        "B8",
+                        format!("{} acknowledges message {received} on conn {conn} again", g.node().name),
+                    );
+                }
                 if let Some(l) = self.line(conn).session.and_then(|s| self.sessions.get(s as usize))
                     && *received > l.dirs[1 - end].arrived
                 {
@@ -387,12 +428,18 @@ impl Wire {
                     return broken("S1", text);
                 }
             }
+            Frame::Pong { .. } => {
+                let pings = &mut self.line(conn).pings[end];
+                let Some(left) = pings.checked_sub(1) else {
+                    return broken("B8", format!("{} answers a PING that never came on conn {conn}", g.node().name));
+                };
+                *pings = left;
+            }
             Frame::GoAway { code, .. } => {
                 self.duplicate |= plane == Plane::Mesh && *code == CloseCode::Duplicate;
             }
             Frame::Auth(_)
             | Frame::Ping { .. }
-            | Frame::Pong { .. }
             | Frame::Epoch(_)
             | Frame::Connectors { .. }
             | Frame::Token { .. }
@@ -401,192 +448,24 @@ impl Wire {
         Ok(())
     }
 
-    fn stream(&mut self, g: &Ghost<'_>, session: u32, cid: Cid, epoch: Epoch, body: &Body) -> Result<(), Violation> {
-        let end = g.end;
-        let Some(ledger) = self.sessions.get_mut(session as usize) else { return Ok(()) };
-        let (fence, mut stale) = (ledger.fence, false);
-        if let Body::Open(open) = body {
-            self.points.push(Point::Open);
-            if ledger.plane == Plane::Tunnel {
-                let named = Fence { epoch, nonce: open.nonce };
-                if end == 0 {
-                    return broken("I2", format!("{}: an agent opens", g.what(cid)));
-                }
-                stale = ledger.former == Some(named) && g.is_split();
-                if fence != Some(named) && !stale {
-                    return broken("O4", format!("{}: OPEN under {named:?}, the tunnel has {fence:?}", g.what(cid)));
-                }
-                let first = *self.openers.entry((open.agent_id.clone(), named)).or_insert(session);
-                if first != session {
-                    return broken("O1", format!("{}: two sessions open under {named:?}", g.what(cid)));
-                }
-            }
-            let carried = Carried {
-                opener: end,
-                epoch,
-                stale,
-                granted: if end == 0 { [open.limit, 0] } else { [0, open.limit] },
-                allowed: if end == 0 { [ledger.dirs[1].window, 0] } else { [0, ledger.dirs[0].window] },
-                ..Carried::default()
-            };
-            if ledger.streams.insert(cid, carried).is_some() {
-                return broken("S6", format!("{}: OPEN a second time on one session", g.what(cid)));
-            }
-            self.recent.push_back((cid, epoch));
-            if self.recent.len() > 32 {
-                self.recent.pop_front();
-            }
-            return Ok(());
-        }
-        let Some(s) = ledger.streams.get_mut(&cid) else {
-            // Only an answer to what nobody knows.
-            let answer = matches!(body, Body::Rst { .. } | Body::OpenAck { result: Err(_) });
-            return if answer {
-                Ok(())
-            } else {
-                broken("I2", format!("{}: {} without an OPEN on this session", g.what(cid), body.kind()))
-            };
-        };
-        if matches!(body, Body::Rst { code: RstCode::Unknown, .. }) {
-            // An answer in the words of the question, whoever asked it.
-            return Ok(());
-        }
-        if epoch != s.epoch {
-            return broken("O4", format!("{}: {} under {epoch}, opened under {}", g.what(cid), body.kind(), s.epoch));
-        }
-        if s.over[end] && !matches!(body, Body::Rst { .. }) {
-            return broken("S4", format!("{}: {} after its RST or refusal", g.what(cid), body.kind()));
-        }
-        if matches!(body, Body::Data { .. } | Body::Fin { .. } | Body::Credit { .. })
-            && end != s.opener
-            && s.ack != Some(Ok(()))
-            && !matches!(body, Body::Credit { .. })
-        {
-            return broken("S7", format!("{}: {} before its OPEN_ACK", g.what(cid), body.kind()));
-        }
-        match body {
-            Body::OpenAck { result } => {
-                self.points.push(Point::OpenAck);
-                if end == s.opener || s.ack.is_some() {
-                    return broken("S7", format!("{}: OPEN_ACK a second time or from the opener", g.what(cid)));
-                }
-                let connected = g.world.check.connected.contains_key(&cid);
-                if result.is_ok() && !connected {
-                    return broken("S7", format!("{}: OPEN_ACK ok, its target was never connected", g.what(cid)));
-                }
-                if result.is_err() && connected && !g.node().is_hub() {
-                    return broken("S7", format!("{}: refused, but its target was connected", g.what(cid)));
-                }
-                if s.stale && result.is_ok() {
-                    return broken("O4", format!("{}: accepted under {epoch}, which was given up", g.what(cid)));
-                }
-                s.ack = Some(*result);
-                s.over[end] |= result.is_err();
-            }
-            Body::Data { off, bytes } => {
-                let to = *off + bytes.len() as u64;
-                if *off != s.next[end] {
-                    return broken("S9", format!("{}: DATA at {off}, {} was next", g.what(cid), s.next[end]));
-                }
-                if s.fin[end].is_some() {
-                    return broken("S4", format!("{}: DATA after FIN", g.what(cid)));
-                }
-                if to > s.allowed[end] {
-                    let text = format!("{}: DATA up to {to}, the limit is {}", g.what(cid), s.allowed[end]);
-                    return broken("B4", text);
-                }
-                s.next[end] = to;
-                let up = end == s.opener;
-                if let Some(client) = g.world.cids.get(&cid)
-                    && let Err(e) = payload::check(Half { client: *client, up }, *off, bytes)
-                {
-                    return broken("I1", format!("{}: {e}", g.what(cid)));
-                }
-                let dir = &mut ledger.dirs[end];
-                dir.turn = Some(match dir.turn {
-                    Some((who, had, waits)) if who == cid => (cid, had + bytes.len() as u64, waits),
-                    _ => (cid, bytes.len() as u64, None),
-                });
-            }
-            Body::Credit { consumed, limit } => {
-                if *limit < s.granted[end] || *consumed < s.consumed[end] {
-                    let text = format!(
-                        "{}: CREDIT {consumed}/{limit} after {}/{}",
-                        g.what(cid),
-                        s.consumed[end],
-                        s.granted[end]
-                    );
-                    return broken("B4", text);
-                }
-                let most = s.arrived[1 - end] + u64::from(s.fin_arrived[1 - end]);
-                if *consumed > most {
-                    let text = format!("{}: CREDIT says {consumed} consumed, {most} arrived", g.what(cid));
-                    return broken("B1", text);
-                }
-                if let Some(took) = g.world.took(cid, end == s.opener)
-                    && *consumed > took
-                {
-                    let text = format!("{}: CREDIT says {consumed} consumed, the socket took {took}", g.what(cid));
-                    return broken("B1", text);
-                }
-                if *limit > consumed + g.window_max() {
-                    return broken("B1", format!("{}: CREDIT {consumed}/{limit} is above any window", g.what(cid)));
-                }
-                (s.granted[end], s.consumed[end]) = (*limit, *consumed);
-            }
-            Body::Fin { final_off } => {
-                self.points.push(Point::Fin);
-                if s.fin[end].is_some() {
-                    return broken("S4", format!("{}: FIN a second time", g.what(cid)));
-                }
-                if *final_off != s.next[end] {
-                    return broken("S2", format!("{}: FIN at {final_off}, {} was sent", g.what(cid), s.next[end]));
-                }
-                if let Some((wrote, ended)) = g.world.wrote(cid, end == s.opener)
-                    && (!ended || wrote != *final_off)
-                {
-                    let text = format!(
-                        "{}: FIN at {final_off}, its writer wrote {wrote} and {}",
-                        g.what(cid),
-                        if ended { "ended" } else { "did not end" }
-                    );
-                    return broken("S2", text);
-                }
-                if s.fin[1 - end].is_none() {
-                    self.marks.push(if end == s.opener { Mark::FinClientFirst } else { Mark::FinTargetFirst });
-                }
-                if s.arrived[end] < s.next[end] {
-                    self.marks.push(Mark::FinWithDataBuffered);
-                }
-                s.fin[end] = Some(*final_off);
-            }
-            Body::Rst { .. } => {
-                self.points.push(Point::Rst);
-                if s.fin[1 - end].is_some() && !s.fin_arrived[1 - end] {
-                    self.marks.push(Mark::RstCrossedFin);
-                }
-                s.over[end] = true;
-            }
-            Body::Open(_) | Body::Resume(_) => {}
-        }
-        Ok(())
-    }
-
     /// A message is about to reach a machine.
-    pub(super) fn arrived(&mut self, conn: u32, to: usize, dialect: Dialect, message: &Bytes) {
+    pub(super) fn arrived(&mut self, conn: u32, to: usize, node: u16, told: &Told) {
         let from = 1 - to;
-        let mut frames = std::mem::take(&mut self.frames);
-        frames.clear();
-        let number = decode(dialect, message, &WireLimits::ESTABLISHED, &mut frames).unwrap_or(0);
-        self.welcome |= frames.iter().any(|f| matches!(f, Frame::Welcome(_)));
-        self.dismissed |= frames.iter().any(|f| matches!(f, Frame::GoAway { .. }));
+        let (number, frames) = (told.number, told.frames.as_slice());
+        for f in frames {
+            self.welcome |= matches!(f, Frame::Welcome(_));
+            self.dismissed |= matches!(f, Frame::GoAway { .. });
+            if matches!(f, Frame::Ping { .. }) {
+                self.line(conn).pings[to] += 1;
+            }
+        }
         let session = self.line(conn).session;
         if let Some(ledger) = session.and_then(|s| self.sessions.get_mut(s as usize)) {
             let fresh = number == ledger.dirs[from].arrived + 1;
             if fresh {
                 ledger.dirs[from].arrived = number;
             }
-            for f in &frames {
+            for f in frames {
                 match f {
                     Frame::Ack { received } => ledger.dirs[to].forget(*received),
                     Frame::Stream { cid, body, .. } if fresh => {
@@ -617,7 +496,19 @@ impl Wire {
                 }
             }
         }
-        self.frames = frames;
+        self.earn(node, frames);
+        self.keep_seen(session, from, frames);
+    }
+
+    /// Remembers frames for whoever wants to say one again.
+    fn keep_seen(&mut self, session: Option<u32>, from: usize, frames: &[Frame]) {
+        let (Some(seen), Some(session)) = (&mut self.seen, session) else { return };
+        for frame in frames.iter().filter(|f| matches!(f, Frame::Stream { .. })) {
+            seen.push_back(Seen { session, from, frame: frame.clone() });
+        }
+        while seen.len() > SEEN_MAX {
+            seen.pop_front();
+        }
     }
 
     /// L7: the stream whose turn it is, when it has had too much of it, and
@@ -660,14 +551,19 @@ impl Wire {
         self.sessions.iter().rev().find_map(|l| l.streams.get(&cid)).map(|s| s.arrived)
     }
 
-    /// Whether a stream was opened on the session of a connection.
     /// Its OPEN was accepted, so that no further session will carry it.
     pub(crate) fn is_answered(&self, cid: Cid) -> bool {
         self.sessions.iter().any(|l| l.streams.get(&cid).is_some_and(|s| s.ack == Some(Ok(()))))
     }
 
+    /// The session of a connection.
+    pub(crate) fn session_of(&self, conn: u32) -> Option<u32> {
+        self.lines.get(conn as usize).and_then(|l| l.session)
+    }
+
+    /// Whether a stream was opened on the session of a connection.
     pub(crate) fn carries(&self, conn: u32, cid: Cid) -> bool {
-        let session = self.lines.get(conn as usize).and_then(|l| l.session);
+        let session = self.session_of(conn);
         session.and_then(|s| self.sessions.get(s as usize)).is_some_and(|l| l.streams.contains_key(&cid))
     }
 }

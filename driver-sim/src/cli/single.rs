@@ -4,12 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use nowconnect_sim::campaign::{self, Case};
+use nowconnect_sim::emit;
 use nowconnect_sim::explain::{self, seconds};
 use nowconnect_sim::plan::{Level, Plan};
 use nowconnect_sim::repeat::{difference, perform};
 use nowconnect_sim::run::{Keep, Report};
 use nowconnect_sim::shrink::Size;
-use nowconnect_sim::{emit, run};
 
 use super::clock::Start;
 use super::{End, Stop, Which, by_class};
@@ -83,6 +83,11 @@ fn asked(which: &Which, seed: Option<u64>, file: Option<&Path>) -> Result<Asked,
     }
     let planted = which.planted;
     if let Some(file) = file {
+        if which.diff {
+            return Err(Stop::Usage(
+                "--diff and --plan: a plan says itself what it is compared with (`twin`)".to_owned(),
+            ));
+        }
         let named = |e: String| Stop::Usage(format!("{}: {e}", file.display()));
         let text = std::fs::read_to_string(file).map_err(|e| named(e.to_string()))?;
         let plan = Plan::from_json(&text).map_err(named)?;
@@ -95,9 +100,9 @@ fn asked(which: &Which, seed: Option<u64>, file: Option<&Path>) -> Result<Asked,
     let seed = seed.unwrap_or_default();
     let profile = which.profile.of(seed);
     let level = Level::from(which.level);
-    let case = Case { seed, profile: profile.name, planted, l1: level == Level::L1 };
+    let case = Case { seed, profile: profile.name, planted, l1: level == Level::L1, diff: which.diff };
     let name = format!("seed {seed} of {}", profile.name);
-    Ok(Asked { plan: run::plan(seed, profile, level), planted, name, arguments: case.arguments() })
+    Ok(Asked { plan: case.plan(), planted, name, arguments: case.arguments() })
 }
 
 impl One {

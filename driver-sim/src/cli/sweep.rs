@@ -8,7 +8,7 @@ use nowconnect_sim::campaign::{self, Failure, Live, MARKS_DEMANDED_FROM, Options
 use nowconnect_sim::explain::seconds;
 use nowconnect_sim::marks::Mark;
 use nowconnect_sim::repeat::perform;
-use nowconnect_sim::run::{Keep, plan};
+use nowconnect_sim::run::Keep;
 
 use super::clock::Start;
 use super::{End, Stop, Which, by_class, jobs, mark, progress, range, single};
@@ -67,6 +67,7 @@ fn options(which: &Which, seeds: Range<u64>, wanted: Option<usize>, first: bool)
         choice: which.profile,
         level: which.level.into(),
         planted: which.planted,
+        diff: which.diff,
         jobs: jobs(wanted),
         stop_at_first: first,
     })
@@ -125,6 +126,8 @@ fn summary(t: &Totals, options: &Options, real: f64, cpu: f64, out: &mut dyn Wri
     writeln!(out, "faults    {faults}: {}", by_class(&t.faults))?;
     let different = t.failures.iter().filter(|f| f.violation.id == "D1").count();
     writeln!(out, "repeated  {} seeds run twice, {different} differed", t.repeated)?;
+    let unlike = t.failures.iter().filter(|f| f.case.diff).count();
+    writeln!(out, "compared  {} seeds run without HA, in mode off and in mode shadow, {unlike} differed", t.compared)?;
     let never: Vec<String> = t.marks.missing().map(|m| format!("{m:?}")).collect();
     let apply = Mark::ALL.iter().filter(|m| m.later().is_none()).count();
     let hit = apply - never.len();
@@ -144,8 +147,7 @@ fn summary(t: &Totals, options: &Options, real: f64, cpu: f64, out: &mut dyn Wri
 pub(crate) fn hashes(args: &Hashes, out: &mut dyn Write) -> Result<End, Stop> {
     let options = options(&args.which, args.seeds.clone(), Some(1), false)?;
     for seed in options.seeds.clone() {
-        let drawn = plan(seed, options.choice.of(seed), options.level);
-        if let Some(report) = perform(drawn, options.planted, Keep::Outcome) {
+        if let Some(report) = perform(campaign::case(&options, seed).plan(), options.planted, Keep::Outcome) {
             writeln!(out, "{seed} {:016x}", report.hash)?;
         }
     }

@@ -5,6 +5,7 @@ use super::USER_TIMEOUT_NS;
 use super::pipe::Item;
 use crate::event::Event;
 use crate::faults::CutHow;
+use crate::marks::Mark;
 use crate::plan::{Level, MS};
 use crate::world::World;
 
@@ -60,36 +61,63 @@ impl World {
                 continue;
             }
             let first = usize::from(c.nodes[0] != a);
-            self.line(None, || format!("conn {conn} is cut ({how:?})"));
-            match how {
-                CutHow::Fin => {
-                    for end in 0..2 {
-                        if self.conns[conn as usize].up[end] {
-                            self.transmit(conn, 1 - end, Item::Fin);
-                        }
+            self.cut_one(conn, first, how);
+        }
+    }
+
+    /// A proxy before a hub cuts what was idle for so long.
+    pub(crate) fn cut_idle(&mut self, hub: u16, idle_ns: u64, how: CutHow) {
+        for conn in 0..self.conns.len() as u32 {
+            let c = &self.conns[conn as usize];
+            if c.nodes[1] == hub && c.up == [true; 2] && self.now >= c.active_at + idle_ns {
+                self.marks.hit(Mark::IdleCut);
+                self.cut_one(conn, 1, how);
+            }
+        }
+    }
+
+    /// The proxy before a hub loses every connection that came through it.
+    pub(crate) fn cut_accepted(&mut self, hub: u16, how: CutHow) {
+        for conn in 0..self.conns.len() as u32 {
+            let c = &self.conns[conn as usize];
+            if c.nodes[1] == hub && (c.up[0] || c.up[1]) {
+                self.marks.hit(Mark::IngressRestarted);
+                self.cut_one(conn, 1, how);
+            }
+        }
+    }
+
+    /// Breaks a connection; of one that only one end notices, `first` does.
+    fn cut_one(&mut self, conn: u32, first: usize, how: CutHow) {
+        self.line(None, || format!("conn {conn} is cut ({how:?})"));
+        match how {
+            CutHow::Fin => {
+                for end in 0..2 {
+                    if self.conns[conn as usize].up[end] {
+                        self.transmit(conn, 1 - end, Item::Fin);
                     }
                 }
-                CutHow::Rst => {
-                    for end in 0..2 {
-                        let delay = self.net.lane.below(50 * MS);
-                        self.after(delay, Event::Reset { conn, to: end });
-                    }
+            }
+            CutHow::Rst => {
+                for end in 0..2 {
+                    let delay = self.net.lane.below(50 * MS);
+                    self.after(delay, Event::Reset { conn, to: end });
                 }
-                CutHow::OneSide => {
+            }
+            CutHow::OneSide => {
+                self.kill(conn);
+                self.after(0, Event::Reset { conn, to: first as u8 });
+            }
+            CutHow::Silent => {
+                // At L1 one direction may die alone (N4).
+                let which = match self.plan.level {
+                    Level::L0 => 2,
+                    Level::L1 => self.net.lane.below(4) as usize,
+                };
+                if which < 2 {
+                    self.kill_one(conn, which);
+                } else {
                     self.kill(conn);
-                    self.after(0, Event::Reset { conn, to: first as u8 });
-                }
-                CutHow::Silent => {
-                    // At L1 one direction may die alone (N4).
-                    let which = match self.plan.level {
-                        Level::L0 => 2,
-                        Level::L1 => self.net.lane.below(4) as usize,
-                    };
-                    if which < 2 {
-                        self.kill_one(conn, which);
-                    } else {
-                        self.kill(conn);
-                    }
                 }
             }
         }

@@ -13,11 +13,13 @@ use std::collections::VecDeque;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
+use crate::check::wire::Told;
+
 /// What is under way in one direction.
 #[derive(Debug)]
 pub(crate) enum Item {
     /// A whole message (L0).
-    Message(Bytes),
+    Message(Told),
     /// Some bytes (L1).
     Piece(Bytes),
     /// The sender closed in order.
@@ -27,7 +29,8 @@ pub(crate) enum Item {
 impl Item {
     pub(crate) fn len(&self) -> u64 {
         match self {
-            Self::Message(b) | Self::Piece(b) => b.len() as u64,
+            Self::Message(told) => told.bytes.len() as u64,
+            Self::Piece(b) => b.len() as u64,
             Self::Fin => 0,
         }
     }

@@ -38,10 +38,9 @@ impl World {
                 self.conns[conn as usize].dirty[end] = true;
             }
             while let Some(m) = batch.messages.pop_front() {
-                let bytes = m.to_bytes();
-                self.tap(conn, end, &bytes);
-                self.conns[conn as usize].pipes[end].bytes += bytes.len() as u64;
-                self.transmit(conn, end, Item::Message(bytes));
+                let told = self.tap(conn, end, m.to_bytes());
+                self.conns[conn as usize].pipes[end].bytes += told.bytes.len() as u64;
+                self.transmit(conn, end, Item::Message(told));
             }
             batch.bytes = 0;
             self.batch = batch;
@@ -81,10 +80,10 @@ impl World {
         }
         let alive = c.up[to] && node.is_up() && node.run == c.runs[to];
         match item {
-            Item::Message(bytes) => {
-                c.pipes[from].bytes -= bytes.len() as u64;
+            Item::Message(told) => {
+                c.pipes[from].bytes -= told.bytes.len() as u64;
                 if alive {
-                    self.deliver(conn, to, bytes);
+                    self.deliver(conn, to, told);
                 } else if c.up[from] {
                     // A closed socket answers with a reset.
                     let back = self.net.latency(sender, receiver);

@@ -1,0 +1,118 @@
+//! Agents that are attached while the registry is away: they serve their hub's
+//! clients, and are claimed when it is back (L11, M4). What a hub holds is known
+//! from what it says; must not look into a machine for a reason.
+
+use nowconnect_core::error::RstCode;
+use nowconnect_core::id::AgentId;
+use nowconnect_core::observed::{Cause, StreamRecord};
+
+use crate::faults::At;
+use crate::marks::Mark;
+use crate::plan::{MS, ModePlan};
+use crate::world::World;
+
+/// What an OPEN needs to be asked with, and a claim to be answered, on top of
+/// what was drawn.
+const SLACK: u64 = 2000 * MS;
+
+/// An attachment, as its hub said.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// Since the first word of it.
+    pub(super) since: u64,
+    /// The registry knows of it.
+    pub(super) firm: bool,
+}
+
+impl World {
+    /// A hub says that it holds an attachment. Whether it held it before
+    /// without the registry.
+    pub(super) fn ghost_attached(&mut self, hub: u16, agent: &AgentId, firm: bool) -> bool {
+        let now = self.now;
+        let held = self.check.held.entry((hub, agent.clone())).or_insert(Held { since: now, firm });
+        let provisional = !held.firm;
+        held.firm = firm;
+        if !firm {
+            held.since = now;
+        }
+        provisional
+    }
+
+    fn agent_plan(&self, agent: &AgentId) -> Option<(u8, &crate::plan::AgentPlan)> {
+        let n: u8 = agent.as_str().strip_prefix("agent-")?.parse().ok()?;
+        Some((n, self.plan.agents.get(usize::from(n))?))
+    }
+
+    /// L11, M4: who has an agent of its own needs no registry. Called for a
+    /// record of a hub that ran undisturbed.
+    pub(super) fn judge_refusal(&mut self, ix: u16, r: &StreamRecord, slack: u64) {
+        let provisional = |w: &Self, agent: &AgentId| w.check.held.get(&(ix, agent.clone())).is_some_and(|h| !h.firm);
+        if r.cause == Cause::Finished && r.local && r.agent_id.as_ref().is_some_and(|a| provisional(self, a)) {
+            self.marks.hit(Mark::ProvisionalServed);
+        }
+        // Whom an agent refused was served as well as could be.
+        if r.agent_id.is_some()
+            || r.open.is_some()
+            || !matches!(r.cause, Cause::Reset(RstCode::NoRoute | RstCode::RegistryDown))
+        {
+            return;
+        }
+        let came = self.now.saturating_sub(r.total.as_nanos() as u64);
+        if self.check.interrupted.get(&ix).is_some_and(|at| at + slack >= came) || self.check.drains.contains(&ix) {
+            return;
+        }
+        let served = self.check.held.iter().find(|((hub, agent), held)| {
+            let Some((n, plan)) = self.agent_plan(agent) else { return false };
+            let exposed = plan.connectors.iter().any(|c| c.0 == r.listener.0);
+            let node = self.node_of(At::Agent(n));
+            let calm = self.calm(node).is_some_and(|t| t + slack < came) && !self.check.drains.contains(&node);
+            *hub == ix && exposed && plan.token_ns == 0 && calm && held.since + slack < came
+        });
+        if let Some(((_, agent), held)) = served {
+            let text = format!(
+                "node {ix} refused a client of c{} ({:?}), though {agent} is attached here since {} ms, {}",
+                r.listener.0,
+                r.cause,
+                (self.now - held.since) / MS,
+                if held.firm { "firm" } else { "provisional" }
+            );
+            let id = if held.firm { "M4" } else { "L11" };
+            self.fail(id, text);
+        }
+    }
+
+    /// L11: with the registry back and nothing else in the way, an attachment
+    /// made without it is claimed within one lease.
+    pub(super) fn check_reclaimed(&mut self) {
+        let lease = self.plan.timers.lease;
+        let found = self.check.held.iter().filter(|(_, h)| !h.firm).find_map(|((hub, agent), held)| {
+            let node = &self.nodes[usize::from(*hub)];
+            let (At::Hub(h), machine) = (node.at, node.hub()?) else { return None };
+            let mode = node.mode.unwrap_or(self.plan.hubs[usize::from(h)].mode);
+            let g = self.check.nodes.get(hub).filter(|g| g.unhealthy_since.is_none())?;
+            let (n, _) = self.agent_plan(agent)?;
+            let of = self.node_of(At::Agent(n));
+            let tunnel = machine.control().tunnels().find(|t| t.agent_id == agent)?;
+            let up = machine.mux().get(tunnel.session)?.conn.is_some();
+            let disturbed = [
+                held.since,
+                g.healthy_since,
+                self.check.quiet_from,
+                self.calm(*hub)?,
+                self.calm(of)?,
+                self.welcomed(*hub, of),
+                self.check.interrupted.get(hub).copied().unwrap_or(0),
+            ];
+            let since = disturbed.into_iter().max().unwrap_or(0);
+            let notes = self.plan.hubs[usize::from(h)].note_delay_ns * 8;
+            let within = lease + SLACK + notes + 4 * self.plan.late_timers_ns;
+            let late = self.now.saturating_sub(since);
+            (mode != ModePlan::Off && up && late > within).then(|| {
+                format!("{} holds {agent} without the registry for {} ms, which answers", node.name, late / MS)
+            })
+        });
+        if let Some(text) = found {
+            self.fail("L11", text);
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! How much a process says because of what it is told (B8).
+//!
+//! The bound, frame by frame. An ACK says something new on its connection, so
+//! there is at most one for each message received. A PONG answers a PING. A
+//! frame of a stream that is no payload (OPEN_ACK, CREDIT, RST; FIN ends
+//! payload and comes once) has one cause of its own:
+//!
+//! - a frame of a stream that came in: OPEN an OPEN_ACK, DATA the CREDIT for it
+//!   or an RST, CREDIT and RST the same one passed on, FIN a CREDIT;
+//! - something a socket did: took bytes (a CREDIT), aborted or failed (an RST),
+//!   connected (an OPEN_ACK);
+//! - a stream that ends by itself (a deadline, a lost session, a drain): an RST
+//!   to each side and an OPEN_ACK at most, so three for each OPEN that came in
+//!   or went out.
+//!
+//! Control of a stream is level-triggered: one slot a stream and kind. So a
+//! process may fall behind by a few frames a stream and never by more, which is
+//! the room of the bucket. Bytes: a control frame of version 2 has at most 64
+//! ([`FRAME_MAX`]); JSON spells names and numbers out.
+//!
+//! Forged frames count as cause like any other: one each. Must not know why a
+//! machine says something.
+
+use nowconnect_core::id::Cid;
+use nowconnect_core::wire::{Body, Codec, Frame};
+
+use super::{Ghost, Told, Wire, broken};
+use crate::world::Violation;
+
+/// Causes an OPEN is good for.
+const OPEN_CAUSES: u64 = 3;
+/// Causes that are kept whatever was opened.
+const ROOM: u64 = 64;
+/// And for each stream that was ever there at one time.
+const ROOM_PER_STREAM: u64 = 4;
+/// Bytes of a control frame in binary, and in JSON.
+const FRAME_MAX: (usize, usize) = (64, 256);
+/// Bytes of a message around its frames.
+const HEAD_MAX: usize = 16;
+
+/// What a process has cause for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Allowance {
+    left: u64,
+    /// Most streams at one time.
+    peak: u64,
+}
+
+impl Allowance {
+    fn earn(&mut self, n: u64) {
+        self.left = (self.left + n).min(ROOM + ROOM_PER_STREAM * self.peak);
+    }
+}
+
+/// A frame that answers, reports or ends and carries no payload.
+const fn is_control(frame: &Frame) -> bool {
+    match frame {
+        Frame::Ack { .. } | Frame::Ping { .. } | Frame::Pong { .. } => true,
+        Frame::Stream { body, .. } => {
+            matches!(body, Body::OpenAck { .. } | Body::Credit { .. } | Body::Fin { .. } | Body::Rst { .. })
+        }
+        Frame::Hello(_)
+        | Frame::Welcome(_)
+        | Frame::Auth(_)
+        | Frame::GoAway { .. }
+        | Frame::Epoch(_)
+        | Frame::Status(_)
+        | Frame::Connectors { .. }
+        | Frame::Token { .. } => false,
+    }
+}
+
+/// Control frames are small.
+pub(super) fn judge_size(g: &Ghost<'_>, codec: Codec, told: &Told) -> Result<(), Violation> {
+    let each = match codec {
+        Codec::BinaryV2 => FRAME_MAX.0,
+        Codec::JsonV1 => FRAME_MAX.1,
+    };
+    let (len, most) = (told.bytes.len(), HEAD_MAX + each * told.frames.len());
+    if len <= most || !told.frames.iter().all(is_control) {
+        return Ok(());
+    }
+    broken("B8", format!("{}: {} control frames take {len} bytes, at most {most}", g.node().name, told.frames.len()))
+}
+
+impl Wire {
+    fn allowance(&mut self, node: u16) -> &mut Allowance {
+        let ix = usize::from(node);
+        if self.allowances.len() <= ix {
+            self.allowances.resize(ix + 1, Allowance::default());
+        }
+        &mut self.allowances[ix]
+    }
+
+    /// A process starts.
+    pub(crate) fn forget_causes(&mut self, node: u16) {
+        *self.allowance(node) = Allowance { left: ROOM, peak: 0 };
+    }
+
+    /// Frames reach a process.
+    pub(super) fn earn(&mut self, node: u16, frames: &[Frame]) {
+        let cause = |f: &Frame| match f {
+            Frame::Stream { body: Body::Open(_), .. } => 1 + OPEN_CAUSES,
+            Frame::Stream { .. } => 1,
+            _ => 0,
+        };
+        let n = frames.iter().map(cause).sum();
+        if n > 0 {
+            self.allowance(node).earn(n);
+        }
+    }
+
+    /// A socket did something, or a frame came that nobody sent.
+    pub(crate) fn cause(&mut self, node: u16, n: u64) {
+        self.allowance(node).earn(n);
+    }
+
+    /// A process says something about a stream.
+    pub(super) fn spend(&mut self, g: &Ghost<'_>, cid: Cid, body: &Body) -> Result<(), Violation> {
+        let node = g.world.conns[g.conn as usize].nodes[g.end];
+        match body {
+            Body::Open(_) => {
+                let streams = g.node().machine.as_ref().map_or(0, crate::node::Machine::streams) as u64;
+                let a = self.allowance(node);
+                a.peak = a.peak.max(streams);
+                a.earn(OPEN_CAUSES);
+            }
+            Body::OpenAck { .. } | Body::Credit { .. } | Body::Rst { .. } => {
+                let streams = g.node().machine.as_ref().map_or(0, crate::node::Machine::streams) as u64;
+                let a = self.allowance(node);
+                a.peak = a.peak.max(streams);
+                let Some(left) = a.left.checked_sub(1) else {
+                    let text = format!("{}: {} without a cause left for it", g.what(cid), body.kind());
+                    return broken("B8", text);
+                };
+                a.left = left;
+            }
+            Body::Data { .. } | Body::Fin { .. } | Body::Resume(_) => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_kept_up_to_the_room_there_is_and_no_longer() {
+        let mut a = Allowance { left: 0, peak: 2 };
+        a.earn(5);
+        assert_eq!(a.left, 5);
+        a.earn(1000);
+        assert_eq!(a.left, ROOM + 2 * ROOM_PER_STREAM);
+    }
+
+    #[test]
+    fn a_frame_that_comes_in_is_a_cause_and_an_open_for_several() {
+        let mut w = Wire::default();
+        w.forget_causes(1);
+        w.allowance(1).left = 0;
+        let rst = Frame::stream(
+            Cid(1),
+            nowconnect_core::id::Epoch(1),
+            Body::Rst { code: nowconnect_core::error::RstCode::Abort, final_off: 0 },
+        );
+        w.earn(1, &[rst, Frame::Ping { token: 1 }]);
+        assert_eq!(w.allowance(1).left, 1);
+        w.cause(1, 2);
+        assert_eq!(w.allowance(1).left, 3);
+        assert_eq!(w.allowance(0).left, 0, "a process has its own");
+    }
+}
