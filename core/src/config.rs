@@ -150,6 +150,9 @@ pub struct PeerConfig {
     pub url: String,
     /// The replica expected there, when configured.
     pub replica_id: Option<Name>,
+    /// The host in `url`: with `replica_id` a certificate may hold it in place
+    /// of the replica id (semantics 8).
+    pub host: Option<String>,
 }
 
 /// Deadlines of opening a stream.
@@ -229,8 +232,8 @@ pub struct HubConfig {
     /// A tunnel whose token names no connectors may advertise any
     /// (`auth.insecure_allow_unscoped`).
     pub insecure_allow_unscoped: bool,
-    /// Mesh peers need no proof of identity (`insecure_allow_plaintext` on
-    /// loopback, until the signed handshake is there).
+    /// Hubs neither give nor ask for a proof of identity on the mesh
+    /// (`insecure_allow_plaintext` on loopback, without keys).
     pub insecure_mesh: bool,
 }
 

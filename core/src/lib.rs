@@ -15,7 +15,7 @@
 //!   turns frames into bytes and back, in two encodings.
 //! - [`stream`], [`credit`] and [`dedup`] are the rules of one stream;
 //!   [`link`] is the life of a dial; [`registry`] is ownership as operations
-//!   and replies.
+//!   and replies; [`identity`] is what hubs sign to each other.
 //!
 //! # How to drive it
 //!
@@ -93,6 +93,7 @@ pub mod error;
 pub mod hash;
 pub mod hub;
 pub mod id;
+pub mod identity;
 pub mod link;
 pub mod mux;
 pub mod observed;

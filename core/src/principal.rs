@@ -31,4 +31,8 @@ pub struct HubGrant {
     /// dNSNames of its TLS client certificate; `None` when TLS did not ask for
     /// one (ingress, or plaintext on loopback).
     pub dns_names: Option<Vec<String>>,
+    /// What both ends of this very TLS connection can compute and nobody else.
+    /// A dialler has it with every TLS connection; an acceptor only where it
+    /// ends TLS itself (`ha.mesh.listen_tls: native`).
+    pub exporter: Option<[u8; 32]>,
 }

@@ -24,6 +24,7 @@ pub mod panics;
 mod payload;
 pub mod plan;
 pub mod profile;
+mod proof;
 pub mod registry;
 pub mod repeat;
 pub mod run;

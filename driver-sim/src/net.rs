@@ -307,6 +307,7 @@ impl World {
         self.open_end(conn, 1);
         if let At::Hub(n) = self.nodes[usize::from(from)].at
             && self.certificate(conn, n).1
+            && self.ends_tls(conn)
         {
             self.conns[conn as usize].wrong_certificate = true;
             self.marks.hit(Mark::WrongCertificate);
@@ -316,7 +317,7 @@ impl World {
 
     fn principal(&self, conn: u32, from: u16, hub_now: Instant) -> Principal {
         match self.nodes[usize::from(from)].at {
-            At::Hub(n) => Principal::Hub(HubGrant { dns_names: Some(vec![self.certificate(conn, n).0]) }),
+            At::Hub(n) => Principal::Hub(self.link_grant(conn, n)),
             At::Agent(n) => {
                 let (scope, lasts) = self.token(conn, n);
                 let connectors: Option<Vec<Name>> = scope.map(|s| s.iter().map(|c| connector(*c)).collect());
@@ -347,7 +348,8 @@ impl World {
         let (target, dialect) = (c.target, c.dialect);
         self.open_end(conn, 0);
         let At::Hub(name) = self.nodes[usize::from(to)].at else { return };
-        let peer = HubGrant { dns_names: Some(vec![format!("hub-{name}")]) };
+        let dns_names = Some(vec![format!("hub-{name}")]);
+        let peer = HubGrant { dns_names, exporter: Some(crate::proof::exporter(conn)) };
         self.input(from, Input::Connected { target, conn: key(conn, 0), dialect, peer });
     }
 

@@ -240,7 +240,7 @@ fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
                 max_connections: 10_000,
             })
             .collect(),
-        peers: h.peers.iter().map(|p| PeerConfig { url: format!("hub-{p}"), replica_id: None }).collect(),
+        peers: h.peers.iter().map(|p| PeerConfig { url: format!("hub-{p}"), replica_id: None, host: None }).collect(),
         limits: limits(h.budget, h.window, h.inflight, h.queue_depth),
         liveness: liveness(plan),
         resume_window: Duration::from_nanos(plan.timers.resume),
@@ -539,6 +539,9 @@ impl World {
         for (token, op) in out.registry.drain(..) {
             self.ask_registry(ix, token, op);
         }
+        for (conn, proof) in out.proofs.drain(..) {
+            self.prove(ix, conn, &proof);
+        }
         for note in out.notes.drain(..) {
             self.post_note(ix, note);
         }
@@ -592,6 +595,7 @@ const fn is_quiet(out: &NodeOut) -> bool {
         && out.targets.is_empty()
         && out.registry.is_empty()
         && out.observed.is_empty()
+        && out.proofs.is_empty()
         && out.notes.is_empty()
         && !out.drained
 }

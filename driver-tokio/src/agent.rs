@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
 use nowconnect_core::error::RstCode;
-use nowconnect_core::id::{Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::id::{ConnKey, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::registry::{RegistryOp, Token};
@@ -197,6 +198,8 @@ impl Effects<Agent> for AgentEffects {
     }
 
     fn registry(&self, _node: &Node<Agent>, _token: Token, _op: RegistryOp) {}
+
+    fn prove(&self, _node: &Node<Agent>, _conn: ConnKey, _proof: Proof) {}
 
     fn observe(&self, _node: &Node<Agent>, event: Observed) {
         if let Observed::Rtt { plane: Plane::Tunnel, sample } = &event {

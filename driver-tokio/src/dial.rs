@@ -193,6 +193,8 @@ pub struct Dialed {
     pub dialect: Dialect,
     /// dNSNames of the server's certificate; empty without TLS.
     pub peer_dns_names: Vec<String>,
+    /// What both ends of the TLS 1.3 connection can compute and nobody else.
+    pub exporter: Option<[u8; 32]>,
     /// The address that answered.
     pub remote: SocketAddr,
 }
@@ -369,6 +371,7 @@ pub async fn dial(dial: Dial<'_>) -> Result<Dialed, DialError> {
         Io::Plain(tcp)
     };
     let peer_dns_names = io.peer_dns_names().unwrap_or_default();
+    let exporter = io.tls_exporter();
     let (io, leftover, dialect) =
         Box::pin(within(dial.timeouts.upgrade, DialPhase::Upgrade, upgrade(&dial, io))).await??;
     let options = WsOptions {
@@ -376,7 +379,7 @@ pub async fn dial(dial: Dial<'_>) -> Result<Dialed, DialError> {
         read_buffer_bytes: dial.read_buffer_bytes,
         message_max_bytes: dial.message_max_bytes,
     };
-    Ok(Dialed { conn: WsConn::new(io, Role::Client, leftover, options), dialect, peer_dns_names, remote })
+    Ok(Dialed { conn: WsConn::new(io, Role::Client, leftover, options), dialect, peer_dns_names, exporter, remote })
 }
 
 async fn connect(dial: &Dial<'_>) -> Result<(TcpStream, SocketAddr), DialError> {

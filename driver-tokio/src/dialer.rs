@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nowconnect_core::id::TargetIx;
 use nowconnect_core::mux::Input;
 use nowconnect_core::principal::HubGrant;
-use nowconnect_core::wire::{Dialect, MESSAGE_MAX_BYTES};
+use nowconnect_core::wire::{Dialect, MESSAGE_MAX_BEFORE_AUTH_BYTES, MESSAGE_MAX_BYTES, Plane};
 
 use crate::conn;
 use crate::dial::{Dial, DialTimeouts, WsUrl, dial};
@@ -42,6 +42,8 @@ pub fn start<M: Machine>(
             }
             node.input(Input::DialFailed { target: ix });
         };
+        // A peer hub proves itself after the dial; the agent's hub is the one TLS checked.
+        let mesh = target.dialects.iter().any(|d| d.plane == Plane::Mesh);
         let bearer = match bearer() {
             Ok(b) => b,
             Err(why) => return failed(why),
@@ -55,15 +57,17 @@ pub fn start<M: Machine>(
             // A node that dials has few sessions: the large buffer holds a whole
             // DATA frame, so that one read takes it.
             read_buffer_bytes: READ_BUFFER_LINK_BYTES,
-            message_max_bytes: MESSAGE_MAX_BYTES,
+            message_max_bytes: if mesh { MESSAGE_MAX_BEFORE_AUTH_BYTES } else { MESSAGE_MAX_BYTES },
         })
         .await;
         match dialed {
             Ok(d) => {
                 let key = node.add_conn();
-                let peer = HubGrant { dns_names: target.url.is_tls().then_some(d.peer_dns_names) };
+                // rustls compared the certificate with the url's host; who the peer
+                // is, its signature says.
+                let peer = HubGrant { dns_names: None, exporter: d.exporter };
                 node.input(Input::Connected { target: ix, conn: key, dialect: d.dialect, peer });
-                conn::run(node, key, d.conn, true).await;
+                conn::run(node, key, d.conn, !mesh).await;
             }
             Err(e) => failed(e.to_string()),
         }

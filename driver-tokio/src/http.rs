@@ -28,7 +28,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nowconnect_core::principal::Principal;
+use nowconnect_core::principal::{HubGrant, Principal};
 use nowconnect_core::wire::{Dialect, MESSAGE_MAX_BEFORE_AUTH_BYTES, Plane};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -196,8 +196,9 @@ pub struct Upgraded {
 
 /// What answers behind the listener.
 pub trait HttpApp {
-    /// Judges the credentials of an upgrade request. `tls_peer` holds the
-    /// dNSNames of the TLS client certificate, when TLS asked for one.
+    /// Judges the credentials of an upgrade request. `tls` holds the dNSNames
+    /// of the TLS client certificate, when TLS asked for one, and on a port of
+    /// the mesh's own what the TLS connection is known by.
     ///
     /// # Errors
     /// The refusal to answer with.
@@ -205,7 +206,7 @@ pub trait HttpApp {
         &self,
         plane: Plane,
         headers: &HeaderMap,
-        tls_peer: Option<Vec<String>>,
+        tls: HubGrant,
     ) -> Result<Principal, Reject>;
 
     /// Takes over an upgraded connection.
@@ -280,7 +281,9 @@ impl Server {
         // Without the options a dead peer is noticed later; no reason to refuse it.
         let _ = net::tune_session(&tcp, self.setting.limits.user_timeout);
         let Some(io) = self.tls(tcp).await else { return };
-        let tls_peer = io.peer_dns_names();
+        // Elsewhere something may end TLS before us and begin it anew.
+        let exporter = if self.setting.routes == Routes::MESH { io.tls_exporter() } else { None };
+        let tls_peer = HubGrant { dns_names: io.peer_dns_names(), exporter };
         let pending = upgrade::Pending::default();
         let service = service_fn(|request| {
             let response = self.answer(request, tls_peer.clone(), &pending);
@@ -328,7 +331,7 @@ impl Server {
     fn answer(
         &self,
         request: Request<Incoming>,
-        tls_peer: Option<Vec<String>>,
+        tls_peer: HubGrant,
         pending: &upgrade::Pending,
     ) -> Response<Body> {
         let routes = &self.setting.routes;

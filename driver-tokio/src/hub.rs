@@ -11,9 +11,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::{ListenerIx, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::id::{ConnKey, ListenerIx, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::{Cause, Observed, StreamRecord};
 use nowconnect_core::registry::{RegistryOp, Token};
@@ -22,10 +24,11 @@ use tokio::net::TcpListener;
 
 use crate::auth::TunnelAuth;
 use crate::cli::RunError;
-use crate::clock::Monotonic;
+use crate::clock::{Monotonic, unix_millis};
 use crate::config::{HubSetup, ListenTls};
 use crate::dial::WsUrl;
 use crate::dialer::{self, Target};
+use crate::identity::MeshIdentity;
 use crate::http::{HttpLimits, HttpListener, Routes};
 use crate::limiter::Limiter;
 use crate::listener::{self, Clients};
@@ -52,6 +55,9 @@ pub(crate) struct Shared {
     pub(crate) leaving: Cell<bool>,
     /// Bound client ports, in the order of the configuration.
     pub(crate) bound: RefCell<Vec<SocketAddr>>,
+    /// What this hub signs with on the mesh, and whom it believes; storing
+    /// another one counts from the next handshake.
+    pub(crate) identity: ArcSwapOption<MeshIdentity>,
     targets: Vec<Target>,
     hook: Option<RecordHook>,
 }
@@ -114,6 +120,12 @@ pub async fn start(
         }
         _ => None,
     };
+    let identity = setup.mesh_tls.as_ref().map(MeshIdentity::load).transpose().map_err(|e| config(&e))?;
+    if let (Some(identity), Some(files)) = (&identity, &setup.mesh_tls) {
+        for doubt in identity.doubts(&setup.core.replica_id, unix_millis() / 1000, &files.cert_file) {
+            tracing::warn!(event = "mesh_certificate", "{doubt}");
+        }
+    }
     let mut targets = Vec::new();
     for peer in &setup.core.peers {
         let url = WsUrl::parse(&peer.url).map_err(|e| RunError::Config(format!("ha.mesh.peers: {}: {e}", peer.url)))?;
@@ -160,6 +172,7 @@ pub async fn start(
         counts: app::Counts::default(),
         leaving: Cell::new(false),
         bound: RefCell::default(),
+        identity: ArcSwapOption::from_pointee(identity),
         targets,
         hook,
         setup,
@@ -276,6 +289,20 @@ impl Effects<Hub> for HubEffects {
             let result = shared.registry.execute(&op).await;
             shared.metrics.observe_registry(&op, node.clock().now().since(started), &result);
             node.input(Input::Registry { token, result });
+        });
+    }
+
+    fn prove(&self, node: &Node<Hub>, conn: ConnKey, proof: Proof) {
+        const NONE: &str = "this hub has no mesh key: ha.mesh.tls is missing";
+        let identity = self.0.identity.load();
+        node.input(match (proof, identity.as_deref()) {
+            (Proof::Sign { statement }, own) => {
+                Input::Signed { conn, result: own.ok_or(NONE).and_then(|i| i.sign(&statement)) }
+            }
+            (Proof::Verify { statements, signature }, own) => {
+                let now = unix_millis() / 1000;
+                Input::Verified { conn, result: own.ok_or(NONE).and_then(|i| i.verify(&statements, &signature, now)) }
+            }
         });
     }
 

@@ -20,6 +20,7 @@ pub mod dial;
 pub mod dialer;
 pub mod http;
 pub mod hub;
+pub mod identity;
 pub mod limiter;
 pub mod listener;
 pub mod metrics;

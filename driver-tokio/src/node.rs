@@ -20,6 +20,7 @@ use nowconnect_core::agent::Agent;
 use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{ConnKey, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, Mux, NodeOut};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::registry::{RegistryOp, Token};
@@ -95,6 +96,9 @@ pub trait Effects<M: Machine>: 'static {
     fn connect(&self, node: &Node<M>, stream: StreamKey, connector: Name);
     /// Executes a registry operation and reports with `Registry`.
     fn registry(&self, node: &Node<M>, token: Token, op: RegistryOp);
+    /// Signs or judges and reports with `Signed` or `Verified`, at once: what
+    /// the peer says next must find the verdict.
+    fn prove(&self, node: &Node<M>, conn: ConnKey, proof: Proof);
     /// Logs and samples.
     fn observe(&self, node: &Node<M>, event: Observed);
 }
@@ -235,6 +239,9 @@ impl<M: Machine> Node<M> {
         }
         for (token, op) in out.registry.drain(..) {
             self.0.effects.registry(self, token, op);
+        }
+        for (conn, proof) in out.proofs.drain(..) {
+            self.0.effects.prove(self, conn, proof);
         }
         for event in out.observed.drain(..) {
             self.0.effects.observe(self, event);

@@ -15,6 +15,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::config::{MeshTlsFiles, ServerTlsFiles};
@@ -46,7 +47,8 @@ impl TlsError {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+/// The cryptography of the process.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
 }
 
@@ -76,7 +78,8 @@ fn private_key(key: &'static str, path: &Path) -> Result<PrivateKeyDer<'static>,
     })
 }
 
-fn bundle(key: &'static str, path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
+/// The CAs of a PEM file.
+pub(crate) fn bundle(key: &'static str, path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(key, path)? {
         roots
@@ -84,6 +87,13 @@ fn bundle(key: &'static str, path: &Path) -> Result<Arc<RootCertStore>, TlsError
             .map_err(|e| TlsError::file(key, path, format!("holds an unusable CA certificate: {e}")))?;
     }
     Ok(Arc::new(roots))
+}
+
+/// The hub's certificate and key on the mesh, which must belong together.
+pub(crate) fn certified(cert_file: &Path, key_file: &Path) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates("ha.mesh.tls.cert_file", cert_file)?;
+    let key = private_key("ha.mesh.tls.key_file", key_file)?;
+    CertifiedKey::from_der(chain, key, &provider()).map_err(mismatch("ha.mesh.tls.key_file", key_file, cert_file))
 }
 
 /// Says a mismatch of certificate and key in words of the configuration.
@@ -128,8 +138,9 @@ pub fn mesh_server(files: &MeshTlsFiles) -> Result<Arc<ServerConfig>, TlsError> 
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
         .build()
         .map_err(|e| TlsError::file("ha.mesh.tls.ca_bundle", &files.ca_bundle, e.to_string()))?;
+    // Peers are hubs, which know TLS 1.3; its exporter is what they sign.
     let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(setup)?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)

@@ -317,6 +317,14 @@ fn plaintext_mesh_on_loopback() {
     assert!(setup.core.insecure_mesh && !setup.require_mtls);
     assert_eq!(setup.core.peers.len(), 3);
     assert!(setup.warnings.iter().any(|w| w.key == "ha.mesh.insecure_allow_plaintext"));
+    // With keys hubs prove who they are in plain text too; the ports need not be local then.
+    let keys = text
+        .replace("    peers:", "    tls: { ca_bundle: a, cert_file: b, key_file: c }\n    peers:")
+        .replace("bind: '127.0.0.1:0'", "bind: '0.0.0.0:0'");
+    let setup = hub(&keys).unwrap();
+    assert!(!setup.core.insecure_mesh);
+    assert!(setup.warnings.iter().any(|w| w.key == "ha.mesh.insecure_allow_plaintext"));
+    assert_eq!(setup.core.peers[2].host.as_deref(), Some("localhost"));
 }
 
 #[test]
@@ -412,7 +420,10 @@ const HUB_KEYS: &[(&str, &str)] = &[
     ("ha.mesh.connect_backoff_initial", "  mesh: =>   mesh:\n    connect_backoff_initial: 100ms"),
     ("ha.mesh.connect_backoff_max_sec", "  mesh: =>   mesh:\n    connect_backoff_max_sec: 7"),
     ("ha.mesh.connect_backoff_waiting_max", "  mesh: =>   mesh:\n    connect_backoff_waiting_max: 1s"),
-    ("ha.mesh.insecure_allow_plaintext", "  mesh: =>   mesh:\n    insecure_allow_plaintext: true"),
+    (
+        "ha.mesh.insecure_allow_plaintext",
+        "listen_tls: native\n    peers: ['wss://hub-b.example.com/mesh']\n    tls: { ca_bundle: ca.pem, cert_file: a.crt, key_file: a.key } => listen_tls: ingress / listen_tls: native\n    peers: ['wss://hub-b.example.com/mesh']\n    tls: { ca_bundle: ca.pem, cert_file: a.crt, key_file: a.key } => listen_tls: ingress\n    insecure_allow_plaintext: true",
+    ),
     ("liveness.ping", "liveness: { ping: 2s }"),
     ("liveness.suspect", "liveness: { suspect: 4s }"),
     ("liveness.dead", "liveness: { dead: 9s }"),

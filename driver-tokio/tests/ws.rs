@@ -113,9 +113,8 @@ fn random_messages_cross_both_ways_over_tiny_send_buffers() {
 fn random_messages_cross_both_ways_over_tls() {
     run(async {
         let (a, b) = tls_pair().await;
-        let label = b"EXPORTER-test";
-        assert_eq!(a.tls_exporter(label), b.tls_exporter(label));
-        assert!(a.tls_exporter(label).is_some());
+        assert_eq!(a.tls_exporter(), b.tls_exporter());
+        assert!(a.tls_exporter().is_some());
         let mut a = WsConn::new(a, Role::Client, Bytes::new(), OPTIONS);
         let mut b = WsConn::new(b, Role::Server, Bytes::new(), OPTIONS);
         tokio::join!(exchange(&mut a, 1, 2, 100_000), exchange(&mut b, 2, 1, 100_000));
@@ -427,7 +426,9 @@ fn tls_round_trip_with_and_without_client_certificates() {
         assert_eq!(dialed.peer_dns_names, ["localhost"]);
         send(&mut dialed.conn, "hello").await;
         assert_eq!(next(&mut dialed.conn).await, Ok(WsEvent::Message(Bytes::from_static(b"hello"))));
-        let grant = HubGrant { dns_names: Some(vec!["hub-b".into()]) };
+        // Both ends of the mesh's own port know the connection by the same bytes.
+        assert!(dialed.exporter.is_some());
+        let grant = HubGrant { dns_names: Some(vec!["hub-b".into()]), exporter: dialed.exporter };
         assert_eq!(*app.principals.borrow(), [Principal::Hub(grant)]);
 
         let error = |tls| async { dial(with(tls)).await.unwrap_err() };
@@ -444,7 +445,7 @@ fn tls_round_trip_with_and_without_client_certificates() {
         let (addr, app) = start(Routes::PUBLIC, Some(ca.server("localhost", None)), HttpLimits::default());
         let url = WsUrl::parse(&format!("wss://localhost:{}/mesh", addr.port())).unwrap();
         let dialed = dial(nowconnect::dial::Dial { url: &url, ..with(ca.client(None)) }).await.unwrap();
-        assert_eq!(*app.principals.borrow(), [Principal::Hub(HubGrant { dns_names: None })]);
+        assert_eq!(*app.principals.borrow(), [Principal::Hub(HubGrant::default())]);
         drop(dialed);
         // Plain where TLS is spoken, and the reverse.
         let plain = WsUrl::parse(&format!("ws://localhost:{}/tunnel", addr.port())).unwrap();

@@ -115,8 +115,8 @@ fn config(mode: Mode, flags: u8) -> HubConfig {
         mode,
         listeners: vec![listener("ldap", OpenRule::Eager), listener("web", OpenRule::FirstByte)],
         peers: vec![
-            PeerConfig { url: "1".into(), replica_id: None },
-            PeerConfig { url: "2".into(), replica_id: Some(name("hub-z")) },
+            PeerConfig { url: "1".into(), replica_id: None, host: None },
+            PeerConfig { url: "2".into(), replica_id: Some(name("hub-z")), host: Some("z.example".into()) },
         ],
         limits: Limits {
             memory_budget_bytes: BUDGET_BYTES,

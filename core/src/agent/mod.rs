@@ -81,7 +81,7 @@ impl Agent {
                 self.tunnels.on_handshake_lost(now, conn, cause, &self.mux, out);
                 self.mux.on_disconnected(now, conn, cause, &mut self.news);
             }
-            Input::Accepted { .. } | Input::Registry { .. } => {}
+            Input::Accepted { .. } | Input::Registry { .. } | Input::Signed { .. } | Input::Verified { .. } => {}
             Input::Drain => self.tunnels.drain(now, &mut self.mux, &mut self.notes, out),
             Input::Shutdown => {
                 self.notes.push(ControlNote::Shutdown);

@@ -36,9 +36,65 @@ pub(super) enum Stage {
     Claim(Box<Claiming>),
     /// The WELCOME to our HELLO.
     Welcome { target: TargetIx, challenge: Secret<16>, resume: Option<SessionKey>, peer: HubGrant },
-    /// The AUTH of a peer we sent WELCOME to.
-    Auth(Box<Accepting>),
+    /// What follows the WELCOME of a hub we dialled.
+    Dialling(Box<Dialling>),
+    /// What follows the HELLO of a hub that may become a peer.
+    Accepting(Box<Accepting>),
 }
+
+/// What the handshake of a hub we dialled waits for, after its WELCOME.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DialStep {
+    /// The verdict on that WELCOME.
+    Verdict,
+    /// Our signature, for AUTH.
+    Signature,
+}
+
+/// What the handshake of a hub that dialled us waits for, after its HELLO.
+#[derive(Debug)]
+pub(super) enum AcceptStep {
+    /// Our signature, for WELCOME.
+    Signature,
+    /// Its AUTH.
+    Auth,
+    /// The verdict on that AUTH. What the peer says meanwhile, as it may, is held.
+    Verdict(Held),
+}
+
+impl Stage {
+    /// Whom we dialled, and which session we want back from there.
+    fn dialled(&self) -> Option<(TargetIx, Option<SessionKey>)> {
+        match self {
+            Self::Welcome { target, resume, .. } => Some((*target, *resume)),
+            Self::Dialling(d) => Some((d.target, None)),
+            Self::Hello(_) | Self::Claim(_) | Self::Accepting(_) => None,
+        }
+    }
+}
+
+/// Messages of a peer whose AUTH is being judged: not looked at before (I3).
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    messages: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Held {
+    /// False when it is more than a peer may say before it is known.
+    fn push(&mut self, message: &Bytes) -> bool {
+        self.bytes += message.len() + HELD_COST;
+        self.messages.push(message.clone());
+        self.bytes <= MESSAGE_MAX_BYTES
+    }
+
+    pub(super) fn take(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.messages)
+    }
+}
+
+/// What a held message counts beside its bytes.
+const HELD_COST: usize = 256;
 
 /// An agent whose attachment is being claimed.
 #[derive(Debug)]
@@ -49,12 +105,30 @@ pub(super) struct Claiming {
     pub(super) claim: Box<Claim>,
 }
 
-/// A hub that was welcomed.
+/// A hub that was welcomed, or will be with our signature.
 #[derive(Debug)]
 pub(super) struct Accepting {
+    pub(super) step: AcceptStep,
     pub(super) peer: HelloHub,
     pub(super) initial_window: u64,
     pub(super) session: SessionConfig,
+    /// The peer's challenge.
+    pub(super) challenge: Secret<16>,
+    pub(super) welcome: Welcome,
+    pub(super) exporter: Option<[u8; 32]>,
+}
+
+/// A hub we dialled, whose WELCOME is here.
+#[derive(Debug)]
+pub(super) struct Dialling {
+    pub(super) step: DialStep,
+    pub(super) target: TargetIx,
+    /// Our challenge.
+    pub(super) challenge: Secret<16>,
+    pub(super) welcome: Welcome,
+    /// Of the TLS connection; none once the peer's signature shows that TLS
+    /// does not end there.
+    pub(super) exporter: Option<[u8; 32]>,
 }
 
 impl Control {
@@ -140,8 +214,8 @@ impl Control {
     }
 
     fn dial_over(&mut self, now: Instant, stage: &Stage, out: &mut NodeOut) {
-        if let Stage::Welcome { target, .. } = stage {
-            self.on_dial_failed(now, *target, out);
+        if let Some((target, _)) = stage.dialled() {
+            self.on_dial_failed(now, target, out);
         }
     }
 
@@ -177,10 +251,19 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let Some(h) = self.handshakes.get(conn) else { return };
+        let Some(h) = self.handshakes.get_mut(conn) else { return };
         let dialect = h.dialect;
+        if let Stage::Accepting(a) = &mut h.stage
+            && let AcceptStep::Verdict(held) = &mut a.step
+        {
+            if !held.push(message) {
+                let detail = "the peer says too much before its AUTH is judged";
+                self.refuse_handshake(now, conn, CloseCode::Busy, detail, mux, out);
+            }
+            return;
+        }
         let mut frames = Vec::new();
-        let frame = match decode(dialect, message, &handshake_limits(&h.stage), &mut frames) {
+        let frame = match decode(dialect, message, &WireLimits::BEFORE_AUTH, &mut frames) {
             Ok(_) if frames.len() == 1 => frames.pop(),
             Ok(_) => None,
             Err(e) => {
@@ -215,9 +298,9 @@ impl Control {
             (Stage::Welcome { .. }, Frame::Welcome(welcome)) => {
                 self.on_hub_welcome(now, conn, *welcome, mux, notes, out);
             }
-            (Stage::Auth(_), Frame::Auth(_)) => self.on_hub_auth(now, conn, mux, notes, out),
-            (Stage::Welcome { target, resume, .. }, Frame::GoAway { code, retry_after_ms }) => {
-                let (target, resume) = (*target, *resume);
+            (Stage::Accepting(a), Frame::Auth(auth)) if matches!(a.step, AcceptStep::Auth) => self.on_hub_auth(now, conn, *auth, mux, notes, out),
+            (stage, Frame::GoAway { code, retry_after_ms }) if stage.dialled().is_some() => {
+                let Some((target, resume)) = stage.dialled() else { return };
                 self.handshakes.remove(conn);
                 out.close.push((conn, code));
                 if let Some(p) = self.peers.get_mut(usize::from(target.0)) {
@@ -301,13 +384,5 @@ impl Control {
             capabilities: Vec::new(),
             signature: None,
         }
-    }
-}
-
-/// A dialler trusts whom it dialled with larger messages than a stranger.
-const fn handshake_limits(stage: &Stage) -> WireLimits {
-    match stage {
-        Stage::Hello(_) | Stage::Claim(_) | Stage::Auth(_) => WireLimits::BEFORE_AUTH,
-        Stage::Welcome { .. } => WireLimits { message_bytes: MESSAGE_MAX_BYTES, payload_bytes: 0 },
     }
 }

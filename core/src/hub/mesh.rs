@@ -1,9 +1,10 @@
 //! Links: HELLO, WELCOME and AUTH between hubs, and which of two simultaneous
-//! dials survives. Keeps I3 (a peer speaks for the replica its certificate
-//! names) and L4 (one session per pair; the lower replica id's dial survives).
+//! dials survives. Keeps L4 (one session per pair; the lower replica id's dial
+//! survives); who a peer is, `proof.rs` judges.
 
 use super::control::Control;
-use super::handshake::{Accepting, Stage};
+use super::handshake::{AcceptStep, Accepting, DialStep, Dialling, Handshake, Stage};
+use super::proof::UNPROVEN;
 use crate::config::Mode;
 use crate::error::CloseCode;
 use crate::id::{ConnKey, Incarnation, Name, SessionKey, TargetIx};
@@ -40,15 +41,9 @@ impl Control {
         if peer.replica_id == self.run.replica_id {
             return self.refuse_handshake(now, conn, CloseCode::Itself, "the peer has our own ha.replica_id", mux, out);
         }
-        let proven = match &grant.dns_names {
-            // Exactly the replica id, no suffix, no wildcard (planted bug 55).
-            Some(names) if planted::on(55) => names.iter().any(|n| n.contains(peer.replica_id.as_str())),
-            Some(names) => names.iter().any(|n| n == peer.replica_id.as_str()),
-            None => self.config.insecure_mesh,
-        };
-        if !proven {
-            let detail = "no certificate whose SAN (dNSName) equals the peer's replica_id";
-            return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
+        // Where TLS asked for a certificate it must be the same hub's.
+        if grant.dns_names.as_ref().is_some_and(|names| !self.proves(names, &peer.replica_id)) {
+            return self.refuse_handshake(now, conn, CloseCode::Auth, UNPROVEN, mux, out);
         }
         let wanted = Peer::Hub { replica_id: peer.replica_id.clone(), incarnation: peer.incarnation };
         if let Some(request) = hello.resume.clone() {
@@ -75,15 +70,15 @@ impl Control {
         let session = self.new_session(dialect);
         let mut welcome = self.welcome(session.id);
         welcome.secret = Some(session.secret);
-        mux.post(conn, encode_message(dialect, 0, &[Frame::Welcome(Box::new(welcome))]), out);
-        if let Some(h) = self.handshakes.get_mut(conn) {
-            let accepting = Accepting { peer: peer.clone(), initial_window: hello.initial_window, session };
-            h.stage = Stage::Auth(Box::new(accepting));
-        }
+        let (peer, initial_window, challenge) = (peer.clone(), hello.initial_window, hello.challenge);
+        let exporter = grant.exporter;
+        let step = AcceptStep::Signature;
+        let accepting = Accepting { step, peer, initial_window, session, challenge, welcome, exporter };
+        self.prove_to_dialler(conn, Box::new(accepting), mux, out);
     }
 
-    /// The peer we welcomed confirmed: the session exists on both sides.
-    pub(super) fn on_hub_auth(
+    /// The peer we welcomed is who it says: the session exists on both sides.
+    pub(super) fn accept_link(
         &mut self,
         now: Instant,
         conn: ConnKey,
@@ -92,8 +87,8 @@ impl Control {
         out: &mut NodeOut,
     ) {
         let Some(h) = self.handshakes.remove(conn) else { return };
-        let Stage::Auth(a) = h.stage else { return };
-        let Accepting { peer, initial_window, session } = *a;
+        let Stage::Accepting(a) = h.stage else { return };
+        let Accepting { peer, initial_window, session, .. } = *a;
         let wins = self.settle_duplicate(now, &peer.replica_id, peer.incarnation, false, mux, notes, out);
         if !wins {
             out.observed.push(Observed::HandshakeFailed {
@@ -128,8 +123,7 @@ impl Control {
     ) {
         let Some(h) = self.handshakes.get(conn) else { return };
         let Stage::Welcome { target, challenge, resume, peer } = &h.stage else { return };
-        let (dialect, target, challenge, resume) = (h.dialect, *target, *challenge, *resume);
-        let dns_names = peer.dns_names.clone();
+        let (target, challenge, resume, exporter) = (*target, *challenge, *resume, peer.exporter);
         let ix = usize::from(target.0);
         if welcome.namespace != self.config.namespace {
             return self.refuse_handshake(now, conn, CloseCode::Namespace, "ha.namespace differs", mux, out);
@@ -144,18 +138,6 @@ impl Control {
         let expected = self.config.peers.get(ix).and_then(|p| p.replica_id.clone());
         if expected.as_ref().is_some_and(|e| *e != welcome.replica_id) {
             let detail = "the peer's replica_id is not the one configured for this url";
-            return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
-        }
-        // With TLS the driver checked the certificate against the url's host;
-        // here it must also name the replica, or the replica be configured for
-        // this url (semantics 8).
-        let proven = match &dns_names {
-            Some(names) => expected.is_some() || names.iter().any(|n| n == welcome.replica_id.as_str()),
-            None => self.config.insecure_mesh,
-        };
-        if !proven {
-            let detail =
-                "the peer's certificate does not name its replica_id (SAN dNSName); configure {url, replica_id}";
             return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
         }
         if let (Some(key), Some(accept)) = (resume, &welcome.resumed) {
@@ -183,10 +165,27 @@ impl Control {
             self.routes_dirty = true;
             return;
         }
-        let Some(secret) = welcome.secret else {
+        if welcome.secret.is_none() {
             return self.refuse_handshake(now, conn, CloseCode::Protocol, "WELCOME without a secret", mux, out);
-        };
-        self.handshakes.remove(conn);
+        }
+        let dialling = Box::new(Dialling { step: DialStep::Verdict, target, challenge, welcome, exporter });
+        self.judge_acceptor(now, conn, dialling, mux, notes, out);
+    }
+
+    /// The peer we dialled is who it says: we confirm, and the session exists.
+    pub(super) fn confirm_link(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        auth: Auth,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(Handshake { dialect, stage: Stage::Dialling(d) }) = self.handshakes.remove(conn) else { return };
+        let Dialling { target, welcome, .. } = *d;
+        let Some(secret) = welcome.secret else { return };
+        let ix = usize::from(target.0);
         if let Some(p) = self.peers.get_mut(ix) {
             p.replica = Some(welcome.replica_id.clone());
         }
@@ -197,7 +196,7 @@ impl Control {
             self.dial_covered(now, target, mux);
             return;
         }
-        mux.post(conn, encode_message(dialect, 0, &[Frame::Auth(Box::<Auth>::default())]), out);
+        mux.post(conn, encode_message(dialect, 0, &[Frame::Auth(Box::new(auth))]), out);
         let mut session = self.new_session(dialect);
         session.id = welcome.session;
         session.secret = secret;

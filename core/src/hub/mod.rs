@@ -16,6 +16,7 @@ mod attach;
 mod control;
 mod handshake;
 mod mesh;
+mod proof;
 mod registry;
 mod split;
 mod upkeep;
@@ -130,6 +131,17 @@ impl Hub {
             }
             Input::Registry { token, result } => {
                 self.control.on_registry(now, token, result, &mut self.mux, &mut self.notes, out);
+            }
+            Input::Signed { conn, result } => {
+                self.control.on_signed(now, conn, result, &mut self.mux, &mut self.notes, out);
+            }
+            Input::Verified { conn, result } => {
+                let held = self.control.on_verified(now, conn, result, &mut self.mux, &mut self.notes, out);
+                for message in held {
+                    // A note of the session comes before its first frame.
+                    self.tell_shards(now, out);
+                    self.on_session_message(now, conn, &message, out);
+                }
             }
             Input::Drain => self.control.drain(now, &mut self.mux, &mut self.notes, out),
             Input::Shutdown => {

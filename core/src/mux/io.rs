@@ -7,11 +7,12 @@ use bytes::Bytes;
 
 use crate::error::{CloseCode, RstCode};
 use crate::id::{ConnKey, Name, SockKey, StreamKey, TargetIx};
+use crate::identity::{Proof, Verified};
 use crate::observed::Observed;
 use crate::principal::{HubGrant, Principal};
 use crate::registry::{RegistryOp, RegistryResult, Token};
 use crate::shard::{Note, SockEvent, SockOp};
-use crate::wire::Dialect;
+use crate::wire::{Dialect, Signature};
 
 /// What happened outside a node.
 #[derive(Clone, Debug)]
@@ -85,6 +86,20 @@ pub enum Input {
         /// With what.
         result: RegistryResult,
     },
+    /// The statement of [`Proof::Sign`] was signed, or why it cannot be (hub).
+    Signed {
+        /// The connection it is for.
+        conn: ConnKey,
+        /// The signature under it.
+        result: Result<Signature, &'static str>,
+    },
+    /// The signature of [`Proof::Verify`] was judged (hub).
+    Verified {
+        /// The connection it came on.
+        conn: ConnKey,
+        /// What it proves, or the first rule it breaks; fixed text only.
+        result: Result<Verified, &'static str>,
+    },
     /// Take no new streams; peers are told.
     Drain,
     /// End everything now.
@@ -106,6 +121,8 @@ pub struct NodeOut {
     pub targets: Vec<(StreamKey, Name)>,
     /// Registry operations; answer with `Registry`.
     pub registry: Vec<(Token, RegistryOp)>,
+    /// Signatures to make or judge; answer with `Signed` or `Verified`.
+    pub proofs: Vec<(ConnKey, Proof)>,
     /// Events.
     pub observed: Vec<Observed>,
     /// Notes of a split hub, to be given back with `on_note`: to each addressee

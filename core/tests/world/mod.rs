@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use notes::{Form, Mail, Pace, Seen};
 use nowconnect_core::agent::Agent;
@@ -21,6 +23,7 @@ use nowconnect_core::config::{
 use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, ConnKey, ListenerIx, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::identity::{Proof, Verified};
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
@@ -30,7 +33,7 @@ use nowconnect_core::session::TxBatch;
 use nowconnect_core::shard::Addressee;
 use nowconnect_core::shard::{SockEvent, SockOp};
 use nowconnect_core::time::Instant;
-use nowconnect_core::wire::{Codec, Dialect, Plane};
+use nowconnect_core::wire::{Codec, Dialect, Plane, Signature};
 
 pub(crate) fn name(s: &str) -> Name {
     Name::new(s).unwrap()
@@ -48,7 +51,7 @@ pub(crate) fn hub_config(replica: &str, mode: Mode, peers: &[&str]) -> HubConfig
             open: OpenRule::Eager,
             max_connections: 10_000,
         }],
-        peers: peers.iter().map(|p| PeerConfig { url: (*p).to_owned(), replica_id: None }).collect(),
+        peers: peers.iter().map(|p| PeerConfig { url: (*p).to_owned(), replica_id: None, host: None }).collect(),
         limits: Limits::default(),
         liveness: Liveness::default(),
         resume_window: Duration::from_secs(30),
@@ -161,6 +164,27 @@ pub(crate) struct World {
     pub(crate) deliver: bool,
     /// Hubs whose notes stay where they are, but for [`World::carry`].
     pub(crate) notes_held: Vec<usize>,
+    /// The names in a hub's certificate, where they are not just its own.
+    pub(crate) certificates: BTreeMap<usize, Vec<String>>,
+    /// Hubs whose proofs wait.
+    pub(crate) proofs_held: Vec<usize>,
+    proofs: VecDeque<(usize, ConnKey, Proof)>,
+    /// The exporters of TLS at the dialler and at the acceptor of a link.
+    pub(crate) exporters: [Option<[u8; 32]>; 2],
+}
+
+/// Stands for a signature: what was signed, under the names of a certificate.
+fn signed(names: &[String], statement: &[u8]) -> Signature {
+    let text = |bytes: &[u8]| STANDARD.encode(bytes);
+    Signature { chain: vec![text(names.join(",").as_bytes())], scheme: name("ed25519"), signature: text(statement) }
+}
+
+/// The verdict on such a signature.
+fn judged(statements: &[Vec<u8>], signature: &Signature) -> Result<Verified, &'static str> {
+    let said = STANDARD.decode(&signature.signature).map_err(|_| "no base64")?;
+    let statement = statements.iter().position(|s| *s == said).ok_or("the signature does not fit")?;
+    let names = String::from_utf8(STANDARD.decode(&signature.chain[0]).unwrap()).unwrap();
+    Ok(Verified { names: names.split(',').map(str::to_owned).collect(), statement })
 }
 
 impl Drop for World {
@@ -200,6 +224,10 @@ impl World {
             batch: TxBatch::default(),
             deliver: true,
             notes_held: Vec::new(),
+            certificates: BTreeMap::new(),
+            proofs_held: Vec::new(),
+            proofs: VecDeque::new(),
+            exporters: [None; 2],
             token_expires: None,
         }
     }
@@ -464,6 +492,11 @@ impl World {
         for n in 0..self.nodes.len() {
             worked |= self.feed(n);
         }
+        while let Some(i) = self.proofs.iter().position(|(n, ..)| !self.proofs_held.contains(n)) {
+            let Some((n, conn, proof)) = self.proofs.remove(i) else { break };
+            worked = true;
+            self.prove(n, conn, &proof);
+        }
         while !self.registry_held
             && let Some((n, token, op)) = self.registry_ops.pop_front()
         {
@@ -516,6 +549,10 @@ impl World {
                 self.registry_ops.push_back((n, token, op));
             }
         }
+        for (conn, proof) in out.proofs.drain(..) {
+            worked = true;
+            self.proofs.push_back((n, conn, proof));
+        }
         self.nodes[n].records.append(&mut out.observed);
         // Keep what inputs above produced meanwhile.
         let later = std::mem::replace(&mut self.nodes[n].out, out);
@@ -526,10 +563,21 @@ impl World {
         o.socks.extend(later.socks);
         o.targets.extend(later.targets);
         o.registry.extend(later.registry);
+        o.proofs.extend(later.proofs);
         o.observed.extend(later.observed);
         o.notes.extend(later.notes);
         o.drained |= later.drained;
         worked
+    }
+
+    fn prove(&mut self, n: usize, conn: ConnKey, proof: &Proof) {
+        let own = vec![self.nodes[n].name.clone()];
+        let names = self.certificates.get(&n).unwrap_or(&own);
+        let input = match proof {
+            Proof::Sign { statement } => Input::Signed { conn, result: Ok(signed(names, statement)) },
+            Proof::Verify { statements, signature } => Input::Verified { conn, result: judged(statements, signature) },
+        };
+        self.input(n, input);
     }
 
     fn dial(&mut self, n: usize, ix: usize) {
@@ -558,10 +606,11 @@ impl World {
         let principal = if is_agent {
             Principal::Agent(AgentGrant { subject: from, connectors: None, expires: self.token_expires })
         } else {
-            Principal::Hub(HubGrant::default())
+            Principal::Hub(HubGrant { dns_names: None, exporter: self.exporters[1] })
         };
+        let peer = HubGrant { dns_names: None, exporter: self.exporters[0] };
         self.input(to, Input::Accepted { conn: b, dialect, principal });
-        self.input(n, Input::Connected { target, conn: a, dialect, peer: HubGrant::default() });
+        self.input(n, Input::Connected { target, conn: a, dialect, peer });
     }
 
     fn transmit(&mut self, n: usize, conn: ConnKey) -> bool {

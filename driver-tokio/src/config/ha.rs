@@ -132,10 +132,11 @@ fn mesh(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection) {
     }
     setup.mesh_listen = listen.map(|addr| MeshListen { addr, tls });
 
-    let plaintext_peer = peers(check, setup, s, insecure, with_tls);
+    peers(check, setup, s, insecure, with_tls);
     let on = setup.core.mode != Mode::Off;
-    setup.core.insecure_mesh = insecure;
-    if insecure {
+    // With keys hubs prove who they are, in plain text too.
+    setup.core.insecure_mesh = insecure && !with_tls;
+    if setup.core.insecure_mesh {
         // Nobody proves who they are: only processes of this machine may get in.
         let (key, addr, at) = match setup.mesh_listen {
             Some(listen) => ("ha.mesh.listen", listen.addr, place(s.listen.as_ref())),
@@ -158,18 +159,17 @@ fn mesh(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection) {
             "false is refused with ha.mode: active; only ha.mesh.insecure_allow_plaintext, on loopback, lets peers in without a certificate",
         );
     }
-    if on && !setup.core.peers.is_empty() && tls == ListenTls::Ingress && !plaintext_peer {
+    if insecure {
         check.warn(
-            tls_place.or(place(s.listen.as_ref())),
-            "ha.mesh.listen_tls",
-            "behind an ingress peers cannot prove their identity in this version and their links are refused; use native with ha.mesh.listen",
+            place(insecure_key),
+            "ha.mesh.insecure_allow_plaintext",
+            "ws:// peers prove who they are, but what follows can be read and changed on the way",
         );
     }
 }
 
-/// Reads the peers; whether one of them is reached in plain text.
-fn peers(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection, insecure: bool, with_tls: bool) -> bool {
-    let mut plaintext = false;
+/// Reads the peers.
+fn peers(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection, insecure: bool, with_tls: bool) {
     let mut places = Vec::new();
     for (i, At { value, at }) in s.peers.iter().flatten().enumerate() {
         let path = format!("ha.mesh.peers[{i}]");
@@ -201,10 +201,8 @@ fn peers(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection, inse
         } else if !parsed.loopback {
             check.error(at, &key, "ws:// is allowed on loopback only (localhost, 127.0.0.1, [::1]); use wss://");
         }
-        plaintext |= !parsed.encrypted;
         places.push((key, at, url.clone()));
-        setup.core.peers.push(PeerConfig { url, replica_id });
+        setup.core.peers.push(PeerConfig { url, replica_id, host: Some(parsed.host) });
     }
     check.unique("URL", places.iter().map(|(key, at, url)| (key.clone(), *at, url.as_str())));
-    plaintext
 }

@@ -408,7 +408,7 @@ impl<'a> Check<'a> {
         }
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let loopback = bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        Some(WebSocketUrl { encrypted, loopback })
+        Some(WebSocketUrl { encrypted, loopback, host: bare.to_owned() })
     }
 
     fn admin(&mut self, section: Option<&raw::AdminSection>) -> AdminSetup {
@@ -453,6 +453,7 @@ impl<'a> Check<'a> {
 struct WebSocketUrl {
     encrypted: bool,
     loopback: bool,
+    host: String,
 }
 
 const MS_50: Duration = Duration::from_millis(50);

@@ -16,7 +16,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use nowconnect_core::principal::Principal;
+use nowconnect_core::principal::{HubGrant, Principal};
 use nowconnect_core::wire::{Codec, Dialect, Plane};
 use tungstenite::error::{Error as WsLibError, ProtocolError};
 use tungstenite::handshake::server::create_response_with_body;
@@ -80,7 +80,7 @@ pub(super) fn answer(
     app: &dyn HttpApp,
     plane: Plane,
     mut request: Request<Incoming>,
-    tls_peer: Option<Vec<String>>,
+    tls_peer: HubGrant,
     pending: &Pending,
 ) -> Answer {
     if request.method() != Method::GET {

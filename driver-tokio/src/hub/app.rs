@@ -70,14 +70,14 @@ impl HttpApp for App {
         &self,
         plane: Plane,
         headers: &HeaderMap,
-        tls_peer: Option<Vec<String>>,
+        tls: HubGrant,
     ) -> Result<Principal, Reject> {
         if plane == Plane::Mesh {
             if self.shared.setup.core.mode == Mode::Off {
                 let message = "this hub runs with ha.mode off".to_owned();
                 return Err(Reject { status: 404, reason_label: "mode_off", message });
             }
-            return Ok(Principal::Hub(HubGrant { dns_names: tls_peer }));
+            return Ok(Principal::Hub(tls));
         }
         let now = unix_millis();
         self.refresh_keys(now);

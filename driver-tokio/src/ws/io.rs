@@ -60,15 +60,24 @@ impl Io {
         certificates.and_then(<[_]>::first).map(dns_names)
     }
 
-    /// 32 bytes both ends of this very TLS connection can compute and nobody
-    /// else (RFC 5705); `None` without TLS. The mesh handshake signs them.
+    /// 32 bytes both ends of this very TLS 1.3 connection can compute and
+    /// nobody else (RFC 9266); `None` without. The mesh handshake signs them.
     #[must_use]
-    pub fn tls_exporter(&self, label: &[u8]) -> Option<[u8; 32]> {
+    pub fn tls_exporter(&self) -> Option<[u8; 32]> {
+        const LABEL: &[u8] = b"EXPORTER-Channel-Binding";
+        let tls: &rustls::CommonState = match self {
+            Self::Plain(_) => return None,
+            Self::TlsServer(tls) => tls.get_ref().1,
+            Self::TlsClient(tls) => tls.get_ref().1,
+        };
+        if tls.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
+            return None;
+        }
         let out = [0; 32];
         match self {
             Self::Plain(_) => None,
-            Self::TlsServer(tls) => tls.get_ref().1.export_keying_material(out, label, None).ok(),
-            Self::TlsClient(tls) => tls.get_ref().1.export_keying_material(out, label, None).ok(),
+            Self::TlsServer(tls) => tls.get_ref().1.export_keying_material(out, LABEL, Some(&[])).ok(),
+            Self::TlsClient(tls) => tls.get_ref().1.export_keying_material(out, LABEL, Some(&[])).ok(),
         }
     }
 

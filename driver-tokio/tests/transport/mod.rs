@@ -42,9 +42,9 @@ pub struct Echo {
 }
 
 impl HttpApp for Echo {
-    fn authenticate(&self, plane: Plane, headers: &HeaderMap, tls: Option<Vec<String>>) -> Result<Principal, Reject> {
+    fn authenticate(&self, plane: Plane, headers: &HeaderMap, tls: HubGrant) -> Result<Principal, Reject> {
         if plane == Plane::Mesh {
-            return Ok(Principal::Hub(HubGrant { dns_names: tls }));
+            return Ok(Principal::Hub(tls));
         }
         match headers.get("authorization") {
             Some(value) if value == "Bearer good" => {
