@@ -14,9 +14,12 @@
 
 mod attach;
 mod control;
+mod epochs;
+mod flap;
 mod handshake;
 mod mesh;
 mod registry;
+mod routes;
 mod split;
 mod upkeep;
 
