@@ -176,7 +176,19 @@ impl Default for OpenTimers {
     }
 }
 
-/// Timers of the registry's use.
+/// What happens to new streams of other hubs' agents while the registry is
+/// unwell (semantics 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnOutage {
+    /// They are refused at once.
+    #[default]
+    Refuse,
+    /// Attachments known from before are still tried; their owners check the
+    /// fence against the live session.
+    Cached,
+}
+
+/// The registry's use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegistryTimers {
     /// A hub's lease.
@@ -187,6 +199,8 @@ pub struct RegistryTimers {
     pub op_timeout: Duration,
     /// How long a looked-up connector is used before it is looked up again.
     pub lookup_fresh: Duration,
+    /// While it is unwell.
+    pub on_outage: OnOutage,
 }
 
 impl Default for RegistryTimers {
@@ -196,6 +210,7 @@ impl Default for RegistryTimers {
             renew_every: Duration::from_secs(1),
             op_timeout: Duration::from_millis(500),
             lookup_fresh: Duration::from_secs(1),
+            on_outage: OnOutage::Refuse,
         }
     }
 }

@@ -190,6 +190,27 @@ pub enum Observed {
     },
     /// Two live incarnations of one replica id.
     LeaseHeldByOther,
+    /// Two live instances take an agent over from each other: the one that holds
+    /// it now stays for a minute.
+    DuplicateAgent {
+        /// The agent.
+        agent_id: AgentId,
+    },
+    /// The other one of the two was sent away.
+    DuplicateAgentRefused {
+        /// The agent.
+        agent_id: AgentId,
+        /// For how long.
+        retry_after: Duration,
+    },
+    /// An agent was offered an epoch that is not above its highest, twice in a
+    /// row although it said so: it starts over as a new instance.
+    StartedOver {
+        /// Its highest epoch.
+        highest: Epoch,
+        /// What it was offered.
+        offered: Epoch,
+    },
     /// A hub found itself among its peers and dropped that entry.
     PeerIsSelf {
         /// Index in `ha.mesh.peers`.

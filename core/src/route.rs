@@ -1,6 +1,7 @@
-//! Where a connector can be reached now: an immutable snapshot that control
-//! publishes and shards read. A stale snapshot is safe, because the owner
-//! fences every OPEN (O4).
+//! Where a connector can be reached now: what control publishes and shards
+//! read. Control says what changed, so that one attachment that comes or goes
+//! costs the same with ten others and with ten thousand. Stale routes are safe,
+//! because the owner fences every OPEN (O4).
 
 use std::collections::BTreeMap;
 
@@ -35,19 +36,72 @@ impl Candidate {
     pub const fn is_faded(&self) -> bool {
         self.rank >= RANK_FADED
     }
+
+    /// The change that adds it, or puts it in the place of the one before.
+    #[must_use]
+    pub fn at(self, connector: Name) -> RouteChange {
+        RouteChange { connector, agent_id: self.agent_id.clone(), owner: self.owner.clone(), candidate: Some(self) }
+    }
 }
+
+/// What became of one attachment as a candidate of one connector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteChange {
+    /// The connector.
+    pub connector: Name,
+    /// The attachment's agent.
+    pub agent_id: AgentId,
+    /// The hub that holds or held it.
+    pub owner: Name,
+    /// The candidate it is now; `None` if it is none any more.
+    pub candidate: Option<Candidate>,
+}
+
+/// The candidates of one connector, one per agent and hub (O1).
+pub type Candidates = BTreeMap<(AgentId, Name), Candidate>;
 
 /// All candidates by connector.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes {
-    /// Candidates in no particular order.
-    pub by_connector: BTreeMap<Name, Vec<Candidate>>,
+    by_connector: BTreeMap<Name, Candidates>,
 }
 
 impl Routes {
-    /// The candidates of a connector.
+    /// The candidates of a connector, in no order that means anything.
+    pub fn of(&self, connector: &Name) -> impl Iterator<Item = &Candidate> {
+        self.by_connector.get(connector).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The connectors with candidates.
+    pub fn connectors(&self) -> impl Iterator<Item = &Name> {
+        self.by_connector.keys()
+    }
+
+    /// What is known of one attachment.
     #[must_use]
-    pub fn of(&self, connector: &Name) -> &[Candidate] {
-        self.by_connector.get(connector).map_or(&[], Vec::as_slice)
+    pub fn get(&self, connector: &Name, at: &(AgentId, Name)) -> Option<&Candidate> {
+        self.by_connector.get(connector)?.get(at)
+    }
+
+    /// Takes a change. False if it says nothing new.
+    pub fn apply(&mut self, change: &RouteChange) -> bool {
+        let at = (change.agent_id.clone(), change.owner.clone());
+        if self.get(&change.connector, &at) == change.candidate.as_ref() {
+            return false;
+        }
+        match &change.candidate {
+            Some(candidate) => {
+                self.by_connector.entry(change.connector.clone()).or_default().insert(at, candidate.clone());
+            }
+            None => {
+                if let Some(all) = self.by_connector.get_mut(&change.connector) {
+                    all.remove(&at);
+                    if all.is_empty() {
+                        self.by_connector.remove(&change.connector);
+                    }
+                }
+            }
+        }
+        true
     }
 }

@@ -16,7 +16,7 @@ use fixture::{BATCH, Endpoint, FENCE, ORIGIN, Owner, Relay};
 use nowconnect_core::config::{ListenerConfig, OpenRule};
 use nowconnect_core::id::{AgentId, Cid, Incarnation, ListenerIx, SessionKey, SockKey};
 use nowconnect_core::rng::Seed;
-use nowconnect_core::route::{Candidate, Routes};
+use nowconnect_core::route::Candidate;
 use nowconnect_core::shard::{ControlNote, Role, Shard, ShardOut};
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{Body, Plane};
@@ -80,9 +80,7 @@ fn origin(streams: u64) -> (Shard, ShardOut) {
         rank: 0,
         weight: 1,
     };
-    let mut routes = Routes::default();
-    routes.by_connector.insert(fixture::name("db"), vec![candidate]);
-    shard.on_note(now, ControlNote::Routes(routes.into()), &mut out);
+    shard.on_note(now, ControlNote::Routes([candidate.at(fixture::name("db"))].into()), &mut out);
     for n in 0..streams {
         let sock = SockKey { ix: n as u32, generation: 0 };
         let key = shard.open(now, ListenerIx(0), sock, &mut out).expect("within the limits");

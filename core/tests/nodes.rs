@@ -1,5 +1,6 @@
 //! Whole nodes against each other: hubs, mesh, agent, registry.
 
+mod ownership;
 mod reclaim;
 mod split;
 mod world;

@@ -333,6 +333,11 @@ impl Effects<Hub> for HubEffects {
             Observed::Rtt { plane: Plane::Mesh, sample } => s.metrics.observe_mesh_rtt(*sample),
             Observed::Rtt { plane: Plane::Tunnel, sample } => s.metrics.observe_tunnel_rtt(*sample),
             Observed::ProtocolViolation { plane, kind, .. } => s.counts.protocol_error(*plane, *kind),
+            Observed::LeaseHeldByOther => s.counts.replica_id_twice.set(s.counts.replica_id_twice.get() + 1),
+            Observed::DuplicateAgent { .. } => s.counts.agent_id_twice.set(s.counts.agent_id_twice.get() + 1),
+            Observed::DuplicateAgentRefused { .. } => {
+                s.counts.agent_id_refused.set(s.counts.agent_id_refused.get() + 1);
+            }
             // Lines only, written below.
             Observed::SessionUp { .. }
             | Observed::SessionSuspended { .. }
@@ -343,7 +348,7 @@ impl Effects<Hub> for HubEffects {
             | Observed::TokenExpired { .. }
             | Observed::Detached { .. }
             | Observed::RegistryHealth { .. }
-            | Observed::LeaseHeldByOther
+            | Observed::StartedOver { .. }
             | Observed::PeerIsSelf { .. }
             | Observed::FewerHubs { .. }
             | Observed::GaveUp { .. } => {}

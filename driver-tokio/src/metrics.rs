@@ -89,6 +89,9 @@ families! {
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
     RegistryHealthy = Gauge "nowconnect_registry_healthy" [] "1 while this hub's lease is renewed in time, else 0.";
+    ReplicaIdConflicts = Counter "nowconnect_replica_id_conflicts_total" [] "Renewals refused because another run of this ha.replica_id holds the lease.";
+    DuplicateAgents = Counter "nowconnect_duplicate_agents_total" [] "Times two live processes with one agent_id took it from each other three times within 60 s.";
+    DuplicateAgentRefusals = Counter "nowconnect_duplicate_agent_refusals_total" [] "Handshakes refused because another live process holds the agent_id.";
     RegistryCorruptValues = Counter "nowconnect_registry_corrupt_values_total" [] "Values in the registry that were no records of ours and counted as absent.";
 }
 

@@ -118,7 +118,39 @@ pub fn event(event: &Observed, lines: &Limiter) {
             );
         }
         Observed::LeaseHeldByOther => {
-            tracing::error!(event = "replica_id_twice", "another live process uses this ha.replica_id");
+            if let Some(suppressed) = lines.allow("replica_id_twice", "") {
+                tracing::error!(
+                    event = "replica_id_twice",
+                    suppressed,
+                    "another live process uses this ha.replica_id and holds its lease; this hub serves its own clients only"
+                );
+            }
+        }
+        Observed::DuplicateAgent { agent_id } => {
+            tracing::error!(
+                event = "agent_id_twice",
+                agent = %agent_id,
+                "two live processes use this agent_id and take it from each other; the one that holds it stays for 60 s"
+            );
+        }
+        Observed::DuplicateAgentRefused { agent_id, retry_after } => {
+            if let Some(suppressed) = lines.allow("agent_id_refused", "") {
+                tracing::warn!(
+                    event = "agent_id_refused",
+                    agent = %agent_id,
+                    retry_after_ms = retry_after.as_millis() as u64,
+                    suppressed,
+                    "the other process with this agent_id is sent away"
+                );
+            }
+        }
+        Observed::StartedOver { highest, offered } => {
+            tracing::error!(
+                event = "agent_started_over",
+                %highest,
+                %offered,
+                "no hub grants an epoch above the highest one; the agent goes on as a new instance"
+            );
         }
         Observed::PeerIsSelf { peer } => {
             tracing::info!(

@@ -14,7 +14,7 @@ use nowconnect_core::id::{
     Epoch, Fence, Incarnation, ListenerIx, Nonce, Secret, SessionId, SessionKey, SockKey, StreamKey,
 };
 use nowconnect_core::rng::Seed;
-use nowconnect_core::route::{Candidate, Routes};
+use nowconnect_core::route::Candidate;
 use nowconnect_core::session::{Released, Session, SessionConfig, SessionEvent, TxBatch, TxMessage};
 use nowconnect_core::shard::{Attach, ControlNote, Role, SessionUp, Shard, ShardOut, SockEvent, SockOp};
 use nowconnect_core::time::Instant;
@@ -128,12 +128,11 @@ fn world(tape: &mut Tape<'_>) -> World {
         weight: 1,
     };
     let attach = Attach { agent_id: agent("a"), session: KEY, fence: FENCE, connectors: vec![name("ldap")] };
-    let routes = Routes { by_connector: [(name("ldap"), vec![candidate])].into_iter().collect() };
     for n in &mut w.nodes {
         n.shard.on_note(w.now, ControlNote::SessionUp(up.clone()), &mut n.out);
     }
     let [o, a] = &mut w.nodes;
-    o.shard.on_note(w.now, ControlNote::Routes(Arc::new(routes)), &mut o.out);
+    o.shard.on_note(w.now, ControlNote::Routes(Arc::from([candidate.at(name("ldap"))])), &mut o.out);
     a.shard.on_note(w.now, ControlNote::Attach(attach), &mut a.out);
     let sock = SockKey { ix: 0, generation: 0 };
     o.stream = o.shard.open(w.now, ListenerIx(0), sock, &mut o.out).ok();

@@ -236,8 +236,7 @@ impl Tunnels {
             return self.dial(ix, out);
         }
         if !newest {
-            // HELLO carried `seen`, so this can only be a hub that ignored it (O2).
-            return self.give_up(now, conn, CloseCode::Protocol, "WELCOME offers an epoch that is not newer", mux, out);
+            return self.on_stale_offer(now, conn, attachment.epoch, mux, notes, out);
         }
         if let Some(old) = self.hubs.get(ix).and_then(|h| h.session) {
             let elsewhere = mux.get(old).is_some_and(|e| e.conn.is_some() && e.peer != peer);
@@ -269,6 +268,8 @@ impl Tunnels {
             h.session = Some(key);
             h.replica = Some(w.replica_id.clone());
             h.leaving = false;
+            h.unwell = false;
+            h.stale_offers = 0;
         }
         self.up(now, ix);
         let fence = Fence { epoch: attachment.epoch, nonce: attachment.nonce };
@@ -293,6 +294,37 @@ impl Tunnels {
             takeover: false,
         });
         self.want(now, mux, out);
+    }
+
+    /// HELLO carried `seen`, and the hub offers no more all the same: its
+    /// registry lost more than it can make up for, or the hub ignored it. Claimed
+    /// once more at once; then this instance is over, unless it is attached
+    /// elsewhere and would lose that (O2, semantics 4).
+    fn on_stale_offer(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        offered: Epoch,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        let Some(h) = self.handshakes.get(conn) else { return };
+        let (ix, dialect) = (usize::from(h.target.0), h.dialect);
+        let Some(hub) = self.hubs.get_mut(ix) else { return };
+        hub.stale_offers = hub.stale_offers.saturating_add(1);
+        if hub.stale_offers == 1 {
+            self.handshakes.remove(conn);
+            mux.close(conn, dialect, CloseCode::Superseded, 0, out);
+            if let Some(hub) = self.hubs.get_mut(ix) {
+                hub.dialling = false;
+            }
+            return self.dial(ix, out);
+        }
+        self.give_up(now, conn, CloseCode::Protocol, "WELCOME offers an epoch that is not newer", mux, out);
+        if !mux.iter().any(|(_, e)| e.conn.is_some()) {
+            self.start_over(now, offered, mux, notes, out);
+        }
     }
 
     /// The hub holds a tunnel of ours over another address. That address may
@@ -321,11 +353,12 @@ impl Tunnels {
     fn hand_on(&mut self, now: Instant, ix: usize) -> bool {
         let Some(to) = self.hubs.iter().position(|h| h.same_as_other && h.session.is_none()) else { return false };
         let Some(h) = self.hubs.get_mut(ix) else { return false };
-        let (session, replica, leaving) = (h.session.take(), h.replica.take(), h.leaving);
+        let (session, replica, leaving, unwell) = (h.session.take(), h.replica.take(), h.leaving, h.unwell);
         if let Some(h) = self.hubs.get_mut(to) {
             h.session = session;
             h.replica = replica;
             h.leaving = leaving;
+            h.unwell = unwell;
             h.same_as_other = false;
             let seed = self.seed.fork(&format!("hub {to} {}", now.as_nanos()));
             h.link.get_or_insert_with(|| Link::new(self.config.backoff, seed, now)).on_event(now, Event::Up);

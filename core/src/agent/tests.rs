@@ -160,13 +160,19 @@ fn a_claim_that_is_answered_after_a_later_one_is_made_once_more_at_once() {
 }
 
 #[test]
-fn a_hub_that_does_not_heed_seen_is_dialled_again_after_a_back_off() {
+fn a_hub_that_does_not_heed_seen_is_asked_once_more_and_then_after_a_back_off() {
     let (mut agent, mut out) = dialling_two();
     welcomed(&mut agent, 1, "hub-b", 11, &mut out);
     welcomed(&mut agent, 0, "hub-a", 0, &mut out);
-    assert!(out.close.iter().any(|(c, code)| (*c, *code) == (conn(0), CloseCode::Protocol)), "{:?}", out.close);
+    assert!(out.close.iter().any(|(c, code)| (*c, *code) == (conn(0), CloseCode::Superseded)), "{:?}", out.close);
+    assert_eq!(std::mem::take(&mut out.dial), [TargetIx(0)]);
+    connect(&mut agent, 0, 2, &mut out);
+    let instance = agent.tunnels().instance();
+    welcomed(&mut agent, 2, "hub-a", 0, &mut out);
+    assert!(out.close.iter().any(|(c, code)| (*c, *code) == (conn(2), CloseCode::Protocol)), "{:?}", out.close);
     assert_eq!(out.dial, []);
     assert!(agent.poll_timeout().is_some());
+    assert_eq!((agent.mux().len(), agent.tunnels().instance()), (1, instance), "what serves elsewhere goes on");
 }
 
 #[test]

@@ -44,8 +44,12 @@ pub(super) struct HubState {
     /// That replica let it take the other address's place although HELLO named
     /// the tunnel: it is not dialled again while that lives.
     pub(super) shunned: bool,
-    /// It says that it drains or that its registry is unwell.
+    /// It says that it drains.
     pub(super) leaving: bool,
+    /// It says that its registry is unwell: others may not find the agent there.
+    pub(super) unwell: bool,
+    /// Times in a row it offered an epoch that is not above our highest.
+    pub(super) stale_offers: u8,
 }
 
 impl HubState {
@@ -96,6 +100,8 @@ impl Tunnels {
                 same_as_other: false,
                 shunned: false,
                 leaving: false,
+                unwell: false,
+                stale_offers: 0,
             })
             .collect();
         Self {
@@ -148,9 +154,15 @@ impl Tunnels {
         self.hubs.iter().filter(|h| h.is_connected(mux) && !h.leaving).count()
     }
 
+    /// Whether there are enough of them, and one with a registry that is well:
+    /// with unwell ones only, clients of other hubs may not get here (semantics 4).
+    fn is_served(&self, mux: &Mux) -> bool {
+        self.serving(mux) >= self.wanted() && self.hubs.iter().any(|h| h.is_connected(mux) && !h.leaving && !h.unwell)
+    }
+
     /// Whether address `ix` needs no new tunnel any more.
     pub(super) fn is_surplus(&self, ix: usize, mux: &Mux) -> bool {
-        self.hubs.get(ix).is_some_and(|h| h.session.is_none()) && self.serving(mux) >= self.wanted()
+        self.hubs.get(ix).is_some_and(|h| h.session.is_none()) && self.is_served(mux)
     }
 
     /// Wakes resting hubs until enough serve, and lets surplus dials rest.
@@ -170,6 +182,12 @@ impl Tunnels {
         };
         let trying = self.hubs.iter().filter(|h| trying(h)).count();
         let mut missing = wanted.saturating_sub(serving + trying);
+        let served = self.is_served(mux);
+        if !served && trying == 0 {
+            // One more at a time, and each hub at most once: when all are unwell
+            // the agent ends up at every hub, and serves the clients of each.
+            missing = missing.max(1);
+        }
         // Addresses that led to a replica we have come last.
         for again in [false, true] {
             for ix in 0..self.hubs.len() {
@@ -196,7 +214,7 @@ impl Tunnels {
                 }
             }
         }
-        if serving >= wanted {
+        if served {
             self.told_fewer = false;
             // Those that are neither serving nor carrying a session may rest.
             for h in &mut self.hubs {
@@ -307,6 +325,9 @@ impl Tunnels {
             }
             Frame::Status(status) => {
                 self.set_leaving(key, status.draining);
+                if let Some(h) = self.hubs.iter_mut().find(|h| h.session == Some(key)) {
+                    h.unwell = !status.registry_healthy;
+                }
                 notes.push(ControlNote::InitialWindow { session: key, bytes: status.initial_window });
                 self.want(now, mux, out);
             }
@@ -410,6 +431,7 @@ impl Tunnels {
         if let Some(h) = ix.and_then(|ix| self.hubs.get_mut(ix)) {
             h.session = None;
             h.leaving = false;
+            h.unwell = false;
             if let Some(l) = h.link.as_mut() {
                 l.set_streams_wait(now, false);
                 note_lost(&mut self.unsteady, l, now);
@@ -419,6 +441,31 @@ impl Tunnels {
             }
         }
         self.want(now, mux, out);
+    }
+
+    /// Nobody grants this instance an epoch above its highest: it ends, and
+    /// another one begins whose order starts anew (semantics 4).
+    pub(super) fn start_over(
+        &mut self,
+        now: Instant,
+        offered: Epoch,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        out.observed.push(Observed::StartedOver { highest: self.highest, offered });
+        self.instance = Instance(self.rng.next_u64());
+        self.highest = Epoch(0);
+        for h in &mut self.hubs {
+            h.stale_offers = 0;
+        }
+        while let Some(conn) = self.handshakes.late(Instant::from_nanos(u64::MAX)) {
+            self.give_up(now, conn, CloseCode::Superseded, "it was begun for an instance that is over", mux, out);
+        }
+        let keys: Vec<SessionKey> = mux.iter().map(|(k, _)| k).collect();
+        for key in keys {
+            self.lose(now, key, CloseCode::Superseded, mux, notes, out);
+        }
     }
 
     pub(super) fn on_shard_note(

@@ -3,10 +3,11 @@
 //! agent and hub), O2 (epochs never fall, with or without a registry).
 
 use super::control::{Asked, AttachmentState, Control};
+use super::flap::Away;
 use super::handshake::{Claiming, Stage};
 use crate::config::Mode;
 use crate::error::{CloseCode, RstCode};
-use crate::id::{AgentId, ClaimId, ConnKey, Epoch, Fence, Name, Nonce, SessionKey};
+use crate::id::{AgentId, ClaimId, ConnKey, Epoch, Fence, Instance, Name, Nonce, SessionKey};
 use crate::mux::{Mux, NodeOut, Peer};
 use crate::observed::Observed;
 use crate::planted;
@@ -69,6 +70,11 @@ impl Control {
         if self.is_full(mux) && !self.attachments.contains_key(&agent.agent_id) {
             return self.refuse_handshake(now, conn, CloseCode::Busy, "limits.max_sessions is reached", mux, out);
         }
+        let away = self.epochs.turns(&agent.agent_id).and_then(|t| t.send_away(now, agent.instance));
+        if let Some(away) = away {
+            let agent_id = agent.agent_id.clone();
+            return self.turn_away(now, conn, agent_id, away, mux, out);
+        }
         let claim = self.new_claim(agent);
         let (nonce, agent_id) = (claim.nonce, claim.agent_id.clone());
         let alone = Fence { epoch: self.provisional(now, agent), nonce };
@@ -85,13 +91,13 @@ impl Control {
 
     /// The highest epoch that the agent or this hub has seen.
     fn seen(&self, agent: &HelloAgent) -> Epoch {
-        let own = self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default();
+        let own = self.epochs.highest(&agent.agent_id);
         if planted::on(2) { own } else { agent.seen.max(own) }
     }
 
     /// Without the registry: max(seen) + 1, no wall clock (semantics 4).
     fn provisional(&self, now: Instant, agent: &HelloAgent) -> Epoch {
-        let own = self.highest_epoch.get(&agent.agent_id).copied().unwrap_or_default();
+        let own = self.epochs.highest(&agent.agent_id);
         let seen = if planted::on(2) { own } else { agent.seen };
         provisional_epoch(own, seen, self.known_floor(now))
     }
@@ -104,7 +110,7 @@ impl Control {
             claim_id: ClaimId(self.rng.next_u128()),
             nonce: Nonce(self.rng.next_u64()),
             seen: self.seen(agent),
-            granted: self.granted_epoch.get(&agent.agent_id).copied().unwrap_or_default(),
+            granted: self.epochs.granted(&agent.agent_id),
             connectors: agent.connectors.clone(),
         }
     }
@@ -120,6 +126,41 @@ impl Control {
         }
         let claim = self.new_claim(&agent);
         self.ask(now, RegistryOp::Claim(Box::new(claim)), what.clone(), out)
+    }
+
+    /// Another instance of the agent holds its id, or it comes too often.
+    fn turn_away(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        agent_id: AgentId,
+        away: Away,
+        mux: &mut Mux,
+        out: &mut NodeOut,
+    ) {
+        let (cause, detail, wait) = match away {
+            Away::Duplicate(wait) => {
+                out.observed.push(Observed::DuplicateAgentRefused { agent_id, retry_after: wait });
+                (CloseCode::DuplicateId, "two live instances use this agent_id; the incumbent stays", wait)
+            }
+            Away::TooOften(wait) => (CloseCode::Busy, "this agent attaches afresh too often", wait),
+        };
+        self.refuse_for(now, conn, cause, detail, wait, mux, out);
+    }
+
+    /// This instance holds the agent now.
+    fn learn_holder(
+        &mut self,
+        now: Instant,
+        agent_id: &AgentId,
+        instance: Instance,
+        before: Option<Instance>,
+        out: &mut NodeOut,
+    ) {
+        let Some(turns) = self.epochs.turns(agent_id) else { return };
+        if turns.held_by(now, instance, before) {
+            out.observed.push(Observed::DuplicateAgent { agent_id: agent_id.clone() });
+        }
     }
 
     pub(super) fn is_full(&self, mux: &Mux) -> bool {
@@ -194,8 +235,11 @@ impl Control {
         let Claiming { hello, grant, .. } = *claiming;
         let initial_window = hello.initial_window;
         let HelloRole::Agent(agent) = hello.role else { return };
-        let takeover = !superseded.is_empty()
-            || self.attachments.get(&agent.agent_id).is_some_and(|a| a.instance != agent.instance);
+        let before = superseded
+            .iter()
+            .map(|l| l.instance)
+            .chain(self.attachments.get(&agent.agent_id).map(|a| a.instance))
+            .find(|before| *before != agent.instance);
         if let Some(old) = self.attachments.get(&agent.agent_id)
             && !(planted::on(2008) && old.instance != agent.instance)
         {
@@ -204,7 +248,9 @@ impl Control {
             let key = old.session;
             self.lose(now, key, CloseCode::Superseded, mux, notes, out);
         }
-        self.learn_epoch(now, &agent.agent_id, fence.epoch, firm && self.config.mode != Mode::Off);
+        let granted = firm && self.config.mode != Mode::Off;
+        self.learn_epoch(now, &agent.agent_id, fence.epoch, granted);
+        self.learn_holder(now, &agent.agent_id, agent.instance, before, out);
 
         let config = self.new_session(h.dialect);
         let mut welcome = self.welcome(config.id);
@@ -232,10 +278,16 @@ impl Control {
         }));
         let exposed = names(&agent.connectors);
         out.observed.push(Observed::SessionUp { plane: Plane::Tunnel, peer: agent.agent_id.as_str().to_owned() });
-        out.observed.push(Observed::Attached { agent_id: agent.agent_id.clone(), epoch: fence.epoch, firm, takeover });
+        out.observed.push(Observed::Attached {
+            agent_id: agent.agent_id.clone(),
+            epoch: fence.epoch,
+            firm,
+            takeover: before.is_some(),
+        });
         self.broadcast_epoch(now, &self.notice(&agent.agent_id, agent.instance, fence, firm), mux, out);
         self.look_after(now, &agent.agent_id, firm);
         self.expiry_at = [self.expiry_at, grant.expires].into_iter().flatten().min();
+        let agent_id = agent.agent_id.clone();
         self.attachments.insert(
             agent.agent_id,
             AttachmentState {
@@ -250,7 +302,7 @@ impl Control {
                 expired: false,
             },
         );
-        self.routes_dirty = true;
+        self.own_route_changed(&agent_id);
         // Clients may be waiting for just this connector.
         self.answer_waiting(&exposed, notes);
     }
@@ -264,7 +316,12 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
+        let newer = notice.epoch > self.epochs.highest(&notice.agent_id);
         self.learn_epoch(now, &notice.agent_id, notice.epoch, notice.firm);
+        if newer {
+            let before = self.attachments.get(&notice.agent_id).map(|a| a.instance);
+            self.learn_holder(now, &notice.agent_id, notice.instance, before, out);
+        }
         // The pair is what orders two claims: after a loss of data epochs may be equal.
         let fence = Fence { epoch: notice.epoch, nonce: notice.nonce };
         let superseded = self
@@ -320,9 +377,10 @@ impl Control {
             fence,
             connectors: names(&connectors),
         }));
-        self.routes_dirty = true;
+        let firm = a.firm;
+        self.own_route_changed(agent_id);
         // An attachment that is not listed takes them along when it is claimed.
-        if self.config.mode != Mode::Off && a.firm {
+        if self.config.mode != Mode::Off && firm {
             let op = RegistryOp::SetConnectors { agent_id: agent_id.clone(), hub: self.run.clone(), fence, connectors };
             let asked = Asked::SetConnectors { agent_id: agent_id.clone(), fence };
             if !self.ask(now, op, asked, out) {
@@ -429,7 +487,7 @@ impl Control {
             out.close.push((old, CloseCode::Superseded));
         }
         notes.push(ControlNote::InitialWindow { session: key, bytes: hello.initial_window });
-        self.routes_dirty = true;
+        self.routes_dirty |= matches!(wanted, Peer::Hub { .. });
     }
 
     /// Lets streams that wait for one of these connectors, which this hub can

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::epochs::Epochs;
 use super::handshake::Handshake;
+use super::routes::Published;
 use super::upkeep::Upkeep;
 use crate::config::{HubConfig, Mode};
 use crate::due::Due;
@@ -21,10 +23,13 @@ use crate::planted;
 use crate::principal::AgentGrant;
 use crate::registry::{Claim, HubRun, Located, RegistryOp, Token};
 use crate::rng::{Rng, Seed};
-use crate::route::{Candidate, RANK_FADED, Routes};
+use crate::route::Candidate;
 use crate::shard::{ControlNote, ShardNote};
 use crate::time::{Deadline, Instant};
 use crate::wire::{ConnectorAd, Frame, Plane, Status};
+
+/// Agents whose epochs are remembered beyond those that can be attached.
+const EPOCHS_MORE: usize = 65_536;
 
 /// One configured mesh peer.
 #[derive(Debug)]
@@ -112,9 +117,7 @@ pub struct Control {
     pub(super) links: BTreeMap<Name, SessionKey>,
     pub(super) statuses: BTreeMap<SessionKey, Status>,
     pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
-    pub(super) highest_epoch: BTreeMap<AgentId, Epoch>,
-    /// The same, of those that the registry granted.
-    pub(super) granted_epoch: BTreeMap<AgentId, Epoch>,
+    pub(super) epochs: Epochs,
     pub(super) pending: BTreeMap<Token, PendingOp>,
     /// Claims that were given up, for their late answers.
     pub(super) late_claims: BTreeMap<Token, AgentId>,
@@ -140,9 +143,10 @@ pub struct Control {
     /// When the next token of an attachment may run out.
     pub(super) expiry_at: Option<Instant>,
     pub(super) draining: bool,
+    /// Links changed: what other hubs hold is looked at again as a whole.
     pub(super) routes_dirty: bool,
     pub(super) last_status: Option<Status>,
-    routes: Arc<Routes>,
+    pub(super) published: Published,
 }
 
 impl Control {
@@ -166,8 +170,7 @@ impl Control {
             links: BTreeMap::new(),
             statuses: BTreeMap::new(),
             attachments: BTreeMap::new(),
-            highest_epoch: BTreeMap::new(),
-            granted_epoch: BTreeMap::new(),
+            epochs: Epochs::new(config.limits.max_sessions as usize + EPOCHS_MORE),
             pending: BTreeMap::new(),
             late_claims: BTreeMap::new(),
             upkeep: Due::default(),
@@ -187,7 +190,7 @@ impl Control {
             draining: false,
             routes_dirty: true,
             last_status: None,
-            routes: Arc::default(),
+            published: Published::default(),
             config,
         }
     }
@@ -273,7 +276,7 @@ impl Control {
 
     pub(super) fn has_candidate(&self, connector: &Name, mux: &Mux) -> bool {
         let up = |c: &Candidate| !c.is_faded() && mux.get(c.session).is_some_and(|e| e.conn.is_some());
-        self.routes.of(connector).iter().any(up)
+        self.published.of(connector).any(up)
     }
 
     /// A frame that is not the shard's business.
@@ -366,7 +369,6 @@ impl Control {
     ) {
         match news {
             SessionNews::Suspended { key, cause } => {
-                self.routes_dirty = true;
                 let Some(entry) = mux.get(key) else { return };
                 out.observed.push(Observed::SessionSuspended {
                     plane: entry.plane,
@@ -398,7 +400,7 @@ impl Control {
         out: &mut NodeOut,
     ) {
         let Some(entry) = mux.remove(key, cause, out) else { return };
-        self.routes_dirty = true;
+        self.routes_dirty |= entry.plane == Plane::Mesh;
         self.statuses.remove(&key);
         notes.push(ControlNote::SessionLost { session: key });
         match &entry.peer {
@@ -406,6 +408,7 @@ impl Control {
                 if self.attachments.get(id).is_some_and(|a| a.session == key)
                     && let Some(a) = self.attachments.remove(id)
                 {
+                    self.own_route_changed(id);
                     notes.push(ControlNote::Detach { agent_id: id.clone(), fence: a.fence });
                     out.observed.push(Observed::Detached { agent_id: id.clone(), epoch: a.fence.epoch });
                     self.forget_attachment(now, id, &a, out);
@@ -457,62 +460,10 @@ impl Control {
         }
     }
 
-    /// Rebuilds the candidates, if something they depend on changed.
-    pub(super) fn publish_routes(&mut self, mux: &Mux, notes: &mut Vec<ControlNote>) {
-        if !std::mem::take(&mut self.routes_dirty) {
-            return;
-        }
-        let mut by_connector: BTreeMap<Name, Vec<Candidate>> = BTreeMap::new();
-        for (agent_id, a) in &self.attachments {
-            for ad in a.open_to() {
-                by_connector.entry(ad.name.clone()).or_default().push(Candidate {
-                    agent_id: agent_id.clone(),
-                    fence: a.fence,
-                    session: a.session,
-                    owner: self.run.replica_id.clone(),
-                    local: true,
-                    rank: u64::from(ad.priority) << 2,
-                    weight: ad.weight,
-                });
-            }
-        }
-        if self.routes_across() {
-            for (connector, remote) in &self.remote {
-                let listed = remote.located.iter().map(|l| (l, 0));
-                let faded = remote.faded.iter().map(|(l, _)| (l, RANK_FADED));
-                for (l, last) in listed.chain(faded).filter(|(l, _)| l.hub.replica_id != self.run.replica_id) {
-                    let Some(key) = self.links.get(&l.hub.replica_id) else { continue };
-                    let usable = mux.get(*key).is_some_and(
-                        |e| matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == l.hub.incarnation),
-                    ) && self.statuses.get(key).is_none_or(|s| s.active && !s.draining);
-                    let Some(ad) = l.connectors.iter().find(|ad| ad.name == *connector) else { continue };
-                    if usable {
-                        let elsewhere = u64::from(l.region != self.config.region);
-                        by_connector.entry(connector.clone()).or_default().push(Candidate {
-                            agent_id: l.agent_id.clone(),
-                            fence: l.fence,
-                            session: *key,
-                            owner: l.hub.replica_id.clone(),
-                            local: false,
-                            rank: last | (u64::from(ad.priority) << 2) | 2 | elsewhere,
-                            weight: ad.weight,
-                        });
-                    }
-                }
-            }
-        }
-        let routes = Routes { by_connector };
-        if routes != *self.routes {
-            self.routes = Arc::new(routes);
-            // Before the answers to streams that wait for just these routes.
-            notes.insert(0, ControlNote::Routes(Arc::clone(&self.routes)));
-        }
-    }
-
     /// What this hub wants its peers to know of it.
     pub(super) fn status(&self) -> Status {
         Status {
-            registry_healthy: self.registry_healthy(),
+            registry_healthy: self.registry_serves(),
             draining: self.draining,
             active: self.config.mode == Mode::Active,
             initial_window: self.config.limits.stream_window_initial_bytes,
@@ -626,6 +577,7 @@ impl Control {
                 "to its own hub (I3)"
             );
         }
+        self.check_routes();
         let mesh = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).count();
         assert_eq!(mesh, self.links.len(), "one session per hub pair (L4)");
     }

@@ -3,6 +3,8 @@
 //! phase accepts exactly one frame type (attack 52) under the small limits of
 //! unauthenticated peers, inside one deadline (attack 1).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::control::{Control, target};
@@ -229,10 +231,26 @@ impl Control {
         mux: &mut Mux,
         out: &mut NodeOut,
     ) {
+        self.refuse_for(now, conn, cause, detail, Duration::ZERO, mux, out);
+    }
+
+    /// The same; the peer may come back after `wait` (zero: when it likes).
+    #[expect(clippy::too_many_arguments, reason = "one refusal's facts")]
+    pub(super) fn refuse_for(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        cause: CloseCode,
+        detail: &'static str,
+        wait: Duration,
+        mux: &mut Mux,
+        out: &mut NodeOut,
+    ) {
         let Some(h) = self.handshakes.remove(conn) else { return };
         self.dial_over(now, &h.stage, out);
         out.observed.push(Observed::HandshakeFailed { plane: h.dialect.plane, cause, detail });
-        mux.close(conn, h.dialect, cause, 0, out);
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        mux.close(conn, h.dialect, cause, wait_ms, out);
     }
 
     pub(super) fn expire_handshakes(&mut self, now: Instant, mux: &mut Mux, out: &mut NodeOut) {
@@ -305,7 +323,7 @@ impl Control {
                 out.close.push((conn, code));
                 if let Some(p) = self.peers.get_mut(usize::from(target.0)) {
                     if retry_after_ms > 0 {
-                        p.link.on_retry_after(now, std::time::Duration::from_millis(retry_after_ms));
+                        p.link.on_retry_after(now, Duration::from_millis(retry_after_ms));
                     }
                     if code == CloseCode::Itself {
                         p.itself = true;
@@ -362,7 +380,7 @@ impl Control {
     /// How long a session we accepted may be without a connection. The window
     /// counts from the dialler's detection, which may come `liveness.dead` later
     /// than ours (semantics 2).
-    pub(super) fn accepted_window(&self) -> std::time::Duration {
+    pub(super) fn accepted_window(&self) -> Duration {
         let window = self.config.resume_window;
         if window.is_zero() { window } else { window.saturating_add(self.config.liveness.dead) }
     }

@@ -14,10 +14,13 @@
 
 mod attach;
 mod control;
+mod epochs;
+mod flap;
 mod handshake;
 mod mesh;
 mod proof;
 mod registry;
+mod routes;
 mod split;
 mod upkeep;
 

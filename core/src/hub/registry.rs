@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::control::{Asked, Control, PendingOp, Remote};
-use crate::config::Mode;
+use crate::config::{Mode, OnOutage};
 use crate::error::RstCode;
 use crate::id::{Fence, Name};
 use crate::mux::{Mux, NodeOut};
@@ -132,6 +132,7 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
+        let unwell = self.registry_unwell();
         match result {
             Ok(RegistryReply::Renewed) => {
                 self.registry_failures = 0;
@@ -178,10 +179,38 @@ impl Control {
             }
             Ok(_) | Err(RegistryError::Definite(_) | RegistryError::Unknown(_)) => {
                 self.registry_failures = self.registry_failures.saturating_add(1);
-                if self.registry_failures >= FAILURES_TO_UNHEALTHY {
+                if self.registry_unwell() {
                     self.set_health(false, out);
+                    self.keep_serving_as_owner(now, notes);
                 }
             }
+        }
+        // Who is a candidate depends on it (semantics 5).
+        self.routes_dirty |= unwell != self.registry_unwell();
+    }
+
+    /// Renewals fail in a row.
+    pub(super) const fn registry_unwell(&self) -> bool {
+        self.registry_failures >= FAILURES_TO_UNHEALTHY
+    }
+
+    /// Whether another run of this replica id holds its lease.
+    const fn is_fenced(&self) -> bool {
+        self.lease_held && self.lease_until.is_none()
+    }
+
+    /// What agents are told: a hub that has not asked yet is not unwell.
+    pub(super) fn registry_serves(&self) -> bool {
+        self.registry_healthy() || !(self.registry_unwell() || self.lease_held)
+    }
+
+    /// With `on_outage: cached` other hubs still try what they know, and the
+    /// fence is checked against the live session (semantics 5): leases decide
+    /// availability. Not where another run of this replica id holds the lease.
+    fn keep_serving_as_owner(&self, now: Instant, notes: &mut Vec<ControlNote>) {
+        let r = &self.config.registry;
+        if r.on_outage == OnOutage::Cached && self.config.mode == Mode::Active && !self.is_fenced() {
+            notes.push(ControlNote::Lease(Some(now.after(r.lease))));
         }
     }
 
@@ -259,7 +288,9 @@ impl Control {
         remote.next = Some(now.after(self.config.registry.lookup_fresh));
         let ok = if let Ok(RegistryReply::Attachments(located)) = result {
             let until = now.after(self.config.registry.lease);
-            self.routes_dirty |= remote.take_listing(located, now, until);
+            if remote.take_listing(located, now, until) {
+                self.published.others_changed(connector);
+            }
             true
         } else {
             // An old answer stays usable: the owner fences (semantics 5).
@@ -291,7 +322,7 @@ impl Control {
     }
 
     fn exposes(&self, connector: &Name) -> bool {
-        self.attachments.values().any(|a| a.open_to().iter().any(|ad| ad.name == *connector))
+        self.published.exposes(connector)
     }
 
     /// A stream has no candidate.
@@ -304,8 +335,7 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
-        let unhealthy = !self.registry_healthy && self.registry_failures >= FAILURES_TO_UNHEALTHY;
-        if !self.routes_across() || (unhealthy && !planted::on(49)) {
+        if !self.routes_across() || (self.registry_unwell() && !planted::on(49)) {
             // Nobody is asked: what this hub has itself, perhaps since the stream
             // asked, or nothing. Refused at once, not after a time-out (M4,
             // planted bug 49).

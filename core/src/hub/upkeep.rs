@@ -17,7 +17,8 @@ use crate::mux::{Mux, NodeOut, Peer};
 use crate::observed::Observed;
 use crate::planted;
 use crate::registry::{
-    Claim, EPOCHS_PER_MILLI, Located, RegistryError, RegistryOp, RegistryReply, RegistryResult, SEEN_AHEAD_MAX,
+    Claim, EPOCHS_PER_MILLI, Located, RegistryError, RegistryOp, RegistryReply, RegistryResult, SEEN_UNCHECKED_MAX,
+    seen_clamped,
 };
 use crate::shard::{Attach, ControlNote};
 use crate::time::Instant;
@@ -192,8 +193,8 @@ impl Control {
     /// claim as before if that one's outcome is unknown (O5).
     fn claim_anew(&mut self, now: Instant, agent_id: &AgentId, out: &mut NodeOut) {
         let (claim_id, nonce) = (ClaimId(self.rng.next_u128()), Nonce(self.rng.next_u64()));
-        let seen = self.highest_epoch.get(agent_id).copied().unwrap_or_default();
-        let granted = self.granted_epoch.get(agent_id).copied().unwrap_or_default();
+        let seen = self.epochs.highest(agent_id);
+        let granted = self.epochs.granted(agent_id);
         let hub = self.run.clone();
         let Some(a) = self.attachments.get_mut(agent_id) else { return };
         let claim = a.claim.get_or_insert_with(|| {
@@ -283,7 +284,7 @@ impl Control {
         let notice = self.notice(agent_id, instance, fence, true);
         mux.send(now, session, Frame::Epoch(Box::new(notice.clone())), out);
         self.broadcast_epoch(now, &notice, mux, out);
-        self.routes_dirty = true;
+        self.own_route_changed(agent_id);
         let (agent_id, epoch) = (agent_id.clone(), fence.epoch);
         out.observed.push(Observed::Attached { agent_id, epoch, firm: true, takeover });
     }
@@ -292,14 +293,15 @@ impl Control {
     /// one from another hub, or the same, and says which (O2, O3).
     pub(super) fn on_epoch_refused(&mut self, now: Instant, key: SessionKey, notice: &EpochNotice, mux: &Mux) {
         let Some(Peer::Agent { id, .. }) = mux.get(key).map(|e| &e.peer) else { return };
-        let ahead = self.known_floor(now).map_or(u64::MAX, |f| f.0.saturating_add(SEEN_AHEAD_MAX));
+        let own = self.epochs.highest(id);
+        let named = self.known_floor(now).map_or(notice.epoch, |floor| seen_clamped(own.max(floor), notice.epoch));
+        let honest = self.honest(now);
         let Some(a) = self.attachments.get_mut(id).filter(|a| a.session == key && notice.nonce == a.fence.nonce) else {
             return;
         };
         a.firm = false;
-        let highest = self.highest_epoch.entry(id.clone()).or_default();
-        *highest = (*highest).max(Epoch(notice.epoch.0.min(ahead)));
         let id = id.clone();
+        self.epochs.learn(&id, named, false, honest);
         let at = self.soon(now);
         self.upkeep_by(&id, at);
     }
@@ -390,16 +392,16 @@ impl Control {
     /// An agent was given this epoch; `firm`: by the registry, whose floor is
     /// at most a day below then.
     pub(super) fn learn_epoch(&mut self, now: Instant, agent_id: &AgentId, granted: Epoch, firm: bool) {
-        let highest = self.highest_epoch.entry(agent_id.clone()).or_default();
-        *highest = (*highest).max(granted);
-        if !firm {
-            return;
-        }
-        let highest = self.granted_epoch.entry(agent_id.clone()).or_default();
-        *highest = (*highest).max(granted);
-        if self.known_floor(now).is_none_or(|known| known < granted) {
+        let honest = self.honest(now);
+        self.epochs.learn(agent_id, granted, firm, honest);
+        if firm && self.known_floor(now).is_none_or(|known| known < granted) {
             self.floor = Some((now, granted));
         }
+    }
+
+    /// What no honest epoch lies above.
+    fn honest(&self, now: Instant) -> Epoch {
+        self.known_floor(now).map_or(Epoch(SEEN_UNCHECKED_MAX), |f| seen_clamped(f, Epoch(u64::MAX)))
     }
 
     /// About where the registry's floor is now; counted on by our own clock.

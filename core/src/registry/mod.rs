@@ -101,7 +101,7 @@ pub struct Claim {
     /// Drawn by the hub for this claim.
     pub nonce: Nonce,
     /// The highest epoch the agent or the hub has seen. The registry clamps it
-    /// to max(stored, floor + one day) (attack 50).
+    /// to max(stored, floor) + one day (attack 50).
     pub seen: Epoch,
     /// The highest epoch that a registry granted for this agent, as far as the
     /// hub knows: counts like a stored one. It keeps the order when the registry
@@ -177,7 +177,7 @@ pub type RegistryResult = Result<RegistryReply, RegistryError>;
 /// 2^10 epochs a millisecond: the floor of an epoch is the registry's clock in
 /// milliseconds times this (below 2^53 until the year 2248).
 pub const EPOCHS_PER_MILLI: u64 = 1024;
-/// How far `seen` may lie above the floor.
+/// How far `seen` may lie above the higher one of what is stored and the floor.
 pub const SEEN_AHEAD_MAX: u64 = 86_400_000 * EPOCHS_PER_MILLI;
 
 /// Largest epoch a registry grants: Lua numbers are exact up to here (planted
@@ -196,15 +196,22 @@ pub fn epochs_used_up() -> String {
 /// The rule every registry implements: epoch = max(stored, seen, floor) + 1,
 /// `stored` being the higher one of what is stored and what the claim says was
 /// granted before,
-/// `seen` clamped to max(stored, floor + one day). Not to a day above what is
-/// stored: then an agent that names a huge `seen` again and again would use
-/// its epochs up, a day a claim (attack 50).
+/// `seen` clamped to max(stored, floor) + one day (semantics 4). So whoever has
+/// honestly seen more than a registry that lost its data gets above it in a few
+/// claims, and who names a huge `seen` again and again needs some 80 000 claims
+/// to use up the epochs of its own id, and of no other (attack 50).
 #[must_use]
 pub fn next_epoch(stored: Epoch, seen: Epoch, registry_millis: u64) -> Epoch {
     let floor = registry_millis.saturating_mul(EPOCHS_PER_MILLI);
-    let base = stored.0.max(floor);
-    let seen = seen.0.min(stored.0.max(floor.saturating_add(SEEN_AHEAD_MAX)));
-    Epoch(base.max(seen).saturating_add(1))
+    let base = stored.max(Epoch(floor));
+    Epoch(base.max(seen_clamped(base, seen)).0.saturating_add(1))
+}
+
+/// What of `seen` counts beside `base`, the higher one of what is stored and
+/// the floor.
+#[must_use]
+pub fn seen_clamped(base: Epoch, seen: Epoch) -> Epoch {
+    seen.min(Epoch(base.0.saturating_add(SEEN_AHEAD_MAX)))
 }
 
 /// Largest `seen` of an agent that counts while no registry told its floor.
@@ -214,10 +221,13 @@ pub const SEEN_UNCHECKED_MAX: u64 = 1 << 52;
 /// The epoch of a provisional attachment, granted without the registry:
 /// max(own, seen) + 1. `own` is the highest epoch the hub knows for the agent.
 /// `seen` is clamped as a registry clamps it, by the floor as far as the hub
-/// knows it (`None`: it never heard of one), so that what an agent names
-/// cannot use its epochs up here either.
+/// knows it. While it never heard of one (`None`), an honest agent may have seen
+/// any epoch of this century: up to [`SEEN_UNCHECKED_MAX`] counts.
 #[must_use]
 pub fn provisional_epoch(own: Epoch, seen: Epoch, floor: Option<Epoch>) -> Epoch {
-    let ahead = floor.map_or(SEEN_UNCHECKED_MAX, |f| f.0.saturating_add(SEEN_AHEAD_MAX));
-    Epoch(own.0.max(seen.0.min(ahead)).saturating_add(1))
+    let counts = match floor {
+        Some(floor) => seen_clamped(own.max(floor), seen),
+        None => seen_clamped(own, seen).max(seen.min(Epoch(SEEN_UNCHECKED_MAX))),
+    };
+    Epoch(own.max(counts).0.saturating_add(1))
 }

@@ -22,7 +22,6 @@ mod socket;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -145,7 +144,7 @@ pub struct Shard {
     by_cid: HashMap<Cid, StreamKey, KeyedState>,
     sessions: BTreeMap<SessionKey, SessionInfo>,
     attachments: BTreeMap<AgentId, BTreeMap<SessionKey, Attach>>,
-    routes: Arc<Routes>,
+    routes: Routes,
     load: BTreeMap<Fence, u64>,
     /// With the number of the question each stream asked.
     waiting_route: BTreeMap<Name, BTreeMap<StreamKey, u64>>,
@@ -191,7 +190,7 @@ impl Shard {
             streams: Slots::new(),
             sessions: BTreeMap::new(),
             attachments: BTreeMap::new(),
-            routes: Arc::default(),
+            routes: Routes::default(),
             load: BTreeMap::new(),
             waiting_route: BTreeMap::new(),
             questions: 0,
@@ -260,7 +259,11 @@ impl Shard {
     /// Takes a note from control.
     pub fn on_note(&mut self, now: Instant, note: ControlNote, out: &mut ShardOut) {
         match note {
-            ControlNote::Routes(routes) => self.routes = routes,
+            ControlNote::Routes(changes) => {
+                for change in changes.iter() {
+                    self.routes.apply(change);
+                }
+            }
             ControlNote::RouteAnswer { connector, question, result } => {
                 self.on_route_answer(now, &connector, question.number, result, out);
             }

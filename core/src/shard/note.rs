@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{CloseCode, RstCode};
 use crate::id::{AgentId, Cid, Epoch, Fence, Incarnation, Name, SessionKey};
-use crate::route::Routes;
+use crate::route::RouteChange;
 use crate::time::Instant;
 use crate::wire::{Body, Plane};
 
@@ -77,8 +77,8 @@ impl Note {
 /// From control to a shard.
 #[derive(Clone, Debug)]
 pub enum ControlNote {
-    /// New candidates.
-    Routes(Arc<Routes>),
+    /// What changed in the candidates, in this order.
+    Routes(Arc<[RouteChange]>),
     /// The answer to `NeedRoute`: `Ok` after fresh routes were sent, or why there are none.
     RouteAnswer {
         /// The connector asked for.

@@ -127,7 +127,6 @@ impl Shard {
     fn choose(&self, connector: &Name, tried: &[Fence]) -> Option<Candidate> {
         self.routes
             .of(connector)
-            .iter()
             .filter(|c| !tried.contains(&c.fence))
             .filter_map(|c| {
                 let session = self.sessions.get(&c.session)?;
@@ -215,7 +214,7 @@ impl Shard {
         let (cid, fence) = (s.cid, s.fence);
         let Some(o) = self.origin(key) else { return };
         let connector = self.connector_of(o.listener);
-        let faded = self.routes.of(&connector).iter().any(|c| c.fence == fence && c.is_faded());
+        let faded = self.routes.of(&connector).any(|c| c.fence == fence && c.is_faded());
         // A route that is not listed was rightly gone: over, or withdrawn.
         let over = faded && matches!(code, RstCode::NotOwner | RstCode::Denied);
         let (code, told) = if over { (RstCode::NotOwner, RstCode::NoRoute) } else { (code, code) };

@@ -142,6 +142,8 @@ pub(crate) struct World {
     conns: Vec<Conn>,
     next_conn: u32,
     pub(crate) registry: MemoryRegistry,
+    /// Milliseconds its clock is ahead.
+    pub(crate) registry_ahead: u64,
     /// Milliseconds its clock stepped back.
     pub(crate) registry_behind: u64,
     pub(crate) registry_down: bool,
@@ -210,6 +212,7 @@ impl World {
             conns: Vec::new(),
             next_conn: 0,
             registry: MemoryRegistry::default(),
+            registry_ahead: 0,
             registry_behind: 0,
             registry_down: false,
             registry_fails_at_once: false,
@@ -401,7 +404,7 @@ impl World {
     }
 
     fn registry_millis(&self) -> u64 {
-        1_000_000 + self.now.as_nanos() / 1_000_000 - self.registry_behind
+        1_000_000 + self.now.as_nanos() / 1_000_000 + self.registry_ahead - self.registry_behind
     }
 
     /// Attachments the registry lists for a connector.

@@ -279,6 +279,9 @@ impl World {
             | Observed::Attached { .. }
             | Observed::PeerIsSelf { .. }
             | Observed::FewerHubs { .. }
+            | Observed::DuplicateAgent { .. }
+            | Observed::DuplicateAgentRefused { .. }
+            | Observed::StartedOver { .. }
             | Observed::GaveUp { .. } => {}
         }
     }

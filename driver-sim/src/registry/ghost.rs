@@ -236,7 +236,7 @@ impl Ghost {
         let floor = place.wall.saturating_mul(EPOCHS_PER_MILLI);
         let known = stored.max(claim.granted);
         let base = known.0.max(floor);
-        let seen = claim.seen.0.min(known.0.max(floor.saturating_add(SEEN_AHEAD_MAX)));
+        let seen = claim.seen.0.min(base.saturating_add(SEEN_AHEAD_MAX));
         match self.judge(place, claim, fence, superseded) {
             Judged::Retry => return self.mark("claim retried and answered from memory (idempotent)"),
             Judged::Broken(violation) => drop(self.violation.get_or_insert(violation)),

@@ -455,7 +455,7 @@ fn timers(check: &mut Check<'_>, setup: &mut HubSetup, s: &TimerSections<'_>) {
         Duration::ZERO..=MINUTE,
         &mut r.lookup_fresh,
     );
-    check.value("registry.on_outage", s.registry.on_outage.as_ref());
+    check.set("registry.on_outage", s.registry.on_outage.as_ref(), &mut r.on_outage);
     // Two renewals must fit a lease, or one lost reply fences the hub.
     let half = ("half of registry.lease", place(lease), r.lease / 2);
     check.ordered(("registry.renew_every", place(renew), r.renew_every), half);

@@ -35,7 +35,7 @@ use value::{Leaf, Scalar};
 
 /// Keys of semantics 9 that this version reads and checks but does not act
 /// on; using one prints a warning. Applying a key means deleting its line.
-pub const NOT_YET_APPLIED: &[&str] = &["auth.on_expiry", "listeners[].when_unavailable", "registry.on_outage"];
+pub const NOT_YET_APPLIED: &[&str] = &["auth.on_expiry", "listeners[].when_unavailable"];
 
 /// Where status, metrics and health are shown to the operator (semantics 9).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

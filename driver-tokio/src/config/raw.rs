@@ -12,14 +12,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
-use nowconnect_core::config::{Mode, OpenRule};
+use nowconnect_core::config::{Mode, OnOutage, OpenRule};
 use nowconnect_core::id::{AgentId, Name};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::value::{At, Cidr, Leaf, ListenTls, Milli, OnExpiry, OnOutage, Place, Secret, WhenUnavailable, Wire};
+use super::value::{At, Cidr, Leaf, ListenTls, Milli, OnExpiry, Place, Secret, WhenUnavailable, Wire};
 
 /// A key the section does not have.
 pub(super) struct UnknownKey {

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
-use nowconnect_core::config::{Mode, OpenRule};
+use nowconnect_core::config::{Mode, OnOutage, OpenRule};
 use nowconnect_core::id::{AgentId, Name};
 use nowconnect_core::wire::{Dialect, Plane};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -272,16 +272,6 @@ impl Wire {
             Self::V2 => vec![v2],
         }
     }
-}
-
-/// What happens to new cross-hub streams while the registry is unhealthy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum OnOutage {
-    /// They are refused at once.
-    #[default]
-    Refuse,
-    /// Attachments known from before are still tried.
-    Cached,
 }
 
 /// What a listener does while nothing serves its connector.

@@ -24,6 +24,9 @@ use crate::node::Node;
 pub(crate) struct Counts {
     pub(crate) refused: Totals<&'static str>,
     pub(crate) protocol_errors: Totals<(&'static str, &'static str)>,
+    pub(crate) replica_id_twice: Cell<u64>,
+    pub(crate) agent_id_twice: Cell<u64>,
+    pub(crate) agent_id_refused: Cell<u64>,
 }
 
 impl Counts {

@@ -88,7 +88,7 @@ fn a_provisional_epoch_is_clamped_as_well() {
         let first = provisional_epoch(Epoch(0), Epoch(u64::MAX), known);
         assert!(first.0 <= SEEN_UNCHECKED_MAX + 1, "far below EPOCH_MAX");
         let second = provisional_epoch(first, Epoch(u64::MAX), known);
-        assert_eq!(second.0, first.0 + 1, "each the next one, never used up");
+        assert!(second > first && second.0 <= first.0 + SEEN_AHEAD_MAX + 1, "a day each, never used up soon");
     }
 }
 
@@ -97,11 +97,11 @@ fn a_poisonous_seen_is_clamped_and_epochs_never_wrap() {
     let mut r = MemoryRegistry::default();
     let (a, _) = granted(r.execute(T0, &claim(agent(1), 1, hub(1, 1), 1, u64::MAX)));
     assert_eq!(a.epoch, Epoch(T0 * EPOCHS_PER_MILLI + SEEN_AHEAD_MAX + 1));
-    // Naming it again and again uses no epochs up: it moves no further than the clock.
-    for id in 11..20 {
-        let (next, _) = granted(r.execute(T0, &claim(agent(1), 1, hub(1, 1), id, u64::MAX)));
-        assert_eq!(next.epoch, Epoch(a.epoch.0 + u64::try_from(id).unwrap() - 10));
-    }
+    // Naming it again gains a day a claim, of this agent alone.
+    let (next, _) = granted(r.execute(T0, &claim(agent(1), 1, hub(1, 1), 9, u64::MAX)));
+    assert_eq!(next.epoch, Epoch(a.epoch.0 + SEEN_AHEAD_MAX + 1));
+    let (other, _) = granted(r.execute(T0, &claim(agent(2), 1, hub(1, 1), 10, 0)));
+    assert_eq!(other.epoch, Epoch(T0 * EPOCHS_PER_MILLI + 1));
     let last_day = EPOCH_MAX / EPOCHS_PER_MILLI;
     let before = r.clone();
     for id in 2..5 {
@@ -119,6 +119,21 @@ fn a_lost_registry_continues_above_what_the_agent_has_seen() {
     let mut empty = MemoryRegistry::default();
     let (new, _) = granted(empty.execute(T0 - 3_600_000, &claim(agent(1), 1, hub(1, 1), 2, old.epoch.0)));
     assert!(new.epoch > old.epoch);
+}
+
+/// The agent is days ahead of a registry that lost its data: its claims catch up.
+#[test]
+fn an_honest_seen_beyond_the_clamp_is_reached_in_a_few_claims() {
+    let mut r = MemoryRegistry::default();
+    let highest = Epoch(T0 * EPOCHS_PER_MILLI + 3 * SEEN_AHEAD_MAX + 17);
+    let mut claims = 1..;
+    let above = claims
+        .find(|id| granted(r.execute(T0, &claim(agent(1), 1, hub(1, 1), *id, highest.0))).0.epoch > highest)
+        .unwrap();
+    assert_eq!(above, 4);
+    let floor = Epoch(T0 * EPOCHS_PER_MILLI);
+    let alone = std::iter::successors(Some(floor), |own| Some(provisional_epoch(*own, highest, Some(floor))));
+    assert_eq!(alone.take_while(|e| *e <= highest).count(), 4, "and without a registry");
 }
 
 #[test]

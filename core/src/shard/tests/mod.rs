@@ -18,7 +18,7 @@ use crate::config::{Limits, ListenerConfig, OpenRule, OpenTimers};
 use crate::error::RstCode;
 use crate::id::{AgentId, Epoch, Fence, Incarnation, ListenerIx, Name, Nonce, SessionKey, SockKey, StreamKey};
 use crate::rng::Seed;
-use crate::route::{Candidate, Routes};
+use crate::route::Candidate;
 use crate::time::Instant;
 use crate::wire::{Body, Frame, Plane};
 
@@ -116,9 +116,8 @@ impl Bench {
             rank: 0,
             weight: 1,
         };
-        let routes = Routes { by_connector: [(name("ldap"), vec![candidate])].into_iter().collect() };
         b.note(ORIGIN, up(LINK_O, Plane::Mesh, Some(2)));
-        b.note(ORIGIN, ControlNote::Routes(Arc::new(routes)));
+        b.note(ORIGIN, ControlNote::Routes(Arc::from([candidate.at(name("ldap"))])));
         b.note(OWNER, up(LINK_W, Plane::Mesh, Some(1)));
         b.note(OWNER, up(TUNNEL_W, Plane::Tunnel, None));
         b.note(OWNER, attach(TUNNEL_W));

@@ -1,6 +1,6 @@
 -- KEYS: attachments, epoch, memory of this claim.
 -- ARGV: echo, agent, replica, incarnation, instance, claim id, nonce, seen,
--- connectors, ms a claim is remembered, epochs per ms, how far `seen` may lead the clock,
+-- connectors, ms a claim is remembered, epochs per ms, how far `seen` may lead what is stored and the clock,
 -- the epoch known to have been granted before.
 -- A retry is answered from the memory of the claim, or from the attachment it
 -- made; both change nothing (O5).
@@ -20,7 +20,7 @@ stored = math.max(stored, tonumber(ARGV[13]))
 local time = redis.call('TIME')
 local floor = (time[1] * 1000 + math.floor(time[2] / 1000)) * ARGV[11]
 local base = math.max(stored, floor)
-local granted = math.max(base, math.min(tonumber(ARGV[8]), math.max(stored, floor + ARGV[12]))) + 1
+local granted = math.max(base, math.min(tonumber(ARGV[8]), base + ARGV[12])) + 1
 if granted > EPOCH_LIMIT then return redis.error_reply('NCEPOCH used up') end
 -- '%.0f' and never tostring: that writes 14 digits and would repeat epochs.
 local text = string.format('%.0f', granted)

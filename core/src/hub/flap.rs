@@ -1,0 +1,155 @@
+//! Agents that take turns or come back too often: two processes with one agent
+//! id would supersede each other for ever, and one that attaches afresh ten
+//! times a second would keep the registry busy (semantics 4: flap guard).
+//!
+//! Three takeovers between the same two instances within a minute: the one that
+//! holds the agent then stays for a minute, the other is sent away before
+//! anything is claimed. A restart is a takeover by an instance that was not
+//! there before and never counts. Work and memory per agent are bounded (L8).
+//!
+//! Must not know sessions, epochs or the registry.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::id::Instance;
+use crate::time::Instant;
+
+/// Takeovers between two instances within [`GUARD`] that make a flap.
+const TAKEOVERS: usize = 3;
+/// How long takeovers count, and how long the incumbent stays then.
+pub(super) const GUARD: Duration = Duration::from_secs(60);
+/// Takeovers remembered per agent; older ones do not count.
+const REMEMBERED: usize = 16;
+/// Attachments an agent may make at a hub at once ...
+const ATTACHES: u32 = 60;
+/// ... and how long one of them takes to come back.
+const ATTACH_EVERY: Duration = Duration::from_millis(500);
+
+/// What an agent that is sent away is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Away {
+    /// Another live instance holds the id.
+    Duplicate(Duration),
+    /// It attaches too often.
+    TooOften(Duration),
+}
+
+/// Who held an agent, and who took it over from whom.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turns {
+    holder: Option<Instance>,
+    takeovers: VecDeque<(Instant, Instance, Instance)>,
+    guarded: Option<(Instance, Instant)>,
+    /// Attachments used of [`ATTACHES`], and when that was so.
+    used: u32,
+    used_at: Option<Instant>,
+}
+
+impl Turns {
+    /// An instance holds the agent now; `before` if somebody else is known to
+    /// have held it up to now. True if that makes a flap: from now on the other
+    /// one is sent away.
+    pub(super) fn held_by(&mut self, now: Instant, instance: Instance, before: Option<Instance>) -> bool {
+        let before = before.or(self.holder);
+        self.holder = Some(instance);
+        let Some(before) = before.filter(|before| *before != instance) else { return false };
+        self.takeovers.retain(|(at, ..)| now.since(*at) < GUARD);
+        if self.takeovers.len() == REMEMBERED {
+            self.takeovers.pop_front();
+        }
+        self.takeovers.push_back((now, before, instance));
+        let pair = |(_, from, to): &&(Instant, Instance, Instance)| {
+            (*from, *to) == (before, instance) || (*from, *to) == (instance, before)
+        };
+        if self.takeovers.iter().filter(pair).count() < TAKEOVERS {
+            return false;
+        }
+        self.takeovers.clear();
+        self.guarded = Some((before, now.after(GUARD)));
+        true
+    }
+
+    /// Whether this instance is sent away now, and for how long. Counts one
+    /// attachment if not.
+    pub(super) fn send_away(&mut self, now: Instant, instance: Instance) -> Option<Away> {
+        if let Some((other, until)) = self.guarded {
+            if now >= until {
+                self.guarded = None;
+            } else if other == instance {
+                return Some(Away::Duplicate(until.since(now)));
+            }
+        }
+        let since = self.used_at.map_or(Duration::ZERO, |at| now.since(at));
+        let back = u32::try_from(since.as_nanos() / ATTACH_EVERY.as_nanos()).unwrap_or(u32::MAX);
+        if back > 0 || self.used_at.is_none() {
+            self.used = self.used.saturating_sub(back);
+            self.used_at = Some(now);
+        }
+        if self.used >= ATTACHES {
+            return Some(Away::TooOften(ATTACH_EVERY * 4));
+        }
+        self.used += 1;
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Instance = Instance(1);
+    const B: Instance = Instance(2);
+
+    fn at(secs: u64) -> Instant {
+        Instant::from_nanos(secs * 1_000_000_000)
+    }
+
+    #[test]
+    fn the_third_takeover_in_a_minute_between_two_is_the_last() {
+        let mut t = Turns::default();
+        for (secs, who, flap) in [(1, A, false), (2, B, false), (3, A, false), (4, B, true)] {
+            assert_eq!(t.held_by(at(secs), who, None), flap, "{secs}");
+        }
+        assert_eq!(t.send_away(at(5), A), Some(Away::Duplicate(Duration::from_secs(59))));
+        assert_eq!(t.send_away(at(5), B), None, "the incumbent comes back as it likes");
+        assert_eq!(t.send_away(at(5), Instance(3)), None, "a restart is none of the two");
+        assert_eq!(t.send_away(at(64), A), None, "a minute later");
+        assert!(!t.held_by(at(64), A, None), "and counts afresh");
+    }
+
+    #[test]
+    fn slow_turns_and_restarts_are_no_flap() {
+        let mut t = Turns::default();
+        for n in 0..20 {
+            assert!(!t.held_by(at(31 * n), if n % 2 == 0 { A } else { B }, None), "twice a minute");
+        }
+        let mut t = Turns::default();
+        for n in 0..200 {
+            assert!(!t.held_by(at(n / 10), Instance(n), None), "always another one");
+        }
+        assert!(t.takeovers.len() <= REMEMBERED);
+    }
+
+    #[test]
+    fn a_holder_that_only_the_registry_knew_counts() {
+        let mut t = Turns::default();
+        assert!(!t.held_by(at(1), A, Some(B)));
+        assert!(!t.held_by(at(2), B, None));
+        assert!(t.held_by(at(3), A, Some(B)));
+    }
+
+    #[test]
+    fn ten_attachments_a_second_become_two() {
+        let mut t = Turns::default();
+        let let_in = |t: &mut Turns, from: u64, secs: u64| {
+            (0..secs * 10)
+                .filter(|n| t.send_away(Instant::from_nanos(from * 1_000_000_000 + n * 100_000_000), A).is_none())
+                .count()
+        };
+        assert_eq!(let_in(&mut t, 0, 5), 50, "a bad moment is no flap");
+        let then = let_in(&mut t, 5, 60);
+        assert!((110..=140).contains(&then), "{then} in a minute");
+        assert_eq!(let_in(&mut t, 200, 5), 50, "what was used came back");
+    }
+}
