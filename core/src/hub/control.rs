@@ -34,6 +34,8 @@ pub(super) struct PeerState {
     pub(super) replica: Option<Name>,
     /// It is this very hub.
     pub(super) itself: bool,
+    /// The configuration names it still.
+    pub(super) listed: bool,
     /// A dial is under way in the driver.
     pub(super) dialling: bool,
 }
@@ -72,14 +74,34 @@ pub(super) struct PendingOp {
 /// What a registry reply is for.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Asked {
-    Renew { sent: Instant },
-    Claim { conn: ConnKey, agent_id: AgentId },
-    Reclaim { agent_id: AgentId, session: SessionKey, claim_id: ClaimId },
-    SetConnectors { agent_id: AgentId, fence: Fence },
-    Owners { agent_id: AgentId },
-    Release { agent_id: AgentId },
+    /// With the lease asked for: the configured one may be another by the reply.
+    Renew {
+        sent: Instant,
+        lease: Duration,
+    },
+    Claim {
+        conn: ConnKey,
+        agent_id: AgentId,
+    },
+    Reclaim {
+        agent_id: AgentId,
+        session: SessionKey,
+        claim_id: ClaimId,
+    },
+    SetConnectors {
+        agent_id: AgentId,
+        fence: Fence,
+    },
+    Owners {
+        agent_id: AgentId,
+    },
+    Release {
+        agent_id: AgentId,
+    },
     Resign,
-    Lookup { connector: Name },
+    Lookup {
+        connector: Name,
+    },
     Sweep,
 }
 
@@ -140,6 +162,10 @@ pub struct Control {
     /// When the next token of an attachment may run out.
     pub(super) expiry_at: Option<Instant>,
     pub(super) draining: bool,
+    /// It was told to stop.
+    pub(super) stopped: bool,
+    /// Links that end when their last stream does, or at their deadline.
+    pub(super) quitting: BTreeMap<SessionKey, Option<Instant>>,
     pub(super) routes_dirty: bool,
     pub(super) last_status: Option<Status>,
     routes: Arc<Routes>,
@@ -155,6 +181,7 @@ impl Control {
                 link: Link::new(config.backoff, seed.fork(&format!("peer {ix}")), now),
                 replica: p.replica_id.clone(),
                 itself: false,
+                listed: true,
                 dialling: false,
             })
             .collect();
@@ -185,6 +212,8 @@ impl Control {
             sweep_at: None,
             expiry_at: None,
             draining: false,
+            stopped: false,
+            quitting: BTreeMap::new(),
             routes_dirty: true,
             last_status: None,
             routes: Arc::default(),
@@ -195,18 +224,15 @@ impl Control {
     /// Dials every peer and takes the lease, as the mode demands.
     pub(super) fn start(&mut self, now: Instant, out: &mut NodeOut) {
         if self.config.mode == Mode::Off {
+            for p in &mut self.peers {
+                p.link.on_event(now, crate::link::Event::Disabled);
+            }
             return;
         }
         for ix in 0..self.peers.len() {
             self.dial(ix, out);
         }
-        self.renew(now, out);
-        self.sweep_at = Some(now.after(self.config.registry.lease));
-        if self.routes_across() {
-            for listener in self.config.listeners.clone() {
-                self.look_up(now, &listener.connector, out);
-            }
-        }
+        self.join_registry(now, out);
     }
 
     /// This hub's run.
@@ -237,7 +263,7 @@ impl Control {
     #[must_use]
     pub fn links<'a>(&'a self, mux: &'a Mux) -> Vec<LinkView<'a>> {
         let mut views: Vec<LinkView<'a>> = Vec::new();
-        for p in self.peers.iter().filter(|p| !p.itself) {
+        for p in self.peers.iter().filter(|p| !p.itself && p.listed) {
             let session = p.replica.as_ref().and_then(|r| self.links.get(r)).copied();
             views.push(LinkView {
                 replica: p.replica.as_ref(),
@@ -400,6 +426,7 @@ impl Control {
         let Some(entry) = mux.remove(key, cause, out) else { return };
         self.routes_dirty = true;
         self.statuses.remove(&key);
+        self.quitting.remove(&key);
         notes.push(ControlNote::SessionLost { session: key });
         match &entry.peer {
             Peer::Agent { id, .. } => {
@@ -425,6 +452,7 @@ impl Control {
                     p.link.set_streams_wait(now, false);
                     p.link.on_event(now, crate::link::Event::Lost);
                 }
+                self.rest_links(now, mux);
             }
         }
     }
@@ -482,6 +510,9 @@ impl Control {
                 let faded = remote.faded.iter().map(|(l, _)| (l, RANK_FADED));
                 for (l, last) in listed.chain(faded).filter(|(l, _)| l.hub.replica_id != self.run.replica_id) {
                     let Some(key) = self.links.get(&l.hub.replica_id) else { continue };
+                    if self.quitting.contains_key(key) {
+                        continue;
+                    }
                     let usable = mux.get(*key).is_some_and(
                         |e| matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == l.hub.incarnation),
                     ) && self.statuses.get(key).is_none_or(|s| s.active && !s.draining);
@@ -531,7 +562,9 @@ impl Control {
             planted::hash_order(&mut keys);
         }
         for key in keys {
-            mux.send(now, key, Frame::Status(status), out);
+            // A link that is about to end is none to open streams over.
+            let draining = status.draining || self.quitting.contains_key(&key);
+            mux.send(now, key, Frame::Status(Status { draining, ..status }), out);
         }
     }
 
@@ -549,6 +582,7 @@ impl Control {
 
     pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         self.draining = true;
+        self.stopped = true;
         if self.config.mode != Mode::Off {
             // Before the releases: with the lease every attachment goes from the
             // listings at once, and the process may end before all are answered.
@@ -589,6 +623,8 @@ impl Control {
 
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
         let mut d = self.peers.iter().filter(|p| !p.itself).filter_map(|p| p.link.poll_timeout()).min();
+        let quit = self.quitting.values().filter_map(|at| *at).min();
+        d = Deadline::earliest(d, quit.map(|at| Deadline { at, why: "link of a removed peer" }));
         d = Deadline::earliest(d, self.handshakes.next().map(|at| Deadline { at, why: "handshake" }));
         d = Deadline::earliest(
             d,

@@ -31,7 +31,7 @@ impl Control {
         let HelloRole::Hub(peer) = &hello.role else {
             return self.refuse_handshake(now, conn, CloseCode::Protocol, "an agent's HELLO on /mesh", mux, out);
         };
-        if self.config.mode == Mode::Off {
+        if self.config.mode == Mode::Off && hello.resume.is_none() {
             return self.refuse_handshake(now, conn, CloseCode::Draining, "this hub runs with ha.mode off", mux, out);
         }
         if peer.namespace != self.config.namespace {
@@ -182,6 +182,10 @@ impl Control {
             notes.push(ControlNote::InitialWindow { session: key, bytes: welcome.initial_window });
             self.routes_dirty = true;
             return;
+        }
+        if !self.is_wanted(ix) {
+            let detail = "this link is not wanted any more";
+            return self.refuse_handshake(now, conn, CloseCode::Draining, detail, mux, out);
         }
         let Some(secret) = welcome.secret else {
             return self.refuse_handshake(now, conn, CloseCode::Protocol, "WELCOME without a secret", mux, out);

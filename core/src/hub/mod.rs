@@ -16,7 +16,9 @@ mod attach;
 mod control;
 mod handshake;
 mod mesh;
+mod mode;
 mod registry;
+mod reload;
 mod split;
 mod upkeep;
 
@@ -37,6 +39,7 @@ use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
 pub use control::{Control, LinkView, TunnelView};
+pub use reload::ReloadError;
 
 /// A hub.
 #[derive(Debug)]
@@ -47,6 +50,8 @@ pub struct Hub {
     shards: Vec<Shard>,
     /// Notes wait for the caller.
     split: Option<split::Split>,
+    /// What was above a limit when that was lowered.
+    over: reload::Over,
     notes: Vec<ControlNote>,
     shard_notes: Vec<ShardNote>,
     news: Vec<SessionNews>,
@@ -70,6 +75,7 @@ impl Hub {
             control: Control::new(config, incarnation, &seed, now),
             shards: vec![shard],
             split: None,
+            over: reload::Over::default(),
             notes: Vec::new(),
             shard_notes: Vec::new(),
             news: Vec::new(),
@@ -252,11 +258,15 @@ impl Hub {
                 let streams_wait = self.shards.iter().any(|s| s.has_streams(key));
                 self.control.on_session_news(now, news, &mut self.mux, &mut self.notes, streams_wait, out);
             }
+            let shards = &self.shards;
+            let carries = |key| shards.iter().any(|s| s.has_streams(key));
+            self.control.quit_idle(now, carries, &mut self.mux, &mut self.notes, out);
             self.mux.refresh_usable(now, &mut self.notes);
             if !self.tell_shards(now, out) {
                 break;
             }
         }
+        self.over.sink(&self.shards);
     }
 
     /// This hub's run.
