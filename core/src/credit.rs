@@ -24,7 +24,10 @@ pub enum Pressure {
     /// Three quarters or more: no window grows, and only streams that hold
     /// less than 16 KiB may take more.
     High,
-    /// All of it: new streams are refused.
+    /// All of a cap that was lowered below what was held: new streams are
+    /// refused, and none is reset for what it was granted before.
+    Lowered,
+    /// All of it: new streams are refused, and room is made by force.
     Full,
 }
 
@@ -32,6 +35,8 @@ pub enum Pressure {
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     cap: u64,
+    /// The cap before it was lowered below what was held, until that fell.
+    before: u64,
     held: u64,
 }
 
@@ -39,12 +44,22 @@ impl Budget {
     /// A budget of `cap` bytes.
     #[must_use]
     pub const fn new(cap: u64) -> Self {
-        Self { cap, held: 0 }
+        Self { cap, before: cap, held: 0 }
     }
 
     /// Replaces the amount held.
     pub const fn set_held(&mut self, held: u64) {
         self.held = held;
+        if held < self.cap {
+            self.before = self.cap;
+        }
+    }
+
+    /// Replaces the cap. What is held beyond a lower one stays: it was granted.
+    pub const fn set_cap(&mut self, cap: u64) {
+        let before = if self.before > cap { self.before } else { cap };
+        self.before = if self.held < cap { cap } else { before };
+        self.cap = cap;
     }
 
     /// Bytes held now.
@@ -62,8 +77,10 @@ impl Budget {
     /// The level the machines act on.
     #[must_use]
     pub const fn pressure(&self) -> Pressure {
-        if self.held >= self.cap {
+        if self.held >= self.before {
             Pressure::Full
+        } else if self.held >= self.cap {
+            Pressure::Lowered
         } else if self.held >= self.cap / 4 * 3 {
             Pressure::High
         } else if self.held >= self.cap / 2 {
@@ -79,7 +96,7 @@ impl Budget {
 pub const fn initial_window(configured: u64, pressure: Pressure) -> u64 {
     match pressure {
         Pressure::Low => configured,
-        Pressure::Half | Pressure::High | Pressure::Full => configured / 4,
+        Pressure::Half | Pressure::High | Pressure::Lowered | Pressure::Full => configured / 4,
     }
 }
 
@@ -238,6 +255,28 @@ mod tests {
             w.on_consumed(now, next, 0, false, Pressure::Low);
         }
         assert!(w.window() <= 128 << 10, "{}", w.window());
+    }
+
+    #[test]
+    fn a_cap_lowered_below_what_is_held_forces_nothing_until_that_fell() {
+        let mut b = Budget::new(100);
+        b.set_held(80);
+        b.set_cap(40);
+        assert_eq!((b.cap(), b.pressure()), (40, Pressure::Lowered));
+        b.set_held(95);
+        assert_eq!(b.pressure(), Pressure::Lowered, "granted before");
+        b.set_held(100);
+        assert_eq!(b.pressure(), Pressure::Full, "the cap before holds");
+        b.set_held(39);
+        b.set_held(40);
+        assert_eq!(b.pressure(), Pressure::Full, "what fell is not granted again");
+        b.set_cap(200);
+        assert_eq!(b.pressure(), Pressure::Low);
+        b.set_held(150);
+        b.set_cap(120);
+        b.set_cap(60);
+        b.set_held(160);
+        assert_eq!(b.pressure(), Pressure::Lowered, "two steps down are one");
     }
 
     #[test]

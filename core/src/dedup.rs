@@ -97,6 +97,12 @@ impl Dedup {
         self.tombstones.peek(&cid).copied()
     }
 
+    /// Remembers at most `tombstones` terminal causes from now on; beyond it
+    /// the oldest are forgotten.
+    pub fn resize(&mut self, tombstones: u32) {
+        self.tombstones.resize(NonZeroUsize::new(tombstones as usize).unwrap_or(NonZeroUsize::MIN));
+    }
+
     /// How many terminal causes are remembered.
     #[must_use]
     pub fn tombstones(&self) -> usize {

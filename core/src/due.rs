@@ -47,6 +47,10 @@ impl<K: Clone + Ord, V> Due<K, V> {
         Some(value)
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.values.iter().map(|(k, (_, v))| (k, v))
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.values.len()
     }

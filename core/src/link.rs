@@ -230,6 +230,11 @@ impl Link {
         link
     }
 
+    /// Other delays from the next one on.
+    pub const fn reload(&mut self, backoff: Backoff) {
+        self.backoff = backoff;
+    }
+
     /// Where it stands.
     #[must_use]
     pub const fn state(&self) -> State {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::config::{Limits, Liveness};
 use crate::credit::Budget;
 use crate::error::{CloseCode, ProtocolError};
 use crate::id::{AgentId, ConnKey, Incarnation, Instance, Name, SessionId, SessionKey, TargetIx};
@@ -485,6 +486,22 @@ impl Mux {
         out.targets.append(&mut so.targets);
         out.observed.append(&mut so.observed);
         self.shard_out = so;
+    }
+
+    /// Another budget, other caps and timers, of every session.
+    pub fn reload(&mut self, now: Instant, limits: &Limits, liveness: Liveness, out: &mut NodeOut) {
+        self.budget.set_cap(limits.memory_budget_bytes);
+        let keys: Vec<SessionKey> = self.sessions.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let before = self.next_deadline(key);
+            let Some(entry) = self.sessions.get_mut(key) else { continue };
+            entry.session.reload(now, limits.send_queue_depth, limits.inflight_bytes, liveness);
+            if let (Some(conn), true) = (entry.conn, entry.session.wants_transmit(now)) {
+                out.wake.push(conn);
+            }
+            self.touched.push(key);
+            self.rearm(key, before);
+        }
     }
 
     /// The shard's output vector, for calls into the shard between flushes.

@@ -266,12 +266,11 @@ pub const BUGS: &[Bug] = &[
         &["M2"],
         "a hub in `shadow` beside one in `active` that holds the only agent",
     ),
-    other(
+    core(
         52,
         "a reload lowers a cap below its use and the room left underflows",
-        &["D2", "M7"],
-        Applies::Later("configuration is not reloaded; limits are fixed for a machine's life"),
-        "",
+        &["D2", "B3"],
+        "a listener whose max_connections is lowered below its clients, and a client that comes then",
     ),
     core(
         54,

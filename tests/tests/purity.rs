@@ -51,6 +51,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "mux",
         &[
+            "config",
             "credit",
             "error",
             "id",

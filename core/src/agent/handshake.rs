@@ -39,10 +39,12 @@ pub(super) struct Handshake {
     seen: Epoch,
     /// The sessions that HELLO named.
     named: Vec<SessionKey>,
+    /// Of the connectors it named.
+    generation: u64,
 }
 
 impl Tunnels {
-    fn ads(&self) -> Vec<ConnectorAd> {
+    pub(super) fn ads(&self) -> Vec<ConnectorAd> {
         self.config
             .connectors
             .iter()
@@ -96,8 +98,13 @@ impl Tunnels {
         mux.post(conn, encode_message(dialect, 0, &[Frame::Hello(Box::new(hello))]), out);
         let deadline = now.after(self.config.handshake_timeout);
         let resume = resume.map(|(k, _)| k);
+        let generation = self.generation;
         let (seen, named) = (self.highest, named.into_iter().map(|(key, _)| key).collect());
-        self.handshakes.insert(conn, deadline, Handshake { target, dialect, challenge, resume, seen, named });
+        self.handshakes.insert(
+            conn,
+            deadline,
+            Handshake { target, dialect, challenge, resume, seen, named, generation },
+        );
     }
 
     pub(super) fn on_handshake_lost(
@@ -197,7 +204,7 @@ impl Tunnels {
     ) {
         let Some(h) = self.handshakes.get(conn) else { return };
         let (dialect, target, challenge, resume) = (h.dialect, h.target, h.challenge, h.resume);
-        let (seen, named) = (h.seen, h.named.clone());
+        let (seen, named, generation) = (h.seen, h.named.clone(), h.generation);
         let ix = usize::from(target.0);
         let peer = Peer::Hub { replica_id: w.replica_id.clone(), incarnation: w.incarnation };
         if let (Some(key), Some(accept)) = (resume, &w.resumed) {
@@ -220,6 +227,10 @@ impl Tunnels {
         let (Some(secret), Some(attachment)) = (w.secret, &w.attachment) else {
             return self.give_up(now, conn, CloseCode::Protocol, "WELCOME without a secret or an attachment", mux, out);
         };
+        if !self.hubs.get(ix).is_some_and(|h| h.listed) {
+            let detail = "this address was removed from `hubs`";
+            return self.give_up(now, conn, CloseCode::Shutdown, detail, mux, out);
+        }
         if let Some(old) = resume {
             // The hub did not go on with the session: it is over.
             self.lose(now, old, CloseCode::ResumeRefused, mux, notes, out);
@@ -272,6 +283,10 @@ impl Tunnels {
             h.stale_offers = 0;
         }
         self.up(now, ix);
+        if generation != self.generation {
+            // They changed while HELLO was answered.
+            self.advertise(now, key, mux, out);
+        }
         let fence = Fence { epoch: attachment.epoch, nonce: attachment.nonce };
         notes.push(ControlNote::SessionUp(SessionUp {
             session: key,
@@ -335,7 +350,7 @@ impl Tunnels {
         let Some(h) = self.hubs.get_mut(ix).filter(|h| h.session.is_none()) else { return };
         h.same_as_other = true;
         h.replica = None;
-        if self.draining || self.hubs.iter().any(|h| h.session.is_none() && !h.same_as_other) {
+        if self.draining || self.hubs.iter().any(|h| h.listed && h.session.is_none() && !h.same_as_other) {
             return;
         }
         let n = self.hubs.len();
@@ -351,7 +366,9 @@ impl Tunnels {
     /// Address `ix` leads elsewhere now: its tunnel lives on under an address
     /// that was refused because of such a tunnel. False if there is none.
     fn hand_on(&mut self, now: Instant, ix: usize) -> bool {
-        let Some(to) = self.hubs.iter().position(|h| h.same_as_other && h.session.is_none()) else { return false };
+        let Some(to) = self.hubs.iter().position(|h| h.listed && h.same_as_other && h.session.is_none()) else {
+            return false;
+        };
         let Some(h) = self.hubs.get_mut(ix) else { return false };
         let (session, replica, leaving, unwell) = (h.session.take(), h.replica.take(), h.leaving, h.unwell);
         if let Some(h) = self.hubs.get_mut(to) {
@@ -385,7 +402,7 @@ impl Tunnels {
                     // What made two handshakes at a time is over: like a refusal.
                     let mut link = Link::new(self.config.backoff, self.seed.fork("same"), now);
                     link.on_event(now, Event::Failed);
-                    h.link = Some(link).filter(|_| !h.shunned);
+                    h.link = Some(link).filter(|_| !h.shunned && h.listed);
                 }
             }
         }

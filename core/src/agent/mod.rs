@@ -6,6 +6,7 @@
 //! Does not know how targets are reached or what a token says.
 
 mod handshake;
+mod reload;
 #[cfg(test)]
 mod tests;
 mod tunnels;
@@ -21,6 +22,7 @@ use crate::shard::{ControlNote, Role, Shard, ShardNote};
 use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
+pub use reload::ReloadError;
 pub use tunnels::{TunnelState, Tunnels};
 
 /// An agent.
@@ -165,6 +167,7 @@ impl Agent {
             for news in std::mem::take(&mut self.news) {
                 self.tunnels.on_session_news(now, news, &mut self.mux, &mut self.notes, &self.shard, out);
             }
+            self.tunnels.quit_idle(now, &self.shard, &mut self.mux, &mut self.notes, out);
             self.mux.refresh_usable(now, &mut self.notes);
             if !self.tell_shard(now) {
                 break;

@@ -6,10 +6,12 @@
 //! these again at the back-off's pace; until one leads elsewhere the agent runs
 //! with fewer and says so. Keeps L2 and L8. Must not know the handshake.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::handshake::Handshake;
+use super::reload::Quit;
 use crate::config::AgentConfig;
 use crate::due::Due;
 use crate::error::{CloseCode, Ends, ProtocolError, ProtocolErrorKind};
@@ -33,6 +35,8 @@ pub enum TunnelState {
 
 #[derive(Debug)]
 pub(super) struct HubState {
+    /// The configuration names it still.
+    pub(super) listed: bool,
     /// `None` while resting.
     pub(super) link: Option<Link>,
     pub(super) replica: Option<Name>,
@@ -52,8 +56,25 @@ pub(super) struct HubState {
     pub(super) stale_offers: u8,
 }
 
+impl Default for HubState {
+    fn default() -> Self {
+        Self {
+            listed: true,
+            link: None,
+            replica: None,
+            session: None,
+            dialling: false,
+            same_as_other: false,
+            shunned: false,
+            leaving: false,
+            unwell: false,
+            stale_offers: 0,
+        }
+    }
+}
+
 impl HubState {
-    fn is_connected(&self, mux: &Mux) -> bool {
+    pub(super) fn is_connected(&self, mux: &Mux) -> bool {
         self.session.and_then(|k| mux.get(k)).is_some_and(|e| e.conn.is_some())
     }
 }
@@ -73,7 +94,11 @@ pub struct Tunnels {
     started: bool,
     /// Tunnels in a row, over all hubs, that were lost before they had lasted.
     unsteady: u32,
-    told_fewer: bool,
+    pub(super) told_fewer: bool,
+    /// Of what was last advertised after HELLO.
+    pub(super) generation: u64,
+    /// Tunnels on their way out.
+    pub(super) quitting: BTreeMap<SessionKey, Quit>,
     /// The address with a tunnel that was last asked where it leads.
     pub(super) asked: usize,
 }
@@ -89,21 +114,7 @@ fn note_lost(unsteady: &mut u32, link: &mut Link, now: Instant) {
 
 impl Tunnels {
     pub(super) fn new(config: Arc<AgentConfig>, instance: Instance, seed: &Seed, _now: Instant) -> Self {
-        let hubs = config
-            .hubs
-            .iter()
-            .map(|_| HubState {
-                link: None,
-                replica: None,
-                session: None,
-                dialling: false,
-                same_as_other: false,
-                shunned: false,
-                leaving: false,
-                unwell: false,
-                stale_offers: 0,
-            })
-            .collect();
+        let hubs = config.hubs.iter().map(|_| HubState::default()).collect();
         Self {
             instance,
             highest: Epoch(0),
@@ -115,6 +126,8 @@ impl Tunnels {
             started: false,
             unsteady: 0,
             told_fewer: false,
+            generation: 0,
+            quitting: BTreeMap::new(),
             asked: 0,
             config,
         }
@@ -145,13 +158,15 @@ impl Tunnels {
         self.started = true;
     }
 
-    fn wanted(&self) -> usize {
-        usize::from(self.config.parallel).min(self.hubs.len()).max(1)
+    pub(super) fn wanted(&self) -> usize {
+        let listed = self.hubs.iter().filter(|h| h.listed).count();
+        usize::from(self.config.parallel).min(listed).max(1)
     }
 
     /// Tunnels that have a connection and a hub that stays.
-    fn serving(&self, mux: &Mux) -> usize {
-        self.hubs.iter().filter(|h| h.is_connected(mux) && !h.leaving).count()
+    pub(super) fn serving(&self, mux: &Mux) -> usize {
+        let stays = |h: &HubState| h.session.is_some_and(|key| !self.quitting.contains_key(&key));
+        self.hubs.iter().filter(|h| h.is_connected(mux) && !h.leaving && stays(h)).count()
     }
 
     /// Whether there are enough of them, and one with a registry that is well:
@@ -195,7 +210,7 @@ impl Tunnels {
                     break;
                 }
                 let Some(h) = self.hubs.get_mut(ix) else { break };
-                if h.link.is_some() || h.same_as_other != again || h.shunned || h.leaving {
+                if h.link.is_some() || !h.listed || h.same_as_other != again || h.shunned || h.leaving {
                     continue;
                 }
                 let seed = self.seed.fork(&format!("hub {ix} {}", now.as_nanos()));
@@ -223,7 +238,7 @@ impl Tunnels {
                 }
             }
         }
-        let distinct = self.hubs.iter().filter(|h| !h.same_as_other).count();
+        let distinct = self.hubs.iter().filter(|h| h.listed && !h.same_as_other).count();
         if distinct < wanted && !std::mem::replace(&mut self.told_fewer, true) {
             let have = u16::try_from(distinct).unwrap_or(u16::MAX);
             out.observed.push(Observed::FewerHubs { wanted: self.config.parallel, have });
@@ -413,6 +428,7 @@ impl Tunnels {
         if mux.remove(key, cause, out).is_none() {
             return;
         }
+        self.quitting.remove(&key);
         notes.push(ControlNote::SessionLost { session: key });
         let ix = self.hubs.iter().position(|h| h.session == Some(key));
         if cause == CloseCode::ResumeRefused
@@ -436,7 +452,7 @@ impl Tunnels {
                 l.set_streams_wait(now, false);
                 note_lost(&mut self.unsteady, l, now);
             }
-            if h.shunned {
+            if h.shunned || !h.listed {
                 h.link = None;
             }
         }
@@ -527,6 +543,7 @@ impl Tunnels {
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
         let links = self.hubs.iter().filter_map(|h| h.link.as_ref()).filter_map(Link::poll_timeout).min();
         let handshakes = self.handshakes.next().map(|at| Deadline { at, why: "handshake" });
-        Deadline::earliest(links, handshakes)
+        let quit = self.next_quit().map(|at| Deadline { at, why: "tunnel of a removed hub" });
+        Deadline::earliest(quit, Deadline::earliest(links, handshakes))
     }
 }

@@ -316,6 +316,10 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
+        if self.config.mode == Mode::Off {
+            // A link that is kept for its streams: this hub serves alone.
+            return;
+        }
         let newer = notice.epoch > self.epochs.highest(&notice.agent_id);
         self.learn_epoch(now, &notice.agent_id, notice.epoch, notice.firm);
         if newer {
@@ -355,13 +359,16 @@ impl Control {
             return self.lose(now, key, CloseCode::Auth, mux, notes, out);
         }
         a.connectors_generation = generation;
-        a.connectors = connectors;
+        let before = std::mem::replace(&mut a.connectors, connectors);
+        let stays = |ad: &ConnectorAd| a.connectors.iter().any(|new| new.name == ad.name);
+        let gone = before.iter().filter(|ad| !stays(ad)).map(|ad| ad.name.clone()).collect();
+        notes.push(ControlNote::Withdrawn { session: key, connectors: gone });
         let agent_id = agent_id.clone();
         self.publish_connectors(now, &agent_id, notes, out);
     }
 
     /// Tells the shard and the registry what may be opened at an attachment now.
-    fn publish_connectors(
+    pub(super) fn publish_connectors(
         &mut self,
         now: Instant,
         agent_id: &AgentId,

@@ -39,6 +39,8 @@ pub(super) struct PeerState {
     pub(super) replica: Option<Name>,
     /// It is this very hub.
     pub(super) itself: bool,
+    /// The configuration names it still.
+    pub(super) listed: bool,
     /// A dial is under way in the driver.
     pub(super) dialling: bool,
 }
@@ -77,14 +79,34 @@ pub(super) struct PendingOp {
 /// What a registry reply is for.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Asked {
-    Renew { sent: Instant },
-    Claim { conn: ConnKey, agent_id: AgentId },
-    Reclaim { agent_id: AgentId, session: SessionKey, claim_id: ClaimId },
-    SetConnectors { agent_id: AgentId, fence: Fence },
-    Owners { agent_id: AgentId },
-    Release { agent_id: AgentId },
+    /// With the lease asked for: the configured one may be another by the reply.
+    Renew {
+        sent: Instant,
+        lease: Duration,
+    },
+    Claim {
+        conn: ConnKey,
+        agent_id: AgentId,
+    },
+    Reclaim {
+        agent_id: AgentId,
+        session: SessionKey,
+        claim_id: ClaimId,
+    },
+    SetConnectors {
+        agent_id: AgentId,
+        fence: Fence,
+    },
+    Owners {
+        agent_id: AgentId,
+    },
+    Release {
+        agent_id: AgentId,
+    },
     Resign,
-    Lookup { connector: Name },
+    Lookup {
+        connector: Name,
+    },
     Sweep,
 }
 
@@ -143,6 +165,10 @@ pub struct Control {
     /// When the next token of an attachment may run out.
     pub(super) expiry_at: Option<Instant>,
     pub(super) draining: bool,
+    /// It was told to stop.
+    pub(super) stopped: bool,
+    /// Links that end when their last stream does, or at their deadline.
+    pub(super) quitting: BTreeMap<SessionKey, Option<Instant>>,
     /// Links changed: what other hubs hold is looked at again as a whole.
     pub(super) routes_dirty: bool,
     pub(super) last_status: Option<Status>,
@@ -159,6 +185,7 @@ impl Control {
                 link: Link::new(config.backoff, seed.fork(&format!("peer {ix}")), now),
                 replica: p.replica_id.clone(),
                 itself: false,
+                listed: true,
                 dialling: false,
             })
             .collect();
@@ -188,6 +215,8 @@ impl Control {
             sweep_at: None,
             expiry_at: None,
             draining: false,
+            stopped: false,
+            quitting: BTreeMap::new(),
             routes_dirty: true,
             last_status: None,
             published: Published::default(),
@@ -198,18 +227,15 @@ impl Control {
     /// Dials every peer and takes the lease, as the mode demands.
     pub(super) fn start(&mut self, now: Instant, out: &mut NodeOut) {
         if self.config.mode == Mode::Off {
+            for p in &mut self.peers {
+                p.link.on_event(now, crate::link::Event::Disabled);
+            }
             return;
         }
         for ix in 0..self.peers.len() {
             self.dial(ix, out);
         }
-        self.renew(now, out);
-        self.sweep_at = Some(now.after(self.config.registry.lease));
-        if self.routes_across() {
-            for listener in self.config.listeners.clone() {
-                self.look_up(now, &listener.connector, out);
-            }
-        }
+        self.join_registry(now, out);
     }
 
     /// This hub's run.
@@ -240,7 +266,7 @@ impl Control {
     #[must_use]
     pub fn links<'a>(&'a self, mux: &'a Mux) -> Vec<LinkView<'a>> {
         let mut views: Vec<LinkView<'a>> = Vec::new();
-        for p in self.peers.iter().filter(|p| !p.itself) {
+        for p in self.peers.iter().filter(|p| !p.itself && p.listed) {
             let session = p.replica.as_ref().and_then(|r| self.links.get(r)).copied();
             views.push(LinkView {
                 replica: p.replica.as_ref(),
@@ -402,6 +428,7 @@ impl Control {
         let Some(entry) = mux.remove(key, cause, out) else { return };
         self.routes_dirty |= entry.plane == Plane::Mesh;
         self.statuses.remove(&key);
+        self.quitting.remove(&key);
         notes.push(ControlNote::SessionLost { session: key });
         match &entry.peer {
             Peer::Agent { id, .. } => {
@@ -428,6 +455,7 @@ impl Control {
                     p.link.set_streams_wait(now, false);
                     p.link.on_event(now, crate::link::Event::Lost);
                 }
+                self.rest_links(now, mux);
             }
         }
     }
@@ -482,7 +510,9 @@ impl Control {
             planted::hash_order(&mut keys);
         }
         for key in keys {
-            mux.send(now, key, Frame::Status(status), out);
+            // A link that is about to end is none to open streams over.
+            let draining = status.draining || self.quitting.contains_key(&key);
+            mux.send(now, key, Frame::Status(Status { draining, ..status }), out);
         }
     }
 
@@ -500,6 +530,7 @@ impl Control {
 
     pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         self.draining = true;
+        self.stopped = true;
         if self.config.mode != Mode::Off {
             // Before the releases: with the lease every attachment goes from the
             // listings at once, and the process may end before all are answered.
@@ -540,6 +571,8 @@ impl Control {
 
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
         let mut d = self.peers.iter().filter(|p| !p.itself).filter_map(|p| p.link.poll_timeout()).min();
+        let quit = self.quitting.values().filter_map(|at| *at).min();
+        d = Deadline::earliest(d, quit.map(|at| Deadline { at, why: "link of a removed peer" }));
         d = Deadline::earliest(d, self.handshakes.next().map(|at| Deadline { at, why: "handshake" }));
         d = Deadline::earliest(
             d,

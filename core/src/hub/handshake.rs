@@ -161,8 +161,9 @@ impl Control {
     pub(crate) fn on_dial_failed(&mut self, now: Instant, target: TargetIx, out: &mut NodeOut) {
         let Some(p) = self.peers.get_mut(usize::from(target.0)) else { return };
         p.dialling = false;
+        let was = p.link.state();
         p.link.on_event(now, link::Event::Failed);
-        if p.link.state() == link::State::Closed {
+        if was != link::State::Closed && p.link.state() == link::State::Closed {
             out.observed.push(Observed::GaveUp { plane: Plane::Mesh, target: target.0 });
         }
     }
@@ -178,6 +179,14 @@ impl Control {
         out: &mut NodeOut,
     ) {
         let ours = mux.iter().find(|(_, e)| e.dialled == Some(target)).map(|(k, _)| k);
+        if ours.is_none() && !self.is_wanted(usize::from(target.0)) {
+            // The configuration changed while it was dialled.
+            if let Some(p) = self.peers.get_mut(usize::from(target.0)) {
+                p.dialling = false;
+                p.link.on_event(now, link::Event::Disabled);
+            }
+            return out.close.push((conn, CloseCode::Transport));
+        }
         let challenge = Secret(self.rng.bytes());
         let sessions =
             mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).map(|(_, e)| e.session.id()).take(16).collect();

@@ -32,7 +32,7 @@ impl Control {
         let HelloRole::Hub(peer) = &hello.role else {
             return self.refuse_handshake(now, conn, CloseCode::Protocol, "an agent's HELLO on /mesh", mux, out);
         };
-        if self.config.mode == Mode::Off {
+        if self.config.mode == Mode::Off && hello.resume.is_none() {
             return self.refuse_handshake(now, conn, CloseCode::Draining, "this hub runs with ha.mode off", mux, out);
         }
         if peer.namespace != self.config.namespace {
@@ -165,6 +165,10 @@ impl Control {
             self.routes_dirty = true;
             return;
         }
+        if !self.is_wanted(ix) {
+            let detail = "this link is not wanted any more";
+            return self.refuse_handshake(now, conn, CloseCode::Draining, detail, mux, out);
+        }
         if welcome.secret.is_none() {
             return self.refuse_handshake(now, conn, CloseCode::Protocol, "WELCOME without a secret", mux, out);
         }
@@ -182,8 +186,15 @@ impl Control {
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
     ) {
+        let dialled = |h: &Handshake| if let Stage::Dialling(d) = &h.stage { Some(d.target) } else { None };
+        let Some(target) = self.handshakes.get(conn).and_then(dialled) else { return };
+        if !self.is_wanted(usize::from(target.0)) {
+            // A reload took the peer away while its WELCOME was judged.
+            let detail = "this link is not wanted any more";
+            return self.refuse_handshake(now, conn, CloseCode::Draining, detail, mux, out);
+        }
         let Some(Handshake { dialect, stage: Stage::Dialling(d) }) = self.handshakes.remove(conn) else { return };
-        let Dialling { target, welcome, .. } = *d;
+        let Dialling { welcome, .. } = *d;
         let Some(secret) = welcome.secret else { return };
         let ix = usize::from(target.0);
         if let Some(p) = self.peers.get_mut(ix) {

@@ -18,8 +18,10 @@ mod epochs;
 mod flap;
 mod handshake;
 mod mesh;
+mod mode;
 mod proof;
 mod registry;
+mod reload;
 mod routes;
 mod split;
 mod upkeep;
@@ -41,6 +43,7 @@ use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
 pub use control::{Control, LinkView, TunnelView};
+pub use reload::ReloadError;
 
 /// A hub.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ pub struct Hub {
     shards: Vec<Shard>,
     /// Notes wait for the caller.
     split: Option<split::Split>,
+    /// What was above a limit when that was lowered.
+    over: reload::Over,
     notes: Vec<ControlNote>,
     shard_notes: Vec<ShardNote>,
     news: Vec<SessionNews>,
@@ -74,6 +79,7 @@ impl Hub {
             control: Control::new(config, incarnation, &seed, now),
             shards: vec![shard],
             split: None,
+            over: reload::Over::default(),
             notes: Vec::new(),
             shard_notes: Vec::new(),
             news: Vec::new(),
@@ -267,11 +273,15 @@ impl Hub {
                 let streams_wait = self.shards.iter().any(|s| s.has_streams(key));
                 self.control.on_session_news(now, news, &mut self.mux, &mut self.notes, streams_wait, out);
             }
+            let shards = &self.shards;
+            let carries = |key| shards.iter().any(|s| s.has_streams(key));
+            self.control.quit_idle(now, carries, &mut self.mux, &mut self.notes, out);
             self.mux.refresh_usable(now, &mut self.notes);
             if !self.tell_shards(now, out) {
                 break;
             }
         }
+        self.over.sink(&self.shards);
     }
 
     /// This hub's run.

@@ -72,7 +72,7 @@ impl Control {
             takes_over,
             region: self.config.region.clone(),
         };
-        self.ask(now, op, Asked::Renew { sent: now }, out);
+        self.ask(now, op, Asked::Renew { sent: now, lease: self.config.registry.lease }, out);
         self.renew_at = Some(now.after(self.config.registry.renew_every));
     }
 
@@ -107,7 +107,7 @@ impl Control {
         out: &mut NodeOut,
     ) {
         match what {
-            Asked::Renew { sent } => self.on_renewed(now, sent, &result, notes, out),
+            Asked::Renew { sent, lease } => self.on_renewed(now, sent, lease, &result, notes, out),
             Asked::Claim { conn, agent_id } => self.on_claimed(now, conn, agent_id, result, mux, notes, out),
             Asked::Lookup { connector } => self.on_looked_up(now, &connector, result, notes, out),
             Asked::Reclaim { agent_id, session, claim_id } => {
@@ -128,6 +128,7 @@ impl Control {
         &mut self,
         now: Instant,
         sent: Instant,
+        lease: Duration,
         result: &RegistryResult,
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
@@ -140,7 +141,7 @@ impl Control {
                 // under a lease that ended, is looked after now.
                 let back = !self.registry_healthy || self.lease_until.is_none_or(|until| until <= now);
                 let from = if planted::on(7) { now } else { sent };
-                self.lease_until = Some(from.after(self.config.registry.lease));
+                self.lease_until = Some(from.after(lease));
                 self.lease_held = true;
                 if self.config.mode == Mode::Active {
                     notes.push(ControlNote::Lease(self.lease_until));
@@ -321,7 +322,7 @@ impl Control {
         }
     }
 
-    fn exposes(&self, connector: &Name) -> bool {
+    pub(super) fn exposes(&self, connector: &Name) -> bool {
         self.published.exposes(connector)
     }
 

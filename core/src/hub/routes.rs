@@ -144,7 +144,7 @@ impl Control {
     }
 
     fn other_candidate(&self, connector: &Name, l: &Located, last: u64, mux: &Mux) -> Option<Candidate> {
-        let key = *self.links.get(&l.hub.replica_id)?;
+        let key = *self.links.get(&l.hub.replica_id).filter(|key| !self.quitting.contains_key(key))?;
         let this_run = mux
             .get(key)
             .is_some_and(|e| matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == l.hub.incarnation));

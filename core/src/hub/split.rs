@@ -17,7 +17,7 @@
 //! - Streams are balanced over equal candidates by each shard for itself.
 
 use super::Hub;
-use crate::config::HubConfig;
+use crate::config::{HubConfig, Limits};
 use crate::id::{Cid, Epoch, SHARDS_MAX, SessionKey, SockKey};
 use crate::mux::NodeOut;
 use crate::rng::Seed;
@@ -75,6 +75,16 @@ impl Split {
     }
 }
 
+/// The limits of one of `shards` shards.
+pub(super) fn share_of(limits: &Limits, shards: usize) -> Limits {
+    let share = |of: u32| (of / u32::try_from(shards).unwrap_or(1).max(1)).max(1);
+    Limits {
+        max_pending_opens: share(limits.max_pending_opens),
+        tombstones: share(limits.tombstones),
+        ..limits.clone()
+    }
+}
+
 impl Hub {
     /// A hub of `shards` shards (1 to [`SHARDS_MAX`]; other numbers are brought
     /// into that range) that starts now and leaves its notes to the caller. A
@@ -84,10 +94,7 @@ impl Hub {
     pub fn split(config: Arc<HubConfig>, seed: Seed, now: Instant, shards: u8, out: &mut NodeOut) -> Self {
         let shards = shards.clamp(1, SHARDS_MAX);
         let mut hub = Self::new(Arc::clone(&config), seed, now, out);
-        let share = |of: u32| (of / u32::from(shards)).max(1);
-        let mut limits = config.limits.clone();
-        limits.max_pending_opens = share(limits.max_pending_opens);
-        limits.tombstones = share(limits.tombstones);
+        let limits = share_of(&config.limits, usize::from(shards));
         let shard = |lane: u8| {
             let role = Role::Hub { listeners: config.listeners.clone(), open: config.open };
             let seed = if lane == 0 { seed } else { seed.fork(&format!("lane {lane}")) };
@@ -107,8 +114,12 @@ impl Hub {
         match note {
             Note::ToShard { shard, note } => {
                 let ix = usize::from(shard);
+                let reload = matches!(note, ControlNote::Reload(_));
                 if let Some(shard) = self.shards.get_mut(ix) {
                     shard.on_note(now, note, self.mux.shard_out());
+                }
+                if reload {
+                    self.over.heard(&self.shards, &self.control);
                 }
                 self.settle_shard(now, ix, out);
             }
@@ -196,14 +207,7 @@ impl Hub {
         for (ix, shard) in self.shards.iter().enumerate() {
             shard.check_share(ix, self.shards.len());
         }
-        for (ix, listener) in self.control.config().listeners.iter().enumerate() {
-            let clients = self.clients(crate::id::ListenerIx(ix as u16));
-            assert!(clients <= listener.max_connections, "a listener's limit holds over all shards (B3)");
-        }
-        assert!(
-            self.streams() <= self.control.config().limits.max_streams as usize,
-            "streams of all shards are within the limit (B3)"
-        );
+        self.over.check(&self.shards, &self.control);
         if self.notes_under_way() > 0 {
             return;
         }

@@ -346,6 +346,10 @@ impl Control {
 
     /// Takes an entry of this hub back. Compare-and-act: a newer one stays (O5).
     pub(super) fn release(&mut self, now: Instant, agent_id: &AgentId, fence: Fence, out: &mut NodeOut) {
+        if self.config.mode == Mode::Off {
+            // Without a lease nothing of this hub is listed (M1).
+            return;
+        }
         let op = RegistryOp::Release { agent_id: agent_id.clone(), hub: self.run.clone(), fence };
         if !self.ask(now, op, Asked::Release { agent_id: agent_id.clone() }, out) {
             self.orphan(now, agent_id.clone());
@@ -380,6 +384,9 @@ impl Control {
     }
 
     pub(super) fn broadcast_epoch(&self, now: Instant, notice: &EpochNotice, mux: &mut Mux, out: &mut NodeOut) {
+        if self.config.mode == Mode::Off {
+            return;
+        }
         let mut links: Vec<SessionKey> = self.links.values().copied().collect();
         if planted::on(56) {
             planted::hash_order(&mut links);

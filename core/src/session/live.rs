@@ -57,6 +57,17 @@ impl Live {
         self.dead_reported = false;
     }
 
+    /// Other timers. They count from now: a peer that was silent for long under
+    /// the earlier ones, which was its right, gets the time of the new ones.
+    pub(super) fn reload(&mut self, now: Instant, config: Liveness) {
+        if config == self.config {
+            return;
+        }
+        self.config = config;
+        self.heard = self.heard.max(now);
+        self.next_ping = self.next_ping.min(now.after(config.ping));
+    }
+
     pub(super) fn on_heard(&mut self, now: Instant) {
         self.heard = self.heard.max(now);
     }

@@ -536,6 +536,20 @@ impl Session {
         self.tx.held_bytes()
     }
 
+    /// Other caps and timers from now on. Messages in flight beyond a lower cap
+    /// stay; DATA waits until ACKs have brought them below it.
+    pub fn reload(&mut self, now: Instant, send_queue_depth: u32, inflight_bytes: u64, liveness: Liveness) {
+        self.tx.set_caps(send_queue_depth, inflight_bytes);
+        self.live.reload(now, liveness);
+    }
+
+    /// Whether everything that was said has arrived: nothing waits, nothing is
+    /// in flight.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        !self.tx.control_ready() && !self.tx.data_waits() && self.tx.inflight_frames() == 0
+    }
+
     /// Encoded bytes sent and not yet acknowledged.
     #[must_use]
     pub const fn inflight_bytes(&self) -> u64 {

@@ -129,6 +129,16 @@ impl Tx {
         self.cursor = if planted::on(2001) { self.sent.len().min(1) } else { 0 };
     }
 
+    /// Other caps; see [`Self::new`] for 0.
+    pub(super) fn set_caps(&mut self, depth_max: u32, inflight_max_bytes: u64) {
+        self.depth_max = depth_max.max(1);
+        self.inflight_max_bytes = inflight_max_bytes.max(1);
+    }
+
+    pub(super) fn data_waits(&self) -> bool {
+        self.queues.data_waits()
+    }
+
     pub(super) fn replay_waits(&self) -> bool {
         self.cursor < self.sent.len()
     }

@@ -270,14 +270,16 @@ impl Shard {
         if self.streams_everywhere() >= self.limits.max_streams as usize || pending >= self.limits.max_pending_opens {
             return Err(RstCode::Busy);
         }
-        if self.pressure == Pressure::Full {
+        if self.pressure >= Pressure::Lowered {
             return Err(RstCode::Budget);
         }
         let held = self.attachments.get(&open.agent_id);
         let attachment = held.and_then(|by_session| by_session.values().find(|a| a.fence == fence));
         let attachment = attachment.ok_or(RstCode::NotOwner)?;
         if !attachment.connectors.contains(&open.connector) && !planted::on(54) {
-            return Err(RstCode::Denied);
+            // Withdrawn while the OPEN was on its way: a definite no, not an offence.
+            let late = self.withdrawn.get(&attachment.session).is_some_and(|w| w.contains(&open.connector));
+            return Err(if late { RstCode::Draining } else { RstCode::Denied });
         }
         if self.is_agent() {
             // The agent's fence is the tunnel's own: another tunnel's pair is stale here.

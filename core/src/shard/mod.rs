@@ -16,6 +16,7 @@ mod frames;
 mod note;
 mod origin;
 mod pass;
+mod reload;
 mod share;
 mod socket;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShardNote};
+pub use reload::ShardConfig;
 pub use share::{Elsewhere, shard_of_lane};
 
 use crate::config::{Limits, ListenerConfig, OpenTimers};
@@ -144,6 +146,8 @@ pub struct Shard {
     by_cid: HashMap<Cid, StreamKey, KeyedState>,
     sessions: BTreeMap<SessionKey, SessionInfo>,
     attachments: BTreeMap<AgentId, BTreeMap<SessionKey, Attach>>,
+    /// What an attachment exposed and does not any more.
+    withdrawn: BTreeMap<SessionKey, BTreeSet<Name>>,
     routes: Routes,
     load: BTreeMap<Fence, u64>,
     /// With the number of the question each stream asked.
@@ -190,6 +194,7 @@ impl Shard {
             streams: Slots::new(),
             sessions: BTreeMap::new(),
             attachments: BTreeMap::new(),
+            withdrawn: BTreeMap::new(),
             routes: Routes::default(),
             load: BTreeMap::new(),
             waiting_route: BTreeMap::new(),
@@ -311,9 +316,17 @@ impl Shard {
                     by_session.remove(&session);
                 }
                 self.attachments.retain(|_, by_session| !by_session.is_empty());
+                self.withdrawn.remove(&session);
                 if let Some(info) = self.sessions.remove(&session) {
                     self.lost.push_back((session, info.streams));
                     self.work_off_lost(now, out);
+                }
+            }
+            ControlNote::Reload(config) => self.reload(&config),
+            ControlNote::Exposes(connectors) => self.expose(&connectors),
+            ControlNote::Withdrawn { session, connectors } => {
+                if self.sessions.contains_key(&session) {
+                    self.withdrawn.insert(session, connectors);
                 }
             }
             ControlNote::Attach(attach) => {

@@ -3,8 +3,10 @@
 //! node carries them at once; a split hub hands them out as [`Note`]s, which
 //! also hold the stream frames a session received for a shard.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::ShardConfig;
 use crate::error::{CloseCode, RstCode};
 use crate::id::{AgentId, Cid, Epoch, Fence, Incarnation, Name, SessionKey};
 use crate::route::RouteChange;
@@ -117,6 +119,17 @@ pub enum ControlNote {
         agent_id: AgentId,
         /// Its fence.
         fence: Fence,
+    },
+    /// Another configuration.
+    Reload(Arc<ShardConfig>),
+    /// What this agent exposes under all its attachments.
+    Exposes(Vec<Name>),
+    /// What an agent withdrew with its latest CONNECTORS.
+    Withdrawn {
+        /// Its tunnel.
+        session: SessionKey,
+        /// What it does not expose any more.
+        connectors: BTreeSet<Name>,
     },
     /// Until when this hub may take streams of other hubs as owner (O7); `None`:
     /// it may not at all.

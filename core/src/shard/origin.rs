@@ -34,10 +34,10 @@ impl Shard {
         let code = if self.draining {
             Some(RstCode::Draining)
         } else if self.streams_everywhere() >= self.limits.max_streams as usize
-            || self.clients_everywhere(ix) >= config.max_connections
+            || self.is_full(ix, config.max_connections)
         {
             Some(RstCode::Busy)
-        } else if self.pressure == Pressure::Full {
+        } else if self.pressure >= Pressure::Lowered {
             Some(RstCode::Budget)
         } else {
             None
@@ -216,7 +216,7 @@ impl Shard {
         let connector = self.connector_of(o.listener);
         let faded = self.routes.of(&connector).any(|c| c.fence == fence && c.is_faded());
         // A route that is not listed was rightly gone: over, or withdrawn.
-        let over = faded && matches!(code, RstCode::NotOwner | RstCode::Denied);
+        let over = faded && matches!(code, RstCode::NotOwner | RstCode::Denied | RstCode::Draining);
         let (code, told) = if over { (RstCode::NotOwner, RstCode::NoRoute) } else { (code, code) };
         let Some(o) = self.origin_mut(key) else { return };
         o.last_no = Some(told);

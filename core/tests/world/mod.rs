@@ -302,14 +302,44 @@ impl World {
         }
     }
 
+    /// Gives a hub another configuration.
+    pub(crate) fn reload_hub(&mut self, n: usize, config: &HubConfig) -> Result<(), nowconnect_core::hub::ReloadError> {
+        let node = &mut self.nodes[n];
+        let Machine::Hub(h) = &mut node.machine else { panic!("node {n} is an agent") };
+        let result = h.reload(self.now, config, Duration::from_secs(60), &mut node.out);
+        h.check_invariants();
+        node.dial_names = h.control().config().peers.iter().map(|p| p.url.clone()).collect();
+        self.carry_at_once(n);
+        result
+    }
+
+    /// Gives an agent another configuration.
+    pub(crate) fn reload_agent(
+        &mut self,
+        n: usize,
+        config: &AgentConfig,
+    ) -> Result<(), nowconnect_core::agent::ReloadError> {
+        let node = &mut self.nodes[n];
+        let Machine::Agent(a) = &mut node.machine else { panic!("node {n} is a hub") };
+        let result = a.reload(self.now, config, Duration::from_secs(60), &mut node.out);
+        a.check_invariants();
+        node.dial_names = a.tunnels().config().hubs.clone();
+        result
+    }
+
     /// A client connects to listener 0 of a hub.
     pub(crate) fn client(&mut self, n: usize) -> Result<SockKey, RstCode> {
+        self.client_at(n, ListenerIx(0))
+    }
+
+    /// A client connects to a listener of a hub.
+    pub(crate) fn client_at(&mut self, n: usize, listener: ListenerIx) -> Result<SockKey, RstCode> {
         let node = &mut self.nodes[n];
         let key = SockKey { ix: node.next_sock, generation: 0 };
         node.next_sock += 1;
         node.socks.insert(key, Sock::default());
         let Machine::Hub(h) = &mut node.machine else { panic!("clients connect to hubs") };
-        let stream = h.open(self.now, ListenerIx(0), key, &mut node.out);
+        let stream = h.open(self.now, listener, key, &mut node.out);
         h.check_invariants();
         self.carry_at_once(n);
         let node = &mut self.nodes[n];
@@ -401,6 +431,11 @@ impl World {
     pub(crate) fn release_registry_backwards(&mut self) {
         self.registry_ops.make_contiguous().reverse();
         self.registry_held = false;
+    }
+
+    /// Operations the registry was asked and has not answered.
+    pub(crate) fn registry_waiting(&self) -> usize {
+        self.registry_ops.len()
     }
 
     fn registry_millis(&self) -> u64 {
