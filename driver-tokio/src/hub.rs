@@ -1,6 +1,7 @@
 //! A hub process: ports, registry, signals around the core's `Hub`.
 
 mod app;
+mod readiness;
 mod snapshot;
 mod status;
 
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) leaving: Cell<bool>,
     /// Bound client ports, in the order of the configuration.
     pub(crate) bound: RefCell<Vec<SocketAddr>>,
+    /// Whether each of them listens now.
+    pub(crate) listening: Vec<Rc<Cell<bool>>>,
     targets: Vec<Target>,
     hook: Option<RecordHook>,
 }
@@ -160,6 +163,7 @@ pub async fn start(
         counts: app::Counts::default(),
         leaving: Cell::new(false),
         bound: RefCell::default(),
+        listening: setup.listeners.iter().map(|_| Rc::default()).collect(),
         targets,
         hook,
         setup,
@@ -174,17 +178,19 @@ pub async fn start(
     let app: Rc<dyn crate::http::HttpApp> = Rc::clone(&own) as _;
     let mut accepting = Vec::new();
     let mut listeners = Vec::new();
-    for (ix, (socket, l)) in bound.into_iter().zip(&shared.setup.listeners).enumerate() {
+    let settings = shared.setup.listeners.iter().zip(&shared.setup.core.listeners).zip(&shared.listening).zip(0..);
+    for (socket, (((l, core), listening), ix)) in bound.into_iter().zip(settings) {
         listeners.push(local(&socket)?);
-        accepting.push(tokio::task::spawn_local(listener::run(
-            node.clone(),
-            ListenerIx(u16::try_from(ix).unwrap_or(u16::MAX)),
-            l.name.to_string(),
-            socket,
-            l.allow.clone(),
-            Rc::clone(&shared.clients),
-            lines.clone(),
-        )));
+        let setting = listener::Setting {
+            ix: ListenerIx(ix),
+            name: l.name.clone(),
+            connector: core.connector.clone(),
+            allow: l.allow.clone(),
+            when_unavailable: l.when_unavailable,
+            listening: Rc::clone(listening),
+        };
+        let (clients, lines) = (Rc::clone(&shared.clients), lines.clone());
+        accepting.push(tokio::task::spawn_local(listener::run(node.clone(), setting, socket, clients, lines)));
     }
     shared.bound.borrow_mut().clone_from(&listeners);
     let serve = |socket: TcpListener, routes: Routes, tls: Option<Arc<rustls::ServerConfig>>| {
@@ -287,7 +293,7 @@ impl Effects<Hub> for HubEffects {
                 let client = r.sock.and_then(|k| s.clients.borrow().get(&k).copied());
                 observe::stream_record(r, listener, connector, s.setup.core.replica_id.as_str(), client);
                 if let (Cause::Reset(code), None) = (r.cause, r.open)
-                    && let Some(suppressed) = s.lines.allow("open_failed", &format!("{listener} {code}"))
+                    && let Some(suppressed) = s.lines.allow("open_failed", &format!("{code} {connector}"))
                 {
                     tracing::warn!(
                         event = "open_failed",
@@ -306,17 +312,18 @@ impl Effects<Hub> for HubEffects {
             Observed::Rtt { plane: Plane::Mesh, sample } => s.metrics.observe_mesh_rtt(*sample),
             Observed::Rtt { plane: Plane::Tunnel, sample } => s.metrics.observe_tunnel_rtt(*sample),
             Observed::ProtocolViolation { plane, kind, .. } => s.counts.protocol_error(*plane, *kind),
-            // Lines only, written below.
+            Observed::Attached { .. }
+            | Observed::Detached { .. }
+            | Observed::LeaseHeldByOther
+            | Observed::RegistryHealth { .. } => s.counts.ownership(&event),
+            // Lines only, written below; an agent's.
             Observed::SessionUp { .. }
+            | Observed::Carried(_)
             | Observed::SessionSuspended { .. }
             | Observed::SessionResumed { .. }
             | Observed::SessionLost { .. }
             | Observed::HandshakeFailed { .. }
-            | Observed::Attached { .. }
             | Observed::TokenExpired { .. }
-            | Observed::Detached { .. }
-            | Observed::RegistryHealth { .. }
-            | Observed::LeaseHeldByOther
             | Observed::PeerIsSelf { .. }
             | Observed::FewerHubs { .. }
             | Observed::GaveUp { .. } => {}

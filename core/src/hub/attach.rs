@@ -232,7 +232,13 @@ impl Control {
         }));
         let exposed = names(&agent.connectors);
         out.observed.push(Observed::SessionUp { plane: Plane::Tunnel, peer: agent.agent_id.as_str().to_owned() });
-        out.observed.push(Observed::Attached { agent_id: agent.agent_id.clone(), epoch: fence.epoch, firm, takeover });
+        out.observed.push(Observed::Attached {
+            agent_id: agent.agent_id.clone(),
+            epoch: fence.epoch,
+            firm,
+            takeover,
+            again: false,
+        });
         self.broadcast_epoch(now, &self.notice(&agent.agent_id, agent.instance, fence, firm), mux, out);
         self.look_after(now, &agent.agent_id, firm);
         self.expiry_at = [self.expiry_at, grant.expires].into_iter().flatten().min();

@@ -16,6 +16,7 @@ mod attach;
 mod control;
 mod handshake;
 mod mesh;
+mod readiness;
 mod registry;
 mod split;
 mod upkeep;
@@ -37,6 +38,7 @@ use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
 pub use control::{Control, LinkView, TunnelView};
+pub use readiness::{MESH_GRACE, Unready};
 
 /// A hub.
 #[derive(Debug)]
@@ -283,6 +285,12 @@ impl Hub {
     #[must_use]
     pub fn streams(&self) -> usize {
         self.shards.iter().map(Shard::streams).sum()
+    }
+
+    /// Streams of all shards that wait for an interrupted session.
+    #[must_use]
+    pub fn suspended(&self) -> usize {
+        self.shards.iter().map(Shard::suspended).sum()
     }
 
     /// Clients of a listener now, in all shards.

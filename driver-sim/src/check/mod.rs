@@ -257,6 +257,7 @@ impl World {
                 );
             }
             Observed::Opened { .. }
+            | Observed::Carried(_)
             | Observed::SessionUp { .. }
             | Observed::HandshakeFailed { .. }
             | Observed::Rtt { .. }
