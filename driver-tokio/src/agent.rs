@@ -26,7 +26,7 @@ use crate::dialer::{self, Target};
 use crate::limiter::Limiter;
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
-use crate::{admin, observe, secret, signals, target, tls};
+use crate::{admin, expiry, observe, secret, signals, target, tls};
 
 /// Largest token file, bytes: what the `Authorization` header may carry.
 const TOKEN_MAX_BYTES: u64 = 8 * 1024;
@@ -82,6 +82,9 @@ struct Shared {
     /// Opens that failed here, by connector and reason.
     failures: RefCell<BTreeMap<(Name, &'static str), u64>>,
     protocol_errors: RefCell<BTreeMap<&'static str, u64>>,
+    /// When the certificates in use, and the token, end.
+    certificates: expiry::Ends,
+    token_end: Cell<Option<u64>>,
     leaving: Cell<bool>,
     given_up: Cell<usize>,
     gave_up: tokio::sync::Notify,
@@ -112,6 +115,8 @@ pub fn start(setup: AgentSetup) -> Result<RunningAgent, RunError> {
         carried: RefCell::default(),
         failures: RefCell::default(),
         protocol_errors: RefCell::default(),
+        certificates: expiry::of_agent(&setup),
+        token_end: Cell::new(None),
         leaving: Cell::new(false),
         given_up: Cell::new(0),
         gave_up: tokio::sync::Notify::new(),
@@ -120,6 +125,7 @@ pub fn start(setup: AgentSetup) -> Result<RunningAgent, RunError> {
     });
     // Before the first dial, so that no change falls between.
     let token = read_token(&shared.setup.token_file).ok();
+    shared.token_end.set(token.as_deref().and_then(expiry::of_token));
     let mut out = NodeOut::default();
     let machine = Agent::new(Arc::new(shared.setup.core.clone()), signals::os_seed(), clock.now(), &mut out);
     let node = Node::start(machine, out, clock, Box::new(AgentEffects(Rc::clone(&shared))));

@@ -33,7 +33,7 @@ use crate::listener::{self, Clients};
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
 use crate::registry::{RedisRegistry, RedisTimeouts, Registry, SharedMemory};
-use crate::{admin, net, observe, signals, tls};
+use crate::{admin, expiry, net, observe, signals, tls};
 
 /// Connections the kernel queues per listening socket.
 const BACKLOG: i32 = 1024;
@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) leaving: Cell<bool>,
     /// Bound client ports, in the order of the configuration.
     pub(crate) bound: RefCell<Vec<SocketAddr>>,
+    /// When the certificates in use end.
+    pub(crate) certificates: expiry::Ends,
     /// Whether each of them listens now.
     pub(crate) listening: Vec<Rc<Cell<bool>>>,
     targets: Vec<Target>,
@@ -163,6 +165,7 @@ pub async fn start(
         counts: app::Counts::default(),
         leaving: Cell::new(false),
         bound: RefCell::default(),
+        certificates: expiry::of_hub(&setup),
         listening: setup.listeners.iter().map(|_| Rc::default()).collect(),
         targets,
         hook,
@@ -308,7 +311,7 @@ impl Effects<Hub> for HubEffects {
                     hook(r, client);
                 }
             }
-            Observed::Opened { after, .. } => s.metrics.observe_open(*after),
+            Observed::Opened { local, after, .. } => s.metrics.observe_open(*local, *after),
             Observed::Rtt { plane: Plane::Mesh, sample } => s.metrics.observe_mesh_rtt(*sample),
             Observed::Rtt { plane: Plane::Tunnel, sample } => s.metrics.observe_tunnel_rtt(*sample),
             Observed::ProtocolViolation { plane, kind, .. } => s.counts.protocol_error(*plane, *kind),

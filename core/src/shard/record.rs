@@ -22,6 +22,12 @@ impl Shard {
         waiting.flat_map(|s| &s.streams).collect::<BTreeSet<_>>().len()
     }
 
+    /// The most streams of one session whose OPEN is not answered.
+    #[must_use]
+    pub fn pending_opens(&self) -> u32 {
+        self.sessions.values().map(|s| s.pending_opens).max().unwrap_or(0)
+    }
+
     /// Tells of a stream that was taken out.
     pub(super) fn tell(
         &self,

@@ -38,9 +38,6 @@ impl Reason {
     }
 }
 
-/// The three states of `status`.
-pub(crate) const STATES: [&str; 3] = ["ready", "degraded", "draining"];
-
 /// What one listener could do now.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ListenerState {
@@ -168,22 +165,15 @@ pub(super) fn listener(hub: &Hub, shared: &Shared, ix: ListenerIx) -> ListenerSt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::documented;
     use std::collections::BTreeSet;
-
-    /// First cells of the table under `heading` in docs/operations.md.
-    fn table(heading: &str) -> BTreeSet<String> {
-        let page = include_str!("../../../docs/operations.md");
-        let (_, rest) = page.split_once(heading).unwrap_or_else(|| panic!("{heading} in docs/operations.md"));
-        let section = rest.split("\n## ").next().unwrap();
-        let rows = section.lines().filter_map(|l| l.strip_prefix("| `")?.split_once('`'));
-        rows.map(|(name, _)| name.to_owned()).collect()
-    }
 
     #[test]
     fn the_documentation_lists_exactly_the_reasons() {
+        let page = include_str!("../../../docs/operations.md");
         let hub: BTreeSet<String> = Reason::ALL.iter().map(|r| r.name().to_owned()).collect();
-        assert_eq!(table("## Why a hub is not ready"), hub);
+        assert_eq!(documented(page, "## Why a hub is not ready"), hub);
         let listener: BTreeSet<String> = Unready::ALL.iter().map(|r| r.name().to_owned()).collect();
-        assert_eq!(table("## Why a listener is not ready"), listener);
+        assert_eq!(documented(page, "## Why a listener is not ready"), listener);
     }
 }
