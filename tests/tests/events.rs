@@ -75,8 +75,11 @@ fn the_table_of_events_is_that_of_the_code() {
 
 #[test]
 fn the_fields_of_stream_records_are_documented() {
-    let records: Vec<String> =
-        lines().into_iter().map(|(_, body)| body).filter(|b| b.trim_start().starts_with("target: \"stream\"")).collect();
+    let records: Vec<String> = lines()
+        .into_iter()
+        .map(|(_, body)| body)
+        .filter(|b| b.trim_start().starts_with("target: \"stream\""))
+        .collect();
     assert_eq!(records.len(), 2, "one of the hub, one of the agent");
     let mut in_code: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     for body in &records {
