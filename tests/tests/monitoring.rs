@@ -91,7 +91,7 @@ fn is_word(c: char) -> bool {
 fn selected(expr: &str) -> Vec<(String, BTreeSet<String>)> {
     let mut out = Vec::new();
     let mut rest = expr;
-    while let Some(at) = rest.find(["n", "p", "u"]) {
+    while let Some(at) = rest.find(['n', 'p', 'u']) {
         let before = rest[..at].chars().next_back();
         let word: String = rest[at..].chars().take_while(|c| is_word(*c)).collect();
         rest = &rest[at + word.len().max(1)..];
