@@ -118,6 +118,7 @@ pub struct Mux {
     released: Vec<Released>,
     shard_out: ShardOut,
     retired: [Retired; 2],
+    retired_bytes: [[u64; 2]; 2],
     /// Sessions ever suspended, resumed and lost, by plane (tunnel, link).
     pub totals: [SessionTotals; 2],
 }
@@ -164,6 +165,7 @@ impl Mux {
             released: Vec::new(),
             shard_out: ShardOut::default(),
             retired: [Retired::default(), Retired::default()],
+            retired_bytes: [[0; 2]; 2],
             totals: [SessionTotals::default(); 2],
         }
     }
@@ -219,6 +221,13 @@ impl Mux {
     #[must_use]
     pub const fn retired(&self) -> &[Retired; 2] {
         &self.retired
+    }
+
+    /// Encoded bytes received and sent by sessions of tunnels and of links that
+    /// are over, as [`Mux::retired`].
+    #[must_use]
+    pub const fn retired_bytes(&self) -> &[[u64; 2]; 2] {
+        &self.retired_bytes
     }
 
     /// Queues a handshake message on a connection.
@@ -341,6 +350,8 @@ impl Mux {
         for (sum, n) in retired.1.iter_mut().zip(&counters.frames_out) {
             *sum += n;
         }
+        let bytes = &mut self.retired_bytes[plane_ix(entry.plane)];
+        *bytes = [bytes[0] + counters.bytes_in, bytes[1] + counters.bytes_out];
         self.totals[plane_ix(entry.plane)].lost += 1;
         out.observed.push(Observed::SessionLost { plane: entry.plane, peer: entry.peer.name().to_owned(), cause });
         Some(entry)

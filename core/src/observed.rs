@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::error::{CloseCode, ProtocolErrorKind, RstCode};
-use crate::id::{AgentId, Cid, Epoch, ListenerIx, Name, SockKey};
+use crate::id::{AgentId, Cid, Epoch, ListenerIx, Name, SessionKey, SockKey, StreamKey};
 use crate::wire::Plane;
 
 /// How a stream ended, and who caused it.
@@ -68,6 +68,12 @@ pub struct StreamRecord {
     pub local: bool,
     /// The epoch it was bound under.
     pub epoch: Epoch,
+    /// The epochs of all attachments it was tried at, in that order; the last
+    /// one is `epoch`, unless no attempt was left.
+    pub epochs: Box<[Epoch]>,
+    /// Times the session that carried it last was interrupted meanwhile: silent,
+    /// or without a connection.
+    pub suspensions: u32,
     /// From accept to the choice of a candidate.
     pub route: Option<Duration>,
     /// From accept to OPEN_ACK.
@@ -86,11 +92,37 @@ pub struct StreamRecord {
     pub by: Side,
 }
 
+/// One stream of an agent, told once at its end (semantics 10): what the hubs
+/// do not see. The cid joins it to the origin's record.
+#[derive(Clone, Debug)]
+pub struct CarriedRecord {
+    /// Its name at the agent.
+    pub stream: StreamKey,
+    /// Its name on the wire.
+    pub cid: Cid,
+    /// The epoch of the attachment it came by.
+    pub epoch: Epoch,
+    /// The session it came by, while that exists.
+    pub session: Option<SessionKey>,
+    /// Whether its target was connected.
+    pub connected: bool,
+    /// Bytes towards the target.
+    pub bytes_up: u64,
+    /// Bytes from the target.
+    pub bytes_down: u64,
+    /// How it ended.
+    pub cause: Cause,
+    /// Who ended it.
+    pub by: Side,
+}
+
 /// Something worth a log line or a sample.
 #[derive(Clone, Debug)]
 pub enum Observed {
     /// A stream of a client of this hub ended.
     Stream(Box<StreamRecord>),
+    /// A stream of this agent ended.
+    Carried(Box<CarriedRecord>),
     /// A stream was opened (OPEN_ACK came), after this long.
     Opened {
         /// The listener.
@@ -169,6 +201,9 @@ pub enum Observed {
         firm: bool,
         /// Whether another instance's attachments were ended by it.
         takeover: bool,
+        /// Whether the tunnel was there already: claimed again, because the
+        /// registry was away or had lost it.
+        again: bool,
     },
     /// An attachment's token ran out on the live tunnel: nothing new is opened
     /// there until the agent comes back with another (I4).
@@ -182,6 +217,8 @@ pub enum Observed {
         agent_id: AgentId,
         /// Its epoch.
         epoch: Epoch,
+        /// What ended its session.
+        cause: CloseCode,
     },
     /// The registry became usable or unusable.
     RegistryHealth {

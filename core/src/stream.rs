@@ -308,6 +308,8 @@ pub struct Origin {
     pub times: OpenTimes,
     /// For the stream record: who carries it.
     pub carrier: Option<Carrier>,
+    /// How often its session had been interrupted before.
+    pub interruptions_before: u32,
     /// Secret of the OPEN.
     pub key: [u8; 16],
 }

@@ -368,7 +368,7 @@ fn a_removed_peer_is_used_up_and_an_added_one_is_dialled() {
         w.run_for(S(3));
         assert_eq!(refused(&mut w, b), RstCode::NoRoute);
         let alone = config(&w, b);
-        let peer = PeerConfig { url: "hub-a".into(), replica_id: None };
+        let peer = PeerConfig { url: "hub-a".into(), replica_id: None, host: None };
         let mut with_peer = alone.clone();
         with_peer.peers.push(peer);
         for _ in 0..3 {

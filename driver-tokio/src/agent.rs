@@ -15,7 +15,7 @@ use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{ConnKey, Name, SockKey, StreamKey, TargetIx};
 use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, NodeOut};
-use nowconnect_core::observed::Observed;
+use nowconnect_core::observed::{CarriedRecord, Observed};
 use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::Plane;
 
@@ -27,7 +27,7 @@ use crate::dialer::{self, Target};
 use crate::limiter::Limiter;
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
-use crate::{admin, observe, secret, signals, target, tls};
+use crate::{admin, expiry, observe, secret, signals, target, tls};
 
 /// Largest token file, bytes: what the `Authorization` header may carry.
 const TOKEN_MAX_BYTES: u64 = 8 * 1024;
@@ -78,9 +78,14 @@ struct Shared {
     targets: Vec<Target>,
     lines: Limiter,
     metrics: Metrics,
+    /// Connectors of the streams that were opened, for their records.
+    carried: RefCell<BTreeMap<StreamKey, Name>>,
     /// Opens that failed here, by connector and reason.
     failures: RefCell<BTreeMap<(Name, &'static str), u64>>,
     protocol_errors: RefCell<BTreeMap<&'static str, u64>>,
+    /// When the certificates in use, and the token, end.
+    certificates: expiry::Ends,
+    token_end: Cell<Option<u64>>,
     leaving: Cell<bool>,
     given_up: Cell<usize>,
     gave_up: tokio::sync::Notify,
@@ -108,8 +113,11 @@ pub fn start(setup: AgentSetup) -> Result<RunningAgent, RunError> {
     let shared = Rc::new(Shared {
         lines: Limiter::new(clock),
         metrics,
+        carried: RefCell::default(),
         failures: RefCell::default(),
         protocol_errors: RefCell::default(),
+        certificates: expiry::of_agent(&setup),
+        token_end: Cell::new(None),
         leaving: Cell::new(false),
         given_up: Cell::new(0),
         gave_up: tokio::sync::Notify::new(),
@@ -118,6 +126,7 @@ pub fn start(setup: AgentSetup) -> Result<RunningAgent, RunError> {
     });
     // Before the first dial, so that no change falls between.
     let token = read_token(&shared.setup.token_file).ok();
+    shared.token_end.set(token.as_deref().and_then(expiry::of_token));
     let mut out = NodeOut::default();
     let machine = Agent::new(Arc::new(shared.setup.core.clone()), signals::os_seed(), clock.now(), &mut out);
     let node = Node::start(machine, out, clock, Box::new(AgentEffects(Rc::clone(&shared))));
@@ -160,6 +169,19 @@ fn read_token(path: &Path) -> Result<String, String> {
 
 struct AgentEffects(Rc<Shared>);
 
+impl AgentEffects {
+    fn record(&self, node: &Node<Agent>, r: &CarriedRecord) {
+        let Some(connector) = self.0.carried.borrow_mut().remove(&r.stream) else { return };
+        let core = &self.0.setup.core;
+        let target = core.connectors.iter().find(|c| c.name == connector).map_or("", |c| c.target.as_str());
+        let owner = node.look(|agent| {
+            let entry = r.session.and_then(|key| agent.mux().get(key))?;
+            Some(entry.peer.name().to_owned())
+        });
+        observe::carried_record(r, core.agent_id.as_str(), owner.as_deref(), connector.as_str(), target);
+    }
+}
+
 impl Effects<Agent> for AgentEffects {
     fn dial(&self, node: &Node<Agent>, ix: TargetIx) {
         if let Some(t) = self.0.targets.get(usize::from(ix.0)) {
@@ -170,11 +192,12 @@ impl Effects<Agent> for AgentEffects {
     }
 
     fn connect(&self, node: &Node<Agent>, stream: StreamKey, connector: Name) {
+        self.0.carried.borrow_mut().insert(stream, connector.clone());
         match self.0.setup.core.connectors.iter().find(|c| c.name == connector) {
             Some(c) => {
                 let (shared, address) = (Rc::clone(&self.0), c.target.clone());
                 let failed = move |code: RstCode| {
-                    if let Some(suppressed) = shared.lines.allow("target_failed", &format!("{connector} {code}")) {
+                    if let Some(suppressed) = shared.lines.allow("target_failed", &format!("{code} {connector}")) {
                         tracing::warn!(
                             event = "target_failed",
                             %connector,
@@ -201,7 +224,10 @@ impl Effects<Agent> for AgentEffects {
 
     fn prove(&self, _node: &Node<Agent>, _conn: ConnKey, _proof: Proof) {}
 
-    fn observe(&self, _node: &Node<Agent>, event: Observed) {
+    fn observe(&self, node: &Node<Agent>, event: Observed) {
+        if let Observed::Carried(r) = &event {
+            self.record(node, r);
+        }
         if let Observed::Rtt { plane: Plane::Tunnel, sample } = &event {
             self.0.metrics.observe_tunnel_rtt(*sample);
         }

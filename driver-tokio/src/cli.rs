@@ -481,6 +481,7 @@ fn token(args: TokenArgs) -> Result<(), RunError> {
     };
     if request.connectors.is_empty() {
         tracing::warn!(
+            event = "token_without_connectors",
             "without --connector the agent may advertise nothing, unless auth.insecure_allow_unscoped is set"
         );
     }

@@ -1,6 +1,7 @@
 //! A hub process: ports, registry, signals around the core's `Hub`.
 
 mod app;
+mod readiness;
 mod snapshot;
 mod status;
 
@@ -28,14 +29,14 @@ use crate::clock::{Monotonic, unix_millis};
 use crate::config::{HubSetup, ListenTls};
 use crate::dial::WsUrl;
 use crate::dialer::{self, Target};
-use crate::identity::MeshIdentity;
 use crate::http::{HttpLimits, HttpListener, Routes};
+use crate::identity::MeshIdentity;
 use crate::limiter::Limiter;
 use crate::listener::{self, Clients};
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
 use crate::registry::{RedisRegistry, RedisTimeouts, Registry, SharedMemory};
-use crate::{admin, net, observe, signals, tls};
+use crate::{admin, expiry, net, observe, signals, tls};
 
 /// Connections the kernel queues per listening socket.
 const BACKLOG: i32 = 1024;
@@ -58,6 +59,10 @@ pub(crate) struct Shared {
     /// What this hub signs with on the mesh, and whom it believes; storing
     /// another one counts from the next handshake.
     pub(crate) identity: ArcSwapOption<MeshIdentity>,
+    /// When the certificates in use end.
+    pub(crate) certificates: expiry::Ends,
+    /// Whether each of them listens now.
+    pub(crate) listening: Vec<Rc<Cell<bool>>>,
     targets: Vec<Target>,
     hook: Option<RecordHook>,
 }
@@ -173,6 +178,8 @@ pub async fn start(
         leaving: Cell::new(false),
         bound: RefCell::default(),
         identity: ArcSwapOption::from_pointee(identity),
+        certificates: expiry::of_hub(&setup),
+        listening: setup.listeners.iter().map(|_| Rc::default()).collect(),
         targets,
         hook,
         setup,
@@ -187,17 +194,19 @@ pub async fn start(
     let app: Rc<dyn crate::http::HttpApp> = Rc::clone(&own) as _;
     let mut accepting = Vec::new();
     let mut listeners = Vec::new();
-    for (ix, (socket, l)) in bound.into_iter().zip(&shared.setup.listeners).enumerate() {
+    let settings = shared.setup.listeners.iter().zip(&shared.setup.core.listeners).zip(&shared.listening).zip(0..);
+    for (socket, (((l, core), listening), ix)) in bound.into_iter().zip(settings) {
         listeners.push(local(&socket)?);
-        accepting.push(tokio::task::spawn_local(listener::run(
-            node.clone(),
-            ListenerIx(u16::try_from(ix).unwrap_or(u16::MAX)),
-            l.name.to_string(),
-            socket,
-            l.allow.clone(),
-            Rc::clone(&shared.clients),
-            lines.clone(),
-        )));
+        let setting = listener::Setting {
+            ix: ListenerIx(ix),
+            name: l.name.clone(),
+            connector: core.connector.clone(),
+            allow: l.allow.clone(),
+            when_unavailable: l.when_unavailable,
+            listening: Rc::clone(listening),
+        };
+        let (clients, lines) = (Rc::clone(&shared.clients), lines.clone());
+        accepting.push(tokio::task::spawn_local(listener::run(node.clone(), setting, socket, clients, lines)));
     }
     shared.bound.borrow_mut().clone_from(&listeners);
     let serve = |socket: TcpListener, routes: Routes, tls: Option<Arc<rustls::ServerConfig>>| {
@@ -314,7 +323,7 @@ impl Effects<Hub> for HubEffects {
                 let client = r.sock.and_then(|k| s.clients.borrow().get(&k).copied());
                 observe::stream_record(r, listener, connector, s.setup.core.replica_id.as_str(), client);
                 if let (Cause::Reset(code), None) = (r.cause, r.open)
-                    && let Some(suppressed) = s.lines.allow("open_failed", &format!("{listener} {code}"))
+                    && let Some(suppressed) = s.lines.allow("open_failed", &format!("{code} {connector}"))
                 {
                     tracing::warn!(
                         event = "open_failed",
@@ -329,25 +338,29 @@ impl Effects<Hub> for HubEffects {
                     hook(r, client);
                 }
             }
-            Observed::Opened { after, .. } => s.metrics.observe_open(*after),
+            Observed::Opened { local, after, .. } => s.metrics.observe_open(*local, *after),
             Observed::Rtt { plane: Plane::Mesh, sample } => s.metrics.observe_mesh_rtt(*sample),
             Observed::Rtt { plane: Plane::Tunnel, sample } => s.metrics.observe_tunnel_rtt(*sample),
             Observed::ProtocolViolation { plane, kind, .. } => s.counts.protocol_error(*plane, *kind),
-            Observed::LeaseHeldByOther => s.counts.replica_id_twice.set(s.counts.replica_id_twice.get() + 1),
+            Observed::LeaseHeldByOther => {
+                s.counts.replica_id_twice.set(s.counts.replica_id_twice.get() + 1);
+                s.counts.ownership(&event);
+            }
             Observed::DuplicateAgent { .. } => s.counts.agent_id_twice.set(s.counts.agent_id_twice.get() + 1),
             Observed::DuplicateAgentRefused { .. } => {
                 s.counts.agent_id_refused.set(s.counts.agent_id_refused.get() + 1);
             }
-            // Lines only, written below.
+            Observed::Attached { .. } | Observed::Detached { .. } | Observed::RegistryHealth { .. } => {
+                s.counts.ownership(&event);
+            }
+            // Lines only, written below; an agent's.
             Observed::SessionUp { .. }
+            | Observed::Carried(_)
             | Observed::SessionSuspended { .. }
             | Observed::SessionResumed { .. }
             | Observed::SessionLost { .. }
             | Observed::HandshakeFailed { .. }
-            | Observed::Attached { .. }
             | Observed::TokenExpired { .. }
-            | Observed::Detached { .. }
-            | Observed::RegistryHealth { .. }
             | Observed::StartedOver { .. }
             | Observed::PeerIsSelf { .. }
             | Observed::FewerHubs { .. }

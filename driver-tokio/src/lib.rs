@@ -18,6 +18,7 @@ pub mod conn;
 pub mod demo;
 pub mod dial;
 pub mod dialer;
+mod expiry;
 pub mod http;
 pub mod hub;
 pub mod identity;

@@ -25,6 +25,8 @@ pub enum Kind {
     Counter,
     /// A level.
     Gauge,
+    /// A level given in millionths, shown as a fraction.
+    Fraction,
 }
 
 macro_rules! families {
@@ -81,6 +83,19 @@ families! {
     CidDedupDropped = Counter "nowconnect_cid_dedup_dropped_total" [] "Duplicate frames dropped.";
     MeshBackpressureDrops = Counter "nowconnect_mesh_backpressure_drops_total" ["peer", "reason"] "Streams reset because a peer ignored its credit limit.";
     MeshBackpressure = Counter "nowconnect_mesh_backpressure_total" ["reason"] "Times a source was paused for lack of credit, queue or in-flight room.";
+    SessionsEstablished = Counter "nowconnect_sessions_established_total" ["plane"] "Sessions established anew; a resumption is none.";
+    Sessions = Gauge "nowconnect_sessions" ["plane", "state"] "Sessions now, connected or suspended.";
+    SessionBytes = Counter "nowconnect_session_bytes_total" ["plane", "dir"] "Encoded bytes of sessions, by direction (in or out), replays included.";
+    StreamsSuspended = Gauge "nowconnect_streams_suspended" [] "Streams that wait for an interrupted session now.";
+    OwnershipChanges = Counter "nowconnect_ownership_changes_total" ["change", "cause"] "Attachments gained (claim, provisional, reclaim, takeover) and lost (code of the session's end) here.";
+    LeaseAge = Fraction "nowconnect_registry_lease_age_seconds" [] "Seconds since the renewal that this hub's lease counts from; since the start when it holds none.";
+    LimitUsed = Fraction "nowconnect_limit_used_ratio" ["limit", "listener"] "Used share of each limit, 0 to 1; of limits of a session, in the fullest one.";
+    CertificateNotAfter = Gauge "nowconnect_certificate_not_after_timestamp_seconds" ["use"] "End of the certificate in use that ends first, seconds since 1970, by use: http, mesh, mesh_ca, tunnel_ca.";
+    TokenNotAfter = Gauge "nowconnect_token_not_after_timestamp_seconds" ["holder"] "End of the token, seconds since 1970: an agent's own (self); of those attached to a hub the one that ends first (attached).";
+    Readiness = Gauge "nowconnect_readiness" ["state"] "State of readiness (0 or 1): ready, degraded, draining.";
+    ReadinessReason = Gauge "nowconnect_readiness_reason" ["reason"] "Reasons not to be ready (0 or 1), those of /readyz.";
+    ListenerReady = Gauge "nowconnect_listener_ready" ["listener"] "1 while a client of this listener could be carried.";
+    ListenerListening = Gauge "nowconnect_listener_listening" ["listener"] "1 while the listening socket is open (listeners[].when_unavailable).";
     MeshLinkReconnects = Counter "nowconnect_mesh_link_reconnects_total" [] "Links established again after a loss.";
     MeshLinkErrors = Counter "nowconnect_mesh_link_errors_total" [] "Mesh dials and connections that failed.";
     MemoryHeld = Gauge "nowconnect_memory_held_bytes" [] "Payload bytes this process holds now.";
@@ -121,6 +136,12 @@ impl Snapshot {
         *sample = sample.saturating_add(value);
     }
 
+    /// Adds `part / whole` to a sample of a [`Kind::Fraction`] family.
+    pub fn add_share(&mut self, family: Family, labels: &[&str], part: u64, whole: u64) {
+        let millionths = u128::from(part) * 1_000_000 / u128::from(whole.max(1));
+        self.add(family, labels, u64::try_from(millionths).unwrap_or(u64::MAX));
+    }
+
     fn families(&self) -> Vec<MetricFamily> {
         let mut by_family: BTreeMap<Family, Vec<Metric>> = BTreeMap::new();
         for ((family, labels), value) in &self.samples {
@@ -136,7 +157,7 @@ impl Snapshot {
             out.set_help(family.help().to_owned());
             out.set_field_type(match family.kind() {
                 Kind::Counter => MetricType::COUNTER,
-                Kind::Gauge => MetricType::GAUGE,
+                Kind::Gauge | Kind::Fraction => MetricType::GAUGE,
             });
             out.set_metric(metrics);
             out
@@ -153,14 +174,14 @@ fn sample(family: Family, labels: &[String], value: u64) -> Metric {
         pair
     };
     let mut metric = Metric::from_label(family.labels().iter().zip(labels).map(pair).collect());
-    let value = value as f64;
+    let value = if family.kind() == Kind::Fraction { value as f64 / 1e6 } else { value as f64 };
     match family.kind() {
         Kind::Counter => {
             let mut counter = Counter::default();
             counter.set_value(value);
             metric.set_counter(counter);
         }
-        Kind::Gauge => {
+        Kind::Gauge | Kind::Fraction => {
             let mut gauge = Gauge::default();
             gauge.set_value(value);
             metric.set_gauge(gauge);
@@ -193,7 +214,7 @@ const RTT_BUCKETS: &[f64] =
 /// The histograms, and the rendering of everything.
 pub struct Metrics {
     registry: Registry,
-    open: Histogram,
+    open: HistogramVec,
     mesh_rtt: Histogram,
     tunnel_rtt: Histogram,
     registry_seconds: HistogramVec,
@@ -234,12 +255,19 @@ impl Metrics {
                 registry.register(Box::new(h.clone()))?;
                 Ok(h)
             };
-        let open = histogram(
-            &hub_only,
-            "nowconnect_open_seconds",
-            "Time from a client's connection to the target's, for streams that opened.",
-            OPEN_BUCKETS,
+        let open = HistogramVec::new(
+            HistogramOpts::new(
+                "nowconnect_open_seconds",
+                "Time from a client's connection to the target's, for streams that opened, by path (local or mesh).",
+            )
+            .buckets(OPEN_BUCKETS.to_vec()),
+            &["path"],
         )?;
+        for path in ["local", "mesh"] {
+            // Shown from the start.
+            let _ = open.with_label_values(&[path]);
+        }
+        hub_only.register(Box::new(open.clone()))?;
         let mesh_rtt =
             histogram(&hub_only, "nowconnect_mesh_rtt_seconds", "Round trips of PING on links.", RTT_BUCKETS)?;
         let tunnel_rtt =
@@ -273,8 +301,9 @@ impl Metrics {
     }
 
     /// A stream is open; `took` counts from the client's connection.
-    pub fn observe_open(&self, took: Duration) {
-        self.open.observe(took.as_secs_f64());
+    pub fn observe_open(&self, local: bool, took: Duration) {
+        let path = if local { "local" } else { "mesh" };
+        self.open.with_label_values(&[path]).observe(took.as_secs_f64());
     }
 
     /// A PING of a link came back.
@@ -326,7 +355,7 @@ mod tests {
             let labels: Vec<&str> = family.labels().iter().map(|_| "x\"\n").collect();
             snapshot.add(*family, &labels, 3);
         }
-        metrics.observe_open(Duration::from_millis(3));
+        metrics.observe_open(true, Duration::from_millis(3));
         let failed = Err(RegistryError::Unknown("no answer".to_owned()));
         metrics.observe_registry(&RegistryOp::Sweep, Duration::from_millis(1), &failed);
         let (content_type, bytes) = metrics.render(&snapshot).unwrap();
@@ -357,8 +386,8 @@ mod tests {
         let mut documented = BTreeSet::new();
         for line in include_str!("../../docs/metrics.md").lines().filter(|l| l.starts_with("| `")) {
             let cells: Vec<String> = line.trim_matches('|').split('|').map(|c| c.trim().replace('`', "")).collect();
-            assert_eq!(cells.len(), 4, "{line}");
-            assert!(cells[3].len() > 10, "expected a meaning: {line}");
+            assert_eq!(cells.len(), 5, "{line}");
+            assert!(cells[3].len() > 10 && !cells[4].is_empty(), "expected a meaning, and when to worry: {line}");
             assert!(documented.insert((cells[0].clone(), cells[1].clone(), cells[2].clone())), "twice: {line}");
             if let Some(family) = Family::ALL.iter().find(|f| f.name() == cells[0]) {
                 assert_eq!(cells[3], family.help(), "the meaning in docs/metrics.md and the HELP text");

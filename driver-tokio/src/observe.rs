@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use nowconnect_core::error::CloseCode;
-use nowconnect_core::observed::{Observed, StreamRecord};
+use nowconnect_core::observed::{CarriedRecord, Observed, StreamRecord};
 use nowconnect_core::wire::Plane;
 
 use crate::limiter::Limiter;
@@ -34,10 +34,30 @@ pub fn stream_record(r: &StreamRecord, listener: &str, connector: &str, origin: 
         connector,
         path = if r.owner.is_none() { "none" } else if r.local { "local" } else { "mesh" },
         epoch = %r.epoch,
+        epochs = r.epochs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
         route_ms = millis(r.route),
         open_ms = millis(r.open),
         first_byte_ms = millis(r.first_byte),
         total_ms = millis(Some(r.total)),
+        bytes_up = r.bytes_up,
+        bytes_down = r.bytes_down,
+        suspensions = r.suspensions,
+        cause = r.cause.name(),
+        by = r.by.name(),
+    );
+}
+
+/// What an agent knows of one stream; the cid joins it to the origin's record.
+pub fn carried_record(r: &CarriedRecord, agent: &str, owner: Option<&str>, connector: &str, target: &str) {
+    tracing::info!(
+        target: "stream",
+        cid = %r.cid,
+        agent,
+        owner,
+        connector,
+        target,
+        epoch = %r.epoch,
+        connected = r.connected,
         bytes_up = r.bytes_up,
         bytes_down = r.bytes_down,
         cause = r.cause.name(),
@@ -49,7 +69,7 @@ pub fn stream_record(r: &StreamRecord, listener: &str, connector: &str, origin: 
 pub fn event(event: &Observed, lines: &Limiter) {
     match event {
         // Told by the caller with names, or samples for histograms.
-        Observed::Stream(_) | Observed::Opened { .. } | Observed::Rtt { .. } => {}
+        Observed::Stream(_) | Observed::Carried(_) | Observed::Opened { .. } | Observed::Rtt { .. } => {}
         Observed::SessionUp { plane, peer } => {
             tracing::info!(event = "session_up", plane = plane_name(*plane), peer);
         }
@@ -97,8 +117,8 @@ pub fn event(event: &Observed, lines: &Limiter) {
                 );
             }
         }
-        Observed::Attached { agent_id, epoch, firm, takeover } => {
-            tracing::info!(event = "attached", agent = %agent_id, %epoch, firm, takeover);
+        Observed::Attached { agent_id, epoch, firm, takeover, again } => {
+            tracing::info!(event = "attached", agent = %agent_id, %epoch, firm, takeover, again);
         }
         Observed::TokenExpired { agent_id } => {
             tracing::warn!(
@@ -107,8 +127,8 @@ pub fn event(event: &Observed, lines: &Limiter) {
                 "its tunnel takes no new streams until the agent returns with a valid token; open streams go on"
             );
         }
-        Observed::Detached { agent_id, epoch } => {
-            tracing::info!(event = "detached", agent = %agent_id, %epoch);
+        Observed::Detached { agent_id, epoch, cause } => {
+            tracing::info!(event = "detached", agent = %agent_id, %epoch, cause = cause.name());
         }
         Observed::RegistryHealth { healthy: true } => tracing::info!(event = "registry_healthy"),
         Observed::RegistryHealth { healthy: false } => {

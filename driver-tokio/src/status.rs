@@ -6,6 +6,9 @@ use nowconnect_core::mux::Mux;
 use nowconnect_core::time::Instant;
 use serde_json::{Value, json};
 
+/// The three words of `status` in `/readyz`.
+pub(crate) const STATES: [&str; 3] = ["ready", "degraded", "draining"];
+
 /// `{state, rtt_ms, queue_frames, inflight_bytes}` of a session; all null
 /// without one.
 pub(crate) fn session(mux: &Mux, key: Option<SessionKey>, now: Instant) -> Value {
@@ -26,4 +29,13 @@ pub(crate) fn session(mux: &Mux, key: Option<SessionKey>, now: Instant) -> Value
 /// `{held_bytes, budget_bytes}`.
 pub(crate) fn memory(mux: &Mux) -> Value {
     json!({ "held_bytes": mux.budget().held(), "budget_bytes": mux.budget().cap() })
+}
+
+/// First cells of the table under `heading` of a page of the documentation.
+#[cfg(test)]
+pub(crate) fn documented(page: &str, heading: &str) -> std::collections::BTreeSet<String> {
+    let (_, rest) = page.split_once(heading).unwrap_or_else(|| panic!("{heading} is missing"));
+    let section = rest.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter_map(|l| l.strip_prefix("| `")?.split_once('`'));
+    rows.map(|(name, _)| name.to_owned()).collect()
 }

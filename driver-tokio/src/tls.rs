@@ -181,7 +181,7 @@ pub fn tunnel_client(ca_bundle: Option<&Path>) -> Result<Arc<ClientConfig>, TlsE
             let mut roots = RootCertStore::empty();
             let native = rustls_native_certs::load_native_certs();
             for problem in &native.errors {
-                tracing::warn!(%problem, "a system CA certificate cannot be read");
+                tracing::warn!(event = "system_ca_unreadable", %problem, "a system CA certificate cannot be read");
             }
             let (added, _) = roots.add_parsable_certificates(native.certs);
             if added == 0 {

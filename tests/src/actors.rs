@@ -222,6 +222,15 @@ impl Pinger {
         Ok(pinger)
     }
 
+    /// Its own address, as the hub sees it.
+    ///
+    /// # Panics
+    /// When the socket is gone.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.socket.local_addr().unwrap()
+    }
+
     /// Sends `n` bytes and reads them back.
     ///
     /// # Errors

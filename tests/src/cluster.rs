@@ -65,6 +65,11 @@ pub struct Plan {
     pub tunnel_proxy: bool,
     /// Put a proxy in front of each hub for its peers.
     pub mesh_proxy: bool,
+    /// What listeners do without a candidate. `reset` unless a test is about the
+    /// default: most want to see how a client is refused, at any time.
+    pub when_unavailable: &'static str,
+    /// Logs as JSON instead of text.
+    pub log_json: bool,
     /// Lines added to every hub's configuration.
     pub hub_extra: String,
     /// Lines added to the agent's configuration.
@@ -86,6 +91,8 @@ impl Default for Plan {
             parallel: 1,
             tunnel_proxy: false,
             mesh_proxy: false,
+            when_unavailable: "reset",
+            log_json: false,
             hub_extra: String::new(),
             agent_extra: String::new(),
             token: None,
@@ -267,8 +274,12 @@ impl Cluster {
     /// Starts hub `ix`, again if it was killed, on the same ports.
     pub fn start_hub(&mut self, ix: usize) {
         let mut command = nowconnect(["hub", "--config"]);
-        command.arg(self.hub_file(ix)).envs(self.plan.env.iter().cloned());
+        command.arg(self.hub_file(ix)).envs(self.plan.env.iter().cloned()).args(self.log_format());
         self.hubs[ix].process = Some(Process::spawn(&hub_name(ix), command));
+    }
+
+    fn log_format(&self) -> [&'static str; 2] {
+        ["--log-format", if self.plan.log_json { "json" } else { "text" }]
     }
 
     /// Kills hub `ix` without warning.
@@ -279,7 +290,7 @@ impl Cluster {
     /// Starts the agent, again if it was killed.
     pub fn start_agent(&mut self) {
         let mut command = nowconnect(["agent", "--config"]);
-        command.arg(self.agent_file()).envs(self.plan.env.iter().cloned());
+        command.arg(self.agent_file()).envs(self.plan.env.iter().cloned()).args(self.log_format());
         self.agent = Some(Process::spawn("agent", command));
     }
 
@@ -301,9 +312,17 @@ impl Cluster {
     /// # Panics
     /// When it gives none.
     pub async fn metrics(&self, ix: usize) -> Metrics {
+        Metrics::parse(&self.metrics_page(ix).await)
+    }
+
+    /// The same as it is served.
+    ///
+    /// # Panics
+    /// When it gives none.
+    pub async fn metrics_page(&self, ix: usize) -> String {
         let answer = http::get(self.hubs[ix].metrics.addr, None, "/metrics").await.unwrap();
         assert_eq!(answer.status, 200, "{}", answer.body);
-        Metrics::parse(&answer.body)
+        answer.body
     }
 
     /// The metrics of the agent, from its admin socket.
@@ -311,9 +330,17 @@ impl Cluster {
     /// # Panics
     /// When it gives none.
     pub async fn agent_metrics(&self) -> Metrics {
+        Metrics::parse(&self.agent_metrics_page().await)
+    }
+
+    /// The same as it is served.
+    ///
+    /// # Panics
+    /// When it gives none.
+    pub async fn agent_metrics_page(&self) -> String {
         let answer = http::get_unix(&self.dir.path().join("agent.sock"), "/metrics").await.unwrap();
         assert_eq!(answer.status, 200, "{}", answer.body);
-        Metrics::parse(&answer.body)
+        answer.body
     }
 
     /// Waits until metric `name` with `labels` at hub `ix` is at least `least`.
@@ -426,7 +453,12 @@ impl Cluster {
         let dir = self.dir.path().display();
         let mut yaml = String::from("listeners:\n");
         for (name, port) in &hub.listeners {
-            let _ = writeln!(yaml, "  - {{ name: {name}, bind: '{}', connector: {name} }}", port.addr);
+            let when = self.plan.when_unavailable;
+            let _ = writeln!(
+                yaml,
+                "  - {{ name: {name}, bind: '{}', connector: {name}, when_unavailable: {when} }}",
+                port.addr
+            );
         }
         let tls = format!("cert_file: {}, key_file: {}", hub.files.cert.display(), hub.files.key.display());
         let http_tls = if self.plan.tls { format!(", tls: {{ {tls} }}") } else { String::new() };

@@ -151,7 +151,7 @@ async fn a_hub_starts_without_its_registry() {
         eventually("a hub without registry is degraded and says why", PATIENCE, || async {
             let answer = cluster.get(ix, "/readyz").await.ok()?;
             let body: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
-            let why = body["reasons"].as_array()?.iter().any(|r| r.as_str().is_some_and(|r| r.contains("registry")));
+            let why = body["reasons"].as_array()?.iter().any(|r| r == "registry_unhealthy");
             (answer.status == 200 && body["status"] == "degraded" && why).then_some(())
         })
         .await;

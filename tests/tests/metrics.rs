@@ -18,7 +18,7 @@ use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
 use nowconnect_tests::hostile::{Peer, agent_hello, hub_hello};
 use nowconnect_tests::metrics::Metrics;
 use nowconnect_tests::ports::Port;
-use nowconnect_tests::process::{nowconnect, run};
+use nowconnect_tests::process::{installed, nowconnect, run};
 use nowconnect_tests::proxy::Cut;
 use nowconnect_tests::target::{Op, Target};
 use nowconnect_tests::token;
@@ -108,6 +108,13 @@ async fn every_documented_family_appears_and_moves() {
     fs::write(&file, text.replace("metrics: { ", "metrics: { legacy_names: true, ")).unwrap();
     cluster.kill_hub(1);
     cluster.start_hub(1);
+    // An agent that names a CA bundle, to see when that ends.
+    let file = cluster.agent_file();
+    let text = fs::read_to_string(&file).unwrap();
+    let bundle = cluster.dir().join("ca.pem");
+    fs::write(&file, format!("tls: {{ ca_bundle: {} }}\n{text}", bundle.display())).unwrap();
+    cluster.kill_agent();
+    cluster.start_agent();
     cluster.wait_ready().await;
 
     // Traffic, failures, a reader that lags, a cut.
@@ -129,6 +136,22 @@ async fn every_documented_family_appears_and_moves() {
     let mut pingers = Vec::new();
     for hub in [0, 1] {
         pingers.push(Pinger::open(cluster.listener(hub, "t"), 60 + hub as u64).await.unwrap());
+    }
+    // What waits for a session is seen while it waits, at the hub and at the agent.
+    cluster.tunnel_proxies[0].refuse();
+    cluster.tunnel_proxies[0].cut(Cut::Rst);
+    cluster.wait_metric(0, "nowconnect_sessions", &[("plane", "tunnel"), ("state", "suspended")], 1.0).await;
+    cluster.wait_metric(0, "nowconnect_streams_suspended", &[], 3.0).await;
+    eventually("the agent is degraded", PATIENCE, || async {
+        let page = cluster.agent_metrics().await;
+        let degraded = page.sum("nowconnect_readiness", &[("state", "degraded")])?;
+        let reason = page.sum("nowconnect_readiness_reason", &[("reason", "tunnels_missing")])?;
+        (degraded + reason + page.sum("nowconnect_streams_suspended", &[])? >= 5.0).then_some(())
+    })
+    .await;
+    cluster.tunnel_proxies[0].heal();
+    for pinger in &mut pingers {
+        bounded("an echo after the outage", LONG_PATIENCE, pinger.ping(1000)).await.unwrap();
     }
     cluster.tunnel_proxies[0].cut(Cut::Rst);
     for hub in &cluster.hubs {
@@ -162,11 +185,29 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&agent, "nowconnect_memory_budget_bytes", &[], 4e6);
     at_least(&agent, "nowconnect_tunnel_frames_total", &[("dir", "in"), ("type", "OPEN")], 11.0);
     at_least(&agent, "nowconnect_build_info", &[], 1.0);
+    at_least(&agent, "nowconnect_sessions", &[("plane", "tunnel"), ("state", "connected")], 1.0);
+    at_least(&agent, "nowconnect_sessions_established_total", &[("plane", "tunnel")], 1.0);
+    at_least(&agent, "nowconnect_session_bytes_total", &[("plane", "tunnel"), ("dir", "in")], 600_000.0);
+    at_least(&agent, "nowconnect_session_bytes_total", &[("plane", "tunnel"), ("dir", "out")], 600_000.0);
+    at_least(&agent, "nowconnect_limit_used_ratio", &[("limit", "max_streams")], 3e-5);
+    let soon = token::unix_now() as f64 + 60.0;
+    at_least(&agent, "nowconnect_token_not_after_timestamp_seconds", &[("holder", "self")], soon);
+    at_least(&agent, "nowconnect_certificate_not_after_timestamp_seconds", &[("use", "tunnel_ca")], soon);
+    check_metrics(&cluster.agent_metrics_page().await, true).await;
     let strangers = families(&agent).into_iter().filter(|f| !documented().contains(f));
     assert_eq!(strangers.collect::<Vec<_>>(), Vec::<String>::new());
     for name in ["nowconnect_registry_healthy", "nowconnect_mesh_links", "nowconnect_open_seconds_count"] {
         assert_eq!(agent.sum(name, &[]), None, "{name} is no business of an agent");
     }
+    let busy = cluster.metrics(0).await;
+    for limit in ["memory_budget_bytes", "max_streams", "max_sessions", "max_connections"] {
+        let share = busy.sum("nowconnect_limit_used_ratio", &[("limit", limit)]);
+        assert!(share.is_some_and(|s| s > 0.0 && s < 1.0), "{limit}: {share:?}");
+    }
+    at_least(&busy, "nowconnect_limit_used_ratio", &[("limit", "max_connections"), ("listener", "t")], 1e-4);
+    at_least(&busy, "nowconnect_readiness", &[("state", "ready")], 1.0);
+    at_least(&busy, "nowconnect_listener_ready", &[("listener", "t")], 1.0);
+    at_least(&busy, "nowconnect_listener_listening", &[("listener", "t")], 1.0);
     drop(lagging);
     drop(pingers);
 
@@ -188,6 +229,9 @@ async fn every_documented_family_appears_and_moves() {
             (cluster.metrics(ix).await.sum("nowconnect_registry_healthy", &[])? == 0.0).then_some(())
         })
         .await;
+        cluster.wait_metric(ix, "nowconnect_registry_lease_age_seconds", &[], 2.0).await;
+        cluster.wait_metric(ix, "nowconnect_readiness", &[("state", "degraded")], 1.0).await;
+        cluster.wait_metric(ix, "nowconnect_readiness_reason", &[("reason", "registry_unhealthy")], 1.0).await;
     }
 
     let (a, b) = (cluster.metrics(0).await, cluster.metrics(1).await);
@@ -210,6 +254,18 @@ async fn every_documented_family_appears_and_moves() {
         at_least(page, "process_open_fds", &[], 1.0);
     }
     at_least(&a, "nowconnect_sessions_lost_total", &[("plane", "tunnel")], 1.0);
+    at_least(&a, "nowconnect_open_seconds_count", &[("path", "local")], 4.0);
+    at_least(&b, "nowconnect_open_seconds_count", &[("path", "mesh")], 4.0);
+    for plane in ["tunnel", "mesh"] {
+        at_least(&a, "nowconnect_sessions_established_total", &[("plane", plane)], 1.0);
+        at_least(&a, "nowconnect_session_bytes_total", &[("plane", plane), ("dir", "out")], 100_000.0);
+    }
+    at_least(&a, "nowconnect_ownership_changes_total", &[("change", "gained"), ("cause", "claim")], 1.0);
+    at_least(&a, "nowconnect_ownership_changes_total", &[("change", "gained"), ("cause", "takeover")], 1.0);
+    at_least(&a, "nowconnect_ownership_changes_total", &[("change", "lost")], 1.0);
+    at_least(&a, "nowconnect_token_not_after_timestamp_seconds", &[("holder", "attached")], soon);
+    check_metrics(&cluster.metrics_page(0).await, true).await;
+    check_metrics(&cluster.metrics_page(1).await, false).await;
     at_least(&a, "nowconnect_tunnel_rtt_seconds_count", &[], 1.0);
     at_least(&a, "nowconnect_auth_rejects_total", &[("reason", "path")], 1.0);
     at_least(&a, "nowconnect_protocol_errors_total", &[("plane", "tunnel")], 1.0);
@@ -221,11 +277,30 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&b, "nowconnect_mesh_rtt_ms", &[("peer", "hub-a")], 1.0);
     assert_eq!(a.sum("nowconnect_mesh_rtt_ms", &[]), None, "not without metrics.legacy_names");
 
-    let shown = &families(&a) | &families(&b);
+    let shown = &(&families(&a) | &families(&b)) | &families(&agent);
     let missing: Vec<_> = documented().difference(&shown).cloned().collect();
     let unknown: Vec<_> = shown.difference(&documented()).cloned().collect();
     assert!(missing.is_empty() && unknown.is_empty(), "never seen: {missing:?}; not documented: {unknown:?}");
     cluster.assert_alive();
+}
+
+/// What promtool says of a page. It refuses `nowconnect_mesh_rtt_ms`, which is
+/// why that name has to be asked for.
+async fn check_metrics(page: &str, good: bool) {
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, page.as_bytes()).unwrap();
+    std::io::Seek::rewind(&mut file).unwrap();
+    let checked = tokio::task::spawn_blocking(move || {
+        let mut command = std::process::Command::new(installed("promtool", "prometheus"));
+        command.args(["check", "metrics"]).stdin(file).output().unwrap()
+    })
+    .await
+    .unwrap();
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned() + &String::from_utf8_lossy(&checked.stdout);
+    assert_eq!(checked.status.success(), good, "{said}");
+    if !good {
+        assert!(said.lines().all(|l| l.starts_with("nowconnect_mesh_rtt_ms ")), "{said}");
+    }
 }
 
 /// Asks a process of `cluster` for its status through its socket.

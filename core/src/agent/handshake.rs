@@ -307,6 +307,7 @@ impl Tunnels {
             epoch: fence.epoch,
             firm: attachment.firm,
             takeover: false,
+            again: false,
         });
         self.want(now, mux, out);
     }

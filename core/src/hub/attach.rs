@@ -283,6 +283,7 @@ impl Control {
             epoch: fence.epoch,
             firm,
             takeover: before.is_some(),
+            again: false,
         });
         self.broadcast_epoch(now, &self.notice(&agent.agent_id, agent.instance, fence, firm), mux, out);
         self.look_after(now, &agent.agent_id, firm);

@@ -43,6 +43,8 @@ pub(super) struct PeerState {
     pub(super) listed: bool,
     /// A dial is under way in the driver.
     pub(super) dialling: bool,
+    /// When the last link to it ended.
+    pub(super) lost_at: Option<Instant>,
 }
 
 /// One attachment of this hub.
@@ -187,6 +189,7 @@ impl Control {
                 itself: false,
                 listed: true,
                 dialling: false,
+                lost_at: None,
             })
             .collect();
         Self {
@@ -268,23 +271,31 @@ impl Control {
         let mut views: Vec<LinkView<'a>> = Vec::new();
         for p in self.peers.iter().filter(|p| !p.itself && p.listed) {
             let session = p.replica.as_ref().and_then(|r| self.links.get(r)).copied();
+            let entry = session.and_then(|k| mux.get(k));
+            let up = entry.is_some_and(|e| e.conn.is_some());
             views.push(LinkView {
                 replica: p.replica.as_ref(),
-                state: if session.is_some_and(|k| mux.get(k).is_some_and(|e| e.conn.is_some())) {
-                    crate::link::State::Established
-                } else {
-                    p.link.state()
-                },
+                state: if up { crate::link::State::Established } else { p.link.state() },
                 session,
                 reconnects: p.link.reconnects(),
                 errors: p.link.errors(),
+                configured: true,
+                down_since: if up { None } else { entry.and_then(|e| e.suspended_at).or(p.lost_at) },
             });
         }
         for (replica, key) in &self.links {
             if !views.iter().any(|v| v.replica == Some(replica)) {
-                let up = mux.get(*key).is_some_and(|e| e.conn.is_some());
-                let state = if up { crate::link::State::Established } else { crate::link::State::Backoff };
-                views.push(LinkView { replica: Some(replica), state, session: Some(*key), reconnects: 0, errors: 0 });
+                let down_since = mux.get(*key).and_then(|e| e.suspended_at);
+                let up = down_since.is_none();
+                views.push(LinkView {
+                    replica: Some(replica),
+                    state: if up { crate::link::State::Established } else { crate::link::State::Backoff },
+                    session: Some(*key),
+                    reconnects: 0,
+                    errors: 0,
+                    configured: false,
+                    down_since,
+                });
             }
         }
         views
@@ -297,7 +308,21 @@ impl Control {
             fence: a.fence,
             firm: a.firm,
             session: a.session,
+            expires: a.grant.expires,
         })
+    }
+
+    /// When this hub's lease ends or ended, by the last renewal that succeeded;
+    /// `None` when it holds none.
+    #[must_use]
+    pub const fn lease_until(&self) -> Option<Instant> {
+        self.lease_until
+    }
+
+    /// Connections that have not finished their handshake.
+    #[must_use]
+    pub fn handshakes(&self) -> usize {
+        self.handshakes.len()
     }
 
     pub(super) fn has_candidate(&self, connector: &Name, mux: &Mux) -> bool {
@@ -437,7 +462,7 @@ impl Control {
                 {
                     self.own_route_changed(id);
                     notes.push(ControlNote::Detach { agent_id: id.clone(), fence: a.fence });
-                    out.observed.push(Observed::Detached { agent_id: id.clone(), epoch: a.fence.epoch });
+                    out.observed.push(Observed::Detached { agent_id: id.clone(), epoch: a.fence.epoch, cause });
                     self.forget_attachment(now, id, &a, out);
                 }
             }
@@ -452,6 +477,7 @@ impl Control {
                         continue;
                     }
                     // The peer's own dial may have carried it: now it is ours to dial.
+                    p.lost_at = Some(entry.suspended_at.unwrap_or(now));
                     p.link.set_streams_wait(now, false);
                     p.link.on_event(now, crate::link::Event::Lost);
                 }
@@ -629,6 +655,10 @@ pub struct LinkView<'a> {
     pub reconnects: u64,
     /// Failed dials and lost connections.
     pub errors: u64,
+    /// Whether it leads to a configured peer; else that hub dialled this one.
+    pub configured: bool,
+    /// Since when it is not established any more; `None` also when it never was.
+    pub down_since: Option<Instant>,
 }
 
 /// An attachment as `status` shows it.
@@ -642,6 +672,8 @@ pub struct TunnelView<'a> {
     pub firm: bool,
     /// Its session.
     pub session: SessionKey,
+    /// When its token runs out, leeway included.
+    pub expires: Option<Instant>,
 }
 
 /// Which peer a dial goes to, as an index.

@@ -20,6 +20,7 @@ mod handshake;
 mod mesh;
 mod mode;
 mod proof;
+mod readiness;
 mod registry;
 mod reload;
 mod routes;
@@ -43,6 +44,7 @@ use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
 pub use control::{Control, LinkView, TunnelView};
+pub use readiness::{MESH_GRACE, Unready};
 pub use reload::ReloadError;
 
 /// A hub.
@@ -308,6 +310,12 @@ impl Hub {
     #[must_use]
     pub fn streams(&self) -> usize {
         self.shards.iter().map(Shard::streams).sum()
+    }
+
+    /// Streams of all shards that wait for an interrupted session.
+    #[must_use]
+    pub fn suspended(&self) -> usize {
+        self.shards.iter().map(Shard::suspended).sum()
     }
 
     /// Clients of a listener now, in all shards.

@@ -139,7 +139,9 @@ impl Control {
             // Dialled below, if it is wanted.
             link.on_event(now, Event::Disabled);
             let replica = peer.replica_id.clone();
-            self.peers.push(PeerState { link, replica, itself: false, listed: true, dialling: false });
+            // Missed only after the grace of a link that was lost (L6).
+            let lost_at = Some(now);
+            self.peers.push(PeerState { link, replica, itself: false, listed: true, dialling: false, lost_at });
         }
         self.hurry(now, &before);
         if before.insecure_allow_unscoped && !config.insecure_allow_unscoped {

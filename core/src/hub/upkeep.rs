@@ -286,7 +286,7 @@ impl Control {
         self.broadcast_epoch(now, &notice, mux, out);
         self.own_route_changed(agent_id);
         let (agent_id, epoch) = (agent_id.clone(), fence.epoch);
-        out.observed.push(Observed::Attached { agent_id, epoch, firm: true, takeover });
+        out.observed.push(Observed::Attached { agent_id, epoch, firm: true, takeover, again: true });
     }
 
     /// An agent does not take the epoch it was given, because it has a higher

@@ -37,6 +37,7 @@ impl Shard {
             let session = *session;
             let Some(key) = streams.pop_first() else {
                 self.lost.pop_front();
+                self.interruptions.remove(&session);
                 continue;
             };
             budget -= 1;

@@ -16,6 +16,7 @@ mod frames;
 mod note;
 mod origin;
 mod pass;
+mod record;
 mod reload;
 mod share;
 mod socket;
@@ -37,7 +38,7 @@ use crate::dedup::{Dedup, Terminal};
 use crate::error::RstCode;
 use crate::hash::KeyedState;
 use crate::id::{AgentId, Cid, Fence, Incarnation, Name, SessionKey, SockKey, StreamKey};
-use crate::observed::{Cause, Observed, ShardCounters, Side, StreamRecord};
+use crate::observed::{Cause, Observed, ShardCounters, Side};
 use crate::planted;
 use crate::rng::{Rng, Seed};
 use crate::route::Routes;
@@ -161,6 +162,8 @@ pub struct Shard {
     relieving: bool,
     relief_at: Option<Instant>,
     lost: VecDeque<(SessionKey, BTreeSet<StreamKey>)>,
+    /// How often a session was interrupted, until its last stream is told.
+    interruptions: BTreeMap<SessionKey, u32>,
     clients: Vec<u32>,
     draining: bool,
     lease_until: Option<Instant>,
@@ -206,6 +209,7 @@ impl Shard {
             relieving: false,
             relief_at: None,
             lost: VecDeque::new(),
+            interruptions: BTreeMap::new(),
             draining: false,
             lease_until: None,
             socket_held: 0,
@@ -295,6 +299,9 @@ impl Shard {
                     if usable && !s.usable {
                         s.back_at = now;
                     }
+                    if s.usable && !usable {
+                        *self.interruptions.entry(session).or_default() += 1;
+                    }
                     s.usable = usable;
                 }
             }
@@ -320,6 +327,8 @@ impl Shard {
                 if let Some(info) = self.sessions.remove(&session) {
                     self.lost.push_back((session, info.streams));
                     self.work_off_lost(now, out);
+                } else {
+                    self.interruptions.remove(&session);
                 }
             }
             ControlNote::Reload(config) => self.reload(&config),
@@ -489,25 +498,8 @@ impl Shard {
             {
                 *n += 1;
             }
-            let since = |at: Option<Instant>| at.map(|t| t.since(o.times.accepted));
-            out.observed.push(Observed::Stream(Box::new(StreamRecord {
-                cid: stream.cid,
-                sock: stream.socket().map(|(_, k)| k),
-                listener: o.listener,
-                agent_id: o.carrier.as_ref().map(|c| c.agent_id.clone()),
-                owner: o.carrier.as_ref().map(|c| c.owner.clone()),
-                local: o.carrier.as_ref().is_some_and(|c| c.local),
-                epoch: stream.fence.epoch,
-                route: since(o.times.routed),
-                open: since(o.times.opened),
-                first_byte: since(o.times.first_byte),
-                total: now.since(o.times.accepted),
-                bytes_up: stream.halves[0].next,
-                bytes_down: stream.halves[1].consumed.min(stream.halves[1].next),
-                cause,
-                by,
-            })));
         }
+        self.tell(now, key, &stream, cause, by, out);
         self.note_if_drained(out);
         Some(stream)
     }

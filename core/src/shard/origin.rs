@@ -67,6 +67,7 @@ impl Shard {
                 waits: OriginWait::FirstByte,
                 times: OpenTimes { accepted: now, ..OpenTimes::default() },
                 carrier: None,
+                interruptions_before: 0,
                 key: self.rng.bytes(),
             })),
             deadline: None,
@@ -145,10 +146,12 @@ impl Shard {
         let granted = initial_window(self.limits.stream_window_initial_bytes, self.pressure);
         let max = self.limits.stream_window_max_bytes;
         let early = self.sessions.get(&c.session).map_or(0, |s| s.initial_window);
+        let interruptions = self.interruptions_of(c.session);
         let Some(s) = self.streams.get_mut(key) else { return };
         let Part::Origin(o) = &mut s.part else { return };
         o.tried = o.tried.iter().copied().chain([c.fence]).collect();
         o.waits = OriginWait::Answer;
+        o.interruptions_before = interruptions;
         o.times.routed = Some(now);
         o.carrier = Some(Carrier { agent_id: c.agent_id.clone(), owner: c.owner, local: c.local });
         s.cid = cid;

@@ -273,6 +273,7 @@ impl World {
                 );
             }
             Observed::Opened { .. }
+            | Observed::Carried(_)
             | Observed::SessionUp { .. }
             | Observed::HandshakeFailed { .. }
             | Observed::Rtt { .. }

@@ -11,7 +11,13 @@ use super::Shared;
 use crate::admin::AdminApp;
 use crate::metrics::{Family, Snapshot};
 use crate::node::Node;
-use crate::{snapshot, status};
+use crate::snapshot;
+use crate::status::{self, STATES};
+
+const DRAINING: &str = "draining";
+const TUNNELS_MISSING: &str = "tunnels_missing";
+/// Why an agent is not ready.
+const REASONS: [&str; 2] = [DRAINING, TUNNELS_MISSING];
 
 pub(super) struct App {
     pub(super) node: Node<Agent>,
@@ -28,7 +34,8 @@ const fn label(state: TunnelState) -> &'static str {
 struct Readiness {
     state: &'static str,
     serving: usize,
-    reasons: Vec<String>,
+    wanted: usize,
+    reasons: Vec<&'static str>,
 }
 
 impl App {
@@ -41,8 +48,11 @@ impl App {
         let serving = agent.tunnels().hubs().filter(|(_, _, session)| Self::connected(agent, *session)).count();
         let wanted = usize::from(self.shared.setup.core.parallel).min(self.shared.setup.core.hubs.len());
         let mut reasons = Vec::new();
+        if self.shared.leaving.get() {
+            reasons.push(DRAINING);
+        }
         if serving < wanted {
-            reasons.push(format!("hubs: {serving} of {wanted} tunnels are connected"));
+            reasons.push(TUNNELS_MISSING);
         }
         let state = if self.shared.leaving.get() {
             "draining"
@@ -51,7 +61,17 @@ impl App {
         } else {
             "degraded"
         };
-        Readiness { state, serving, reasons }
+        Readiness { state, serving, wanted, reasons }
+    }
+
+    fn readiness_of(&self, s: &mut Snapshot, agent: &Agent) {
+        let r = self.readiness(agent);
+        for state in STATES {
+            s.add(Family::Readiness, &[state], u64::from(r.state == state));
+        }
+        for reason in REASONS {
+            s.add(Family::ReadinessReason, &[reason], u64::from(r.reasons.contains(&reason)));
+        }
     }
 }
 
@@ -70,7 +90,16 @@ impl AdminApp for App {
                     json!({ "url": url, "replica": replica.map(|r| r.as_str()), "state": label(state) })
                 })
                 .collect();
-            (status, json!({ "status": r.state, "reasons": r.reasons, "hubs": hubs }).to_string())
+            (
+                status,
+                json!({
+                    "status": r.state,
+                    "reasons": r.reasons,
+                    "tunnels": { "connected": r.serving, "wanted": r.wanted },
+                    "hubs": hubs,
+                })
+                .to_string(),
+            )
         })
     }
 
@@ -83,7 +112,15 @@ impl AdminApp for App {
         self.node.look(|agent| {
             snapshot::shards(&mut s, agent.shard().counters(), agent.shard().streams());
             snapshot::sessions(&mut s, agent.mux(), &[Plane::Tunnel]);
+            let (shard, limits) = (agent.shard(), &self.shared.setup.core.limits);
+            snapshot::limits(&mut s, agent.mux(), limits, shard.streams(), shard.pending_opens());
+            s.add(Family::StreamsSuspended, &[], shard.suspended() as u64);
+            self.readiness_of(&mut s, agent);
         });
+        snapshot::certificates(&mut s, &self.shared.certificates);
+        if let Some(end) = self.shared.token_end.get() {
+            s.add(Family::TokenNotAfter, &["self"], end);
+        }
         for ((connector, reason), n) in self.shared.failures.borrow().iter() {
             s.add(Family::OpenFailures, &[connector.as_str(), reason], *n);
         }
@@ -136,5 +173,16 @@ impl AdminApp for App {
                 "memory": status::memory(mux),
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_exactly_the_reasons() {
+        let page = include_str!("../../../docs/operations.md");
+        assert_eq!(status::documented(page, "## Why an agent is not ready"), REASONS.map(str::to_owned).into());
     }
 }

@@ -11,6 +11,7 @@ use nowconnect_core::error::CloseCode;
 use nowconnect_core::id::{ConnKey, SessionKey};
 
 use super::{Shared, read_token};
+use crate::expiry;
 use crate::node::Node;
 
 /// How often the file is looked at, and whether a tunnel is back.
@@ -28,6 +29,7 @@ pub(super) async fn run(node: Node<Agent>, shared: Rc<Shared>, mut used: Option<
             && used.as_ref() != Some(&token)
         {
             tracing::info!(event = "token_changed", "the tunnels return with the new token");
+            shared.token_end.set(expiry::of_token(&token));
             used = Some(token);
             stale = node.look(|agent| agent.mux().iter().map(|(key, _)| key).collect());
         }

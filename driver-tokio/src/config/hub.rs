@@ -18,7 +18,7 @@ use nowconnect_core::id::Name;
 
 use super::raw::{self, HubFile};
 use super::subst::Env;
-use super::value::{At, Cidr, ListenTls, Place, Secret, Wire};
+use super::value::{At, Cidr, ListenTls, Place, Secret, WhenUnavailable, Wire};
 use super::{AdminSetup, Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
 
 /// Clients a listener takes at once unless it says otherwise.
@@ -86,6 +86,8 @@ pub struct ListenerBind {
     pub allow: Vec<Cidr>,
     /// Clients at once.
     pub max_connections: u32,
+    /// What happens while nothing serves its connector.
+    pub when_unavailable: WhenUnavailable,
 }
 
 /// Certificate and key of a server, PEM files.
@@ -270,7 +272,8 @@ fn listeners(
         check.number(&key("max_connections"), s.max_connections.as_ref(), 1..=1_000_000, &mut max_connections);
         let mut open = OpenRule::default();
         check.set(&key("open"), s.open.as_ref(), &mut open);
-        check.value(&key("when_unavailable"), s.when_unavailable.as_ref());
+        let mut when_unavailable = WhenUnavailable::default();
+        check.set(&key("when_unavailable"), s.when_unavailable.as_ref(), &mut when_unavailable);
         if let Some([]) = s.allow.as_deref() {
             check.error(
                 *at,
@@ -285,7 +288,7 @@ fn listeners(
         places.extend(name.clone().map(|name| (key("name"), place(s.name.as_ref()), name)));
         if let (Some(name), Some(addr), Some(connector)) = (name, addr, connector) {
             setup.core.listeners.push(ListenerConfig { name: name.clone(), connector, open, max_connections });
-            setup.listeners.push(ListenerBind { name, addr, allow, max_connections });
+            setup.listeners.push(ListenerBind { name, addr, allow, max_connections, when_unavailable });
             binds.push(place(s.bind.as_ref()));
         }
     }

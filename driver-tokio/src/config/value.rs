@@ -276,9 +276,11 @@ impl Wire {
 
 /// What a listener does while nothing serves its connector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum WhenUnavailable {
+pub enum WhenUnavailable {
+    /// It stops listening, so that a client's connect fails.
     #[default]
     Refuse,
+    /// It accepts and resets.
     Reset,
 }
 

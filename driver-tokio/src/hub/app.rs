@@ -7,12 +7,14 @@ use http::HeaderMap;
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::ProtocolErrorKind;
 use nowconnect_core::hub::Hub;
+use nowconnect_core::id::ListenerIx;
 use nowconnect_core::mux::Input;
+use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::{HubGrant, Principal};
 use nowconnect_core::wire::Plane;
 
-use super::status::{self, Readiness};
-use super::{Shared, Totals, snapshot};
+use super::readiness::{self, Readiness};
+use super::{Shared, Totals, snapshot, status};
 use crate::admin::AdminApp;
 use crate::clock::unix_millis;
 use crate::conn;
@@ -27,12 +29,39 @@ pub(crate) struct Counts {
     pub(crate) replica_id_twice: Cell<u64>,
     pub(crate) agent_id_twice: Cell<u64>,
     pub(crate) agent_id_refused: Cell<u64>,
+    /// Attachments won and lost, by change and cause.
+    pub(crate) ownership: Totals<(&'static str, &'static str)>,
+    /// Another process held this replica id when the registry was last asked.
+    pub(crate) lease_held_by_other: Cell<bool>,
 }
 
 impl Counts {
     pub(super) fn protocol_error(&self, plane: Plane, kind: ProtocolErrorKind) {
         let plane = if plane == Plane::Mesh { "mesh" } else { "tunnel" };
         *self.protocol_errors.borrow_mut().entry((plane, kind.name())).or_default() += 1;
+    }
+
+    /// Counts what changes who holds an agent, and remembers who holds the lease.
+    pub(super) fn ownership(&self, event: &Observed) {
+        let (change, cause) = if let Observed::Attached { firm, takeover, again, .. } = event {
+            let cause = match (*again, *takeover, *firm) {
+                (true, _, _) => "reclaim",
+                (_, true, _) => "takeover",
+                (_, _, true) => "claim",
+                _ => "provisional",
+            };
+            ("gained", cause)
+        } else if let Observed::Detached { cause, .. } = event {
+            ("lost", cause.name())
+        } else if let Observed::LeaseHeldByOther = event {
+            return self.lease_held_by_other.set(true);
+        } else {
+            if let Observed::RegistryHealth { healthy: true } = event {
+                self.lease_held_by_other.set(false);
+            }
+            return;
+        };
+        *self.ownership.borrow_mut().entry((change, cause)).or_default() += 1;
     }
 
     fn refusal(&self, reason: &'static str) {
@@ -69,12 +98,7 @@ impl App {
 }
 
 impl HttpApp for App {
-    fn authenticate(
-        &self,
-        plane: Plane,
-        headers: &HeaderMap,
-        tls: HubGrant,
-    ) -> Result<Principal, Reject> {
+    fn authenticate(&self, plane: Plane, headers: &HeaderMap, tls: HubGrant) -> Result<Principal, Reject> {
         if plane == Plane::Mesh {
             if self.shared.setup.core.mode == Mode::Off {
                 let message = "this hub runs with ha.mode off".to_owned();
@@ -108,8 +132,8 @@ impl HttpApp for App {
 
     fn readyz(&self, strict: bool) -> (u16, String) {
         let (state, json) = self.node.look(|hub| {
-            let r = Readiness::of(hub, &self.shared);
-            (r.state, r.json(hub.mode()))
+            let r = Readiness::of(hub, &self.shared, self.node.clock().now());
+            (r.state, r.json())
         });
         let status = match state {
             "ready" => 200,
@@ -121,14 +145,14 @@ impl HttpApp for App {
     }
 
     fn readyz_listener(&self, name: &str) -> (u16, String) {
-        let listener = self.shared.setup.core.listeners.iter().find(|l| l.name.as_str() == name);
-        let Some(l) = listener else {
+        let mut listeners = self.shared.setup.core.listeners.iter().zip(0..);
+        let Some((l, ix)) = listeners.find(|(l, _)| l.name.as_str() == name) else {
             return (404, serde_json::json!({ "error": "no listener of this name" }).to_string());
         };
-        let ok = !self.shared.leaving.get() && self.node.look(|hub| hub.could_open(&l.connector));
-        let body =
-            serde_json::json!({ "listener": l.name.as_str(), "status": if ok { "ready" } else { "unavailable" } });
-        (if ok { 200 } else { 503 }, body.to_string())
+        let state = self.node.look(|hub| readiness::listener(hub, &self.shared, ListenerIx(ix)));
+        let mut body = state.json();
+        body["listener"] = l.name.as_str().into();
+        (if state.unready.is_none() { 200 } else { 503 }, body.to_string())
     }
 
     fn metrics(&self) -> Option<(&'static str, Vec<u8>)> {

@@ -1,17 +1,22 @@
 //! The totals of a hub as the samples of one scrape.
 
+use nowconnect_core::config::Mode;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::Name;
+use nowconnect_core::id::{ListenerIx, Name};
 use nowconnect_core::link::State;
 use nowconnect_core::observed::ShardCounters;
+use nowconnect_core::shard::Shard;
 use nowconnect_core::wire::Plane;
 
 use super::Shared;
+use super::readiness::{self, Readiness, Reason};
+use crate::clock::unix_millis;
 use crate::metrics::{Family, Snapshot};
 use crate::node::Node;
 use crate::registry::Registry;
 use crate::snapshot;
+use crate::status::STATES;
 
 /// Everything `/metrics` shows now.
 pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
@@ -23,7 +28,23 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
         snapshot::sessions(&mut s, hub.mux(), &[Plane::Tunnel, Plane::Mesh]);
         links(&mut s, hub, shared.setup.legacy_metric_names);
         s.add(Family::RegistryHealthy, &[], u64::from(hub.control().registry_healthy()));
+        let now = node.clock().now();
+        readiness(&mut s, &Readiness::of(hub, shared, now));
+        limits(&mut s, hub, shared);
+        s.add(Family::StreamsSuspended, &[], hub.suspended() as u64);
+        if hub.mode() != Mode::Off {
+            s.add(Family::LeaseAge, &[], (readiness::lease_age(hub, now) * 1e6) as u64);
+        }
+        if let Some(first) = hub.control().tunnels().filter_map(|t| t.expires).min() {
+            // Past ends too: such a tunnel is kept without new streams.
+            let (left, over) = (first.since(now).as_secs(), now.since(first).as_secs());
+            s.add(Family::TokenNotAfter, &["attached"], (unix_millis() / 1000 + left).saturating_sub(over));
+        }
     });
+    snapshot::certificates(&mut s, &shared.certificates);
+    for ((change, cause), n) in shared.counts.ownership.borrow().iter() {
+        s.add(Family::OwnershipChanges, &[change, cause], *n);
+    }
     for (reason, n) in shared.counts.refused.borrow().iter() {
         s.add(Family::AuthRejects, &[reason], *n);
     }
@@ -51,6 +72,31 @@ fn listeners(s: &mut Snapshot, c: &ShardCounters, shared: &Shared) {
                 s.add(Family::OpenFailures, &[name, code.name()], n);
             }
         }
+    }
+}
+
+fn readiness(s: &mut Snapshot, r: &Readiness) {
+    for state in STATES {
+        s.add(Family::Readiness, &[state], u64::from(r.state == state));
+    }
+    for reason in Reason::ALL {
+        s.add(Family::ReadinessReason, &[reason.name()], u64::from(r.reasons.contains(&reason)));
+    }
+    for (name, l) in &r.listeners {
+        s.add(Family::ListenerReady, &[name], u64::from(l.unready.is_none()));
+        s.add(Family::ListenerListening, &[name], u64::from(l.listening));
+    }
+}
+
+fn limits(s: &mut Snapshot, hub: &Hub, shared: &Shared) {
+    let limits = &shared.setup.core.limits;
+    let pending_opens = hub.shards().iter().map(Shard::pending_opens).max().unwrap_or(0);
+    snapshot::limits(s, hub.mux(), limits, hub.streams(), pending_opens);
+    let handshakes = hub.control().handshakes() as u64;
+    s.add_share(Family::LimitUsed, &["max_handshakes", ""], handshakes, limits.max_handshakes.into());
+    for (l, ix) in shared.setup.core.listeners.iter().zip(0..) {
+        let clients = hub.clients(ListenerIx(ix)).into();
+        s.add_share(Family::LimitUsed, &["max_connections", l.name.as_str()], clients, l.max_connections.into());
     }
 }
 

@@ -45,7 +45,7 @@ impl World {
         }
         let (plane, principal) = if tape.one_in(3) {
             let dns_names = (!tape.one_in(2)).then(|| vec![if tape.one_in(4) { "hub-x" } else { "hub-b" }.to_owned()]);
-            (Plane::Mesh, Principal::Hub(HubGrant { dns_names }))
+            (Plane::Mesh, Principal::Hub(HubGrant { dns_names, exporter: None }))
         } else {
             let subject = tape.pick(&["a", "b", "a/x"]).unwrap_or("a").to_owned();
             let scope = |set: usize| self.cast.connectors.iter().take(set).cloned().collect();
@@ -128,7 +128,7 @@ impl World {
         }
         let dialect = Self::dialect(tape, Plane::Mesh);
         let dns_names = tape.one_in(4).then(|| vec!["hub-b".to_owned()]);
-        let peer = HubGrant { dns_names };
+        let peer = HubGrant { dns_names, exporter: None };
         let conn = self.connect(dialect, Principal::Hub(peer.clone()), true);
         self.input(Input::Connected { target, conn, dialect, peer });
     }

@@ -1,0 +1,80 @@
+//! What is told of a stream when it ends (semantics 10): by its origin who asked
+//! for what, by whom it was carried and how it ended; by the agent what only it
+//! knows. Told once per stream (S4, A1); changes nothing.
+
+use super::{Shard, ShardOut};
+use crate::id::{SessionKey, StreamKey};
+use crate::observed::{CarriedRecord, Cause, Observed, Side, StreamRecord};
+use crate::stream::{End, Part, Stream};
+use crate::time::Instant;
+use std::collections::BTreeSet;
+
+impl Shard {
+    /// How often a session was interrupted until now.
+    pub(super) fn interruptions_of(&self, session: SessionKey) -> u32 {
+        self.interruptions.get(&session).copied().unwrap_or(0)
+    }
+
+    /// Streams that wait for a session that is silent or has no connection.
+    #[must_use]
+    pub fn suspended(&self) -> usize {
+        let waiting = self.sessions.values().filter(|s| !s.usable);
+        waiting.flat_map(|s| &s.streams).collect::<BTreeSet<_>>().len()
+    }
+
+    /// The most streams of one session whose OPEN is not answered.
+    #[must_use]
+    pub fn pending_opens(&self) -> u32 {
+        self.sessions.values().map(|s| s.pending_opens).max().unwrap_or(0)
+    }
+
+    /// Tells of a stream that was taken out.
+    pub(super) fn tell(
+        &self,
+        now: Instant,
+        key: StreamKey,
+        stream: &Stream,
+        cause: Cause,
+        by: Side,
+        out: &mut ShardOut,
+    ) {
+        let session = |end: usize| if let End::Session(key) = stream.ends[end] { Some(key) } else { None };
+        match &stream.part {
+            Part::Origin(o) => {
+                let since = |at: Option<Instant>| at.map(|t| t.since(o.times.accepted));
+                let interruptions = session(1).map_or(0, |key| self.interruptions_of(key));
+                out.observed.push(Observed::Stream(Box::new(StreamRecord {
+                    cid: stream.cid,
+                    sock: stream.socket().map(|(_, k)| k),
+                    listener: o.listener,
+                    agent_id: o.carrier.as_ref().map(|c| c.agent_id.clone()),
+                    owner: o.carrier.as_ref().map(|c| c.owner.clone()),
+                    local: o.carrier.as_ref().is_some_and(|c| c.local),
+                    epoch: stream.fence.epoch,
+                    epochs: o.tried.iter().map(|fence| fence.epoch).collect(),
+                    suspensions: interruptions.saturating_sub(o.interruptions_before),
+                    route: since(o.times.routed),
+                    open: since(o.times.opened),
+                    first_byte: since(o.times.first_byte),
+                    total: now.since(o.times.accepted),
+                    bytes_up: stream.halves[0].next,
+                    bytes_down: stream.halves[1].consumed.min(stream.halves[1].next),
+                    cause,
+                    by,
+                })));
+            }
+            Part::Agent => out.observed.push(Observed::Carried(Box::new(CarriedRecord {
+                stream: key,
+                cid: stream.cid,
+                epoch: stream.fence.epoch,
+                session: session(0),
+                connected: stream.open,
+                bytes_up: stream.halves[0].consumed.min(stream.halves[0].next),
+                bytes_down: stream.halves[1].next,
+                cause,
+                by,
+            }))),
+            Part::Owner => {}
+        }
+    }
+}
