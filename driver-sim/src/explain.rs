@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use crate::plan::{ClientPlan, FlowPlan, MS, Plan};
+use crate::plan::{ClientPlan, FlowPlan, MS, Plan, Twin};
 use crate::run::Report;
 use crate::trace::Line;
 
@@ -136,6 +136,15 @@ pub fn plan(plan: &Plan, clients: &BTreeSet<u32>, triggered: &[crate::faults::Tr
         plan.v1,
         millis(plan.late_timers_ns)
     );
+    match &plan.twin {
+        None => {}
+        Some(Twin::Modes) => {
+            let _ = writeln!(t, "  compared: without HA, in mode off, in mode shadow; told is the run that differs");
+        }
+        Some(Twin::Without(stalled)) => {
+            let _ = writeln!(t, "  compared: the same without the clients {stalled:?}; told is the run with them");
+        }
+    }
     let names = (0..plan.hubs.len()).map(|n| format!("hub-{n}"));
     let names = names.chain((0..plan.agents.len()).map(|n| format!("agent-{n}"))).enumerate();
     let names: Vec<String> = names.map(|(node, name)| format!("node {node} is {name}")).collect();

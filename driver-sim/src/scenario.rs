@@ -241,6 +241,8 @@ pub(crate) fn fairness(plan: &mut Plan, l: &mut Lane) {
     plan.net.jitter = MS;
     plan.net.buffer = (64 << 10, 64 << 10);
     plan.late_timers_ns = 0;
+    // Whether an OPEN gets through a full wire in time is another question.
+    (plan.timers.attempt, plan.timers.open) = (10_000 * MS, 10_000 * MS);
     for h in &mut plan.hubs {
         h.budget = 512 << 20;
     }

@@ -165,6 +165,34 @@ fn a_run_that_holds_has_nothing_to_shrink() {
 }
 
 #[test]
+fn deployments_are_compared_where_asked_for() {
+    let (code, out, err) = sim("run --seeds 0..3 --diff --jobs 1");
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(line(&out, "compared"), "3 seeds run without HA, in mode off and in mode shadow, 0 differed");
+    let (code, out, _) = sim("run --seed 1 --diff");
+    assert_eq!(code, 0);
+    assert!(out.starts_with("held: seed 1 of "), "{out}");
+    let (_dir, file) = failing();
+    let (code, _, err) = sim(&format!("run --plan {file} --diff"));
+    assert_eq!(code, 2);
+    assert!(err.contains("`twin`"), "{err}");
+}
+
+#[test]
+#[cfg(feature = "planted")]
+fn a_difference_is_a_failure_with_a_line_that_repeats_it() {
+    let (code, out, err) = sim("run --seeds 0..40 --profile swarm --planted 50 --diff --first --jobs 2");
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(out.starts_with("FAILED M2 at event "), "{out}");
+    let again = out.lines().find(|l| l.trim_start().starts_with("cargo run")).unwrap();
+    assert!(again.ends_with(" --profile swarm --diff --planted 50"), "{again}");
+    let seed = again.split("--seed ").nth(1).unwrap().split(' ').next().unwrap();
+    let (code, told, _) = sim(&format!("explain --seed {seed} --profile swarm --diff --planted 50"));
+    assert_eq!(code, 1);
+    assert!(told.starts_with("FAILED M2: ") && told.contains("compared: without HA"), "{told}");
+}
+
+#[test]
 fn a_drawn_plan_can_be_kept_and_is_the_same_run() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("plan.json");
