@@ -27,8 +27,10 @@ fn short_plan() -> Plan {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_that_slept_past_its_lease_accepts_nothing_of_before() {
     let target = Target::start().await;
-    let mut plan = Plan { attach: vec![0, 1], parallel: 1, ..short_plan() };
-    plan.hub_extra.push_str("registry: { lease: 2s, renew_every: 500ms, op_timeout: 500ms }\n");
+    // The link lives on, so that what waits in it is judged when the owner wakes.
+    let hub_extra = "resume_window: 1s\nliveness: { ping: 500ms, suspect: 1s, dead: 120s }\n\
+                     registry: { lease: 2s, renew_every: 500ms, op_timeout: 500ms }\n";
+    let plan = Plan { attach: vec![0, 1], parallel: 1, hub_extra: hub_extra.to_owned(), ..short_plan() };
     let cluster = plan.connector("t", target.addr).start().await;
     // The owner is the hub with the tunnel.
     let owner = usize::from(cluster.metrics(0).await.sum("nowconnect_tunnels", &[]) != Some(1.0));

@@ -180,7 +180,9 @@ impl Side {
                     3 => Epoch(last.0 / 2),
                     _ => Epoch(0),
                 };
-                op(&Claim { connectors, ..claim(agent_id, 1 + rng.below(2), hub, id, seen) })
+                // What a hub says was granted counts like what is stored.
+                let granted = if rng.below(6) == 0 { Epoch(last.0 + 77_000) } else { Epoch(0) };
+                op(&Claim { connectors, granted, ..claim(agent_id, 1 + rng.below(2), hub, id, seen) })
             }
             (10, Some(_)) => {
                 let pick = usize::try_from(rng.below(self.claims.len() as u64)).unwrap();
@@ -250,7 +252,7 @@ async fn random_sequences_get_the_same_answers_from_both() {
 
             let reply_a = memory.execute(unix_millis(), &op_a).unwrap();
             let stored = match &op_b {
-                RegistryOp::Claim(c) => b.last.get(&c.agent_id).copied().unwrap_or_default(),
+                RegistryOp::Claim(c) => b.last.get(&c.agent_id).copied().unwrap_or_default().max(c.granted),
                 _ => Epoch(0),
             };
             let before = server_millis(&mut raw);
