@@ -1,6 +1,8 @@
 //! Who a hub is to Redis and whom it trusts: ACL users, passwords from files,
 //! TLS with a CA of one's own and a certificate, Sentinels.
 
+use std::net::TcpListener;
+
 use nowconnect::registry::RedisPlace;
 use nowconnect_tests::certs::Authority;
 
