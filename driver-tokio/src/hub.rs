@@ -35,7 +35,7 @@ use crate::limiter::Limiter;
 use crate::listener::{self, Clients};
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
-use crate::registry::{RedisRegistry, RedisTimeouts, Registry, SharedMemory};
+use crate::registry::{RedisPlace, RedisRegistry, RedisTimeouts, Registry, SharedMemory};
 use crate::{admin, expiry, net, observe, signals, tls};
 
 /// Connections the kernel queues per listening socket.
@@ -140,9 +140,15 @@ pub async fn start(
         (Some(r), _) => r,
         (None, Some(url)) => {
             let timeouts = RedisTimeouts { op: setup.core.registry.op_timeout, ..RedisTimeouts::default() };
-            let redis = RedisRegistry::connect(url.reveal(), setup.core.namespace.clone(), timeouts)
+            let place = RedisPlace {
+                url: url.reveal().to_owned(),
+                password_file: setup.redis_password_file.clone(),
+                ca_bundle: setup.redis_ca_bundle.clone(),
+                identity: setup.redis_identity.as_ref().map(|f| (f.cert_file.clone(), f.key_file.clone())),
+            };
+            let redis = RedisRegistry::open(place, setup.core.namespace.clone(), timeouts)
                 .await
-                .map_err(|e| RunError::Config(format!("ha.redis_url: {e}")))?;
+                .map_err(|e| RunError::Config(e.to_string()))?;
             Registry::Redis(Box::new(redis))
         }
         (None, None) => Registry::Memory(SharedMemory::default()),

@@ -78,6 +78,8 @@ pub struct Plan {
     pub token: Option<String>,
     /// Variables for every process.
     pub env: Vec<(String, String)>,
+    /// The registry's URL, when it is not that of the cluster's own server.
+    pub redis_url: Option<String>,
 }
 
 impl Default for Plan {
@@ -97,6 +99,7 @@ impl Default for Plan {
             agent_extra: String::new(),
             token: None,
             env: Vec::new(),
+            redis_url: None,
         }
     }
 }
@@ -476,7 +479,7 @@ impl Cluster {
             metrics = hub.metrics.addr,
             name = hub.name,
             issuer = token::ISSUER,
-            redis = self.redis.url(),
+            redis = self.plan.redis_url.clone().unwrap_or_else(|| self.redis.url()),
             peers = peers.join(", "),
             wire = self.plan.wire.name(),
         );

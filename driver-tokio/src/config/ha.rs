@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use nowconnect_core::config::{Mode, PeerConfig};
 
-use super::hub::{HubSetup, MeshListen, MeshTlsFiles, place};
+use super::hub::{HubSetup, MeshListen, MeshTlsFiles, ServerTlsFiles, place};
 use super::raw::{self, PeerEntry};
 use super::value::{At, Leaf, ListenTls};
 use super::{Check, MINUTE, MS_50};
+use crate::registry::check_url;
 
 pub(super) fn apply(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSection) {
     check.unknown("ha", s);
@@ -32,16 +33,7 @@ pub(super) fn apply(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSect
         check.error(at, "ha.replica_id", "this key is required with ha.enabled: true, for example ${HOSTNAME}");
     }
     setup.redis_url = check.value("ha.redis_url", s.redis_url.as_ref());
-    if let Some(url) = &setup.redis_url {
-        let url = url.reveal();
-        if !["redis://", "rediss://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme)) {
-            check.error(
-                place(s.redis_url.as_ref()),
-                "ha.redis_url",
-                "expected redis://HOST:PORT/DB or rediss://HOST:PORT/DB (the value is not shown)",
-            );
-        }
-    }
+    redis(check, setup, s);
     let empty = raw::MeshSection::default();
     mesh(check, setup, s.mesh.as_ref().unwrap_or(&empty));
     let mode = setup.core.mode;
@@ -56,6 +48,42 @@ pub(super) fn apply(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSect
                 "ha.redis_url",
                 "without it the hubs do not know each other's agents, and shadow decisions say nothing",
             );
+        }
+    }
+}
+
+fn redis(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSection) {
+    let at = place(s.redis_url.as_ref());
+    let url = setup.redis_url.as_ref().map_or("", |url| url.reveal());
+    if setup.redis_url.is_some()
+        && let Err(e) = check_url(url)
+    {
+        let text = e.to_string();
+        check.error(at, "ha.redis_url", text.trim_start_matches("ha.redis_url: ").to_owned());
+    }
+    setup.redis_password_file =
+        check.value("ha.redis_password_file", s.redis_password_file.as_ref()).map(|f: String| f.into());
+    let empty = raw::RedisTlsSection::default();
+    let tls = s.redis_tls.as_ref().unwrap_or(&empty);
+    check.unknown("ha.redis_tls", tls);
+    setup.redis_ca_bundle = check.value("ha.redis_tls.ca_bundle", tls.ca_bundle.as_ref()).map(|f: String| f.into());
+    if tls.cert_file.is_some() || tls.key_file.is_some() {
+        let at = place(tls.cert_file.as_ref()).or(place(tls.key_file.as_ref()));
+        let cert = check.required(at, "ha.redis_tls.cert_file", tls.cert_file.as_ref());
+        let key = check.required(at, "ha.redis_tls.key_file", tls.key_file.as_ref());
+        if let (Some(cert), Some(key)) = (cert, key) {
+            setup.redis_identity = Some(ServerTlsFiles { cert_file: cert.into(), key_file: key.into() });
+        }
+    }
+    let files = [
+        ("ha.redis_password_file", place(s.redis_password_file.as_ref()), s.redis_password_file.is_some(), true),
+        ("ha.redis_tls", place(tls.ca_bundle.as_ref()).or(place(tls.cert_file.as_ref())), s.redis_tls.is_some(), url.starts_with("rediss")),
+    ];
+    for (key, at, _, fits) in files.into_iter().filter(|(.., given, _)| *given) {
+        if setup.redis_url.is_none() {
+            check.error(at, key, "has no effect without ha.redis_url");
+        } else if !fits {
+            check.error(at, key, "needs rediss:// or rediss-sentinel:// in ha.redis_url");
         }
     }
 }

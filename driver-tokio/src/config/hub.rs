@@ -55,6 +55,12 @@ pub struct HubSetup {
     pub auth: AuthSetup,
     /// The registry; in memory when absent.
     pub redis_url: Option<Secret>,
+    /// File with the registry's password.
+    pub redis_password_file: Option<PathBuf>,
+    /// CAs of the registry, PEM file.
+    pub redis_ca_bundle: Option<PathBuf>,
+    /// Certificate and key for the registry, PEM files.
+    pub redis_identity: Option<ServerTlsFiles>,
     /// Leaving.
     pub drain: DrainSetup,
     /// Whether the file gives `limits.memory_budget_bytes`; the default bows
@@ -248,6 +254,9 @@ fn defaults() -> HubSetup {
             leeway: Duration::from_secs(5),
         },
         redis_url: None,
+        redis_password_file: None,
+        redis_ca_bundle: None,
+        redis_identity: None,
         drain: DrainSetup { lameduck: Duration::from_secs(10), timeout: Duration::from_secs(60) },
         memory_budget_given: false,
         warnings: Vec::new(),

@@ -215,8 +215,22 @@ sections! {
         namespace: Leaf<Name>,
         /// The registry.
         redis_url: Leaf<Secret>,
+        /// File with the registry's password, instead of one in the URL.
+        redis_password_file: Leaf<String>,
+        /// Certificates for `rediss://`.
+        redis_tls: RedisTlsSection,
         /// Links between hubs.
         mesh: MeshSection,
+    }
+
+    /// Certificates for `rediss://`.
+    RedisTlsSection {
+        /// PEM file: CAs of the registry; the system's roots when absent.
+        ca_bundle: Leaf<String>,
+        /// PEM file: the hub's certificate, if the registry asks for one.
+        cert_file: Leaf<String>,
+        /// PEM file: its private key.
+        key_file: Leaf<String>,
     }
 
     /// Links between hubs.

@@ -1,4 +1,4 @@
-//! One connection to one Redis server, and when to give it up. Owns dialling
+//! One connection to one Redis server at a time, and when to give it up. Owns dialling
 //! with capped back-off in the background, the classification of errors into
 //! "did not happen" and "may have happened", and the rule that two time-outs in
 //! a row or a server that is no longer the writable master end the connection,
@@ -18,13 +18,18 @@ use std::time::Duration;
 
 use nowconnect_core::registry::RegistryError;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo as _, RedisError, Value};
+use redis::{AsyncConnectionConfig, RedisError, Value};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::advice;
+use super::place::{RedisPlace, RedisUrlError, Servers};
+
 /// Time-outs in a row after which the connection counts as dead.
 const TIMEOUTS_MAX: u32 = 2;
+
+/// Back-offs between two questions to Sentinels while a connection stands.
+const ASK_AGAIN_TICKS: u32 = 3;
 
 /// Deadlines of the Redis client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +55,6 @@ impl Default for RedisTimeouts {
     }
 }
 
-/// `redis_url` cannot be used. Does not repeat the URL: it may hold a password.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("ha.redis_url: expected redis://[user:password@]host[:port][/db], rediss://... or redis+unix:///path")]
-pub struct RedisUrlError;
-
 /// A connection that comes back by itself.
 pub(super) struct Connection {
     shared: Arc<Shared>,
@@ -62,11 +62,11 @@ pub(super) struct Connection {
 }
 
 struct Shared {
-    client: Client,
+    servers: Servers,
     config: AsyncConnectionConfig,
     timeouts: RedisTimeouts,
-    /// Host and port, or socket path: no credentials.
-    address: String,
+    /// Host and port, socket path or name: no credentials.
+    name: String,
     state: Mutex<State>,
     lost: Notify,
     connects: AtomicU64,
@@ -75,7 +75,7 @@ struct Shared {
 
 enum State {
     Down { why: String },
-    Up { con: MultiplexedConnection, generation: u64, timeouts: u32, served: bool },
+    Up { con: MultiplexedConnection, address: String, generation: u64, timeouts: u32, served: bool },
 }
 
 /// A connection borrowed for one operation.
@@ -86,7 +86,7 @@ pub(super) struct Borrowed {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("address", &self.shared.address).field("up", &self.is_up()).finish()
+        f.debug_struct("Connection").field("name", &self.shared.name).field("up", &self.is_up()).finish()
     }
 }
 
@@ -98,22 +98,17 @@ impl Drop for Connection {
 
 impl Connection {
     /// Makes the first dial; when that fails the dials go on in the background.
-    pub(super) async fn open(url: &str, timeouts: RedisTimeouts) -> Result<Self, RedisUrlError> {
-        let keepalive =
-            TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(1)).with_retries(3);
-        let tcp =
-            TcpSettings::default().set_nodelay(true).set_keepalive(keepalive).set_user_timeout(Duration::from_secs(3));
-        let info = url.into_connection_info().map_err(|_| RedisUrlError)?.set_tcp_settings(tcp);
-        let address = info.addr().to_string();
-        let client = Client::open(info).map_err(|_| RedisUrlError)?;
+    pub(super) async fn open(place: RedisPlace, timeouts: RedisTimeouts) -> Result<Self, RedisUrlError> {
+        let servers = Servers::new(place)?;
+        let name = servers.name();
         let shared = Arc::new(Shared {
-            client,
+            servers,
             // The deadline of an operation is ours, over all of its commands.
             config: AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(timeouts.connect))
                 .set_response_timeout(None),
             timeouts,
-            address,
+            name,
             state: Mutex::new(State::Down { why: "not connected yet".to_owned() }),
             lost: Notify::new(),
             connects: AtomicU64::new(0),
@@ -129,7 +124,7 @@ impl Connection {
         match &*self.shared.state() {
             State::Up { con, generation, .. } => Ok(Borrowed { con: con.clone(), generation: *generation }),
             State::Down { why } => {
-                Err(RegistryError::Definite(format!("not connected to Redis at {}: {why}", self.shared.address)))
+                Err(RegistryError::Definite(format!("not connected to Redis at {}: {why}", self.shared.name)))
             }
         }
     }
@@ -195,7 +190,7 @@ impl Shared {
     fn abandon(&self, of_generation: u64, why: &str) {
         let mut state = self.state();
         if matches!(&*state, State::Up { generation, .. } if *generation == of_generation) {
-            tracing::warn!(event = "registry_disconnected", address = %self.address, why, "Redis connection given up");
+            tracing::warn!(event = "registry_disconnected", address = %self.name, why, "Redis connection given up");
             *state = State::Down { why: why.to_owned() };
             drop(state);
             self.lost.notify_one();
@@ -217,6 +212,7 @@ impl Shared {
     /// Only a connection that answered something resets the pause: a server
     /// that accepts and fails must not be dialled in a tight loop (L8).
     async fn wait_for_loss(&self, pause: &mut Duration) {
+        let mut ticks = 0_u32;
         loop {
             let lost = self.lost.notified();
             tokio::pin!(lost);
@@ -224,6 +220,10 @@ impl Shared {
             tokio::select! {
                 () = &mut lost => return,
                 () = tick => {}
+            }
+            ticks += 1;
+            if self.servers.moves() && ticks.is_multiple_of(ASK_AGAIN_TICKS) {
+                self.ask_again().await;
             }
             if matches!(&*self.state(), State::Up { served: true, .. }) {
                 *pause = self.timeouts.backoff_min;
@@ -238,28 +238,27 @@ impl Shared {
         };
         let mut state = self.state();
         match outcome {
-            Ok(con) => {
+            Ok((con, address)) => {
                 let generation = self.connects.fetch_add(1, Ordering::Relaxed) + 1;
-                tracing::info!(event = "registry_connected", address = %self.address, "connected to Redis");
-                *state = State::Up { con, generation, timeouts: 0, served: false };
+                tracing::info!(event = "registry_connected", %address, "connected to Redis");
+                *state = State::Up { con, address, generation, timeouts: 0, served: false };
             }
             Err(why) => {
-                tracing::debug!(event = "registry_dial_failed", address = %self.address, why, "Redis dial failed");
+                tracing::debug!(event = "registry_dial_failed", address = %self.name, why, "Redis dial failed");
                 *state = State::Down { why };
             }
         }
     }
 
     /// Connects and makes sure that this server is a master that answers.
-    async fn establish(&self) -> Result<MultiplexedConnection, String> {
-        let mut con =
-            self.client.get_multiplexed_async_connection_with_config(&self.config).await.map_err(|e| describe(&e))?;
+    async fn establish(&self) -> Result<(MultiplexedConnection, String), String> {
+        let (client, address) = self.servers.master(self.timeouts.connect / 2).await?;
+        let mut con = client.get_multiplexed_async_connection_with_config(&self.config).await.map_err(|e| describe(&e))?;
         let mut questions = redis::pipe();
-        questions.cmd("PING").cmd("ROLE").cmd("CONFIG").arg("GET").arg("maxmemory-policy");
-        questions.cmd("CONFIG").arg("GET").arg("appendonly").ignore_errors();
+        questions.cmd("PING").cmd("ROLE").ignore_errors();
         let answers: Vec<Value> = questions.query_async(&mut con).await.map_err(|e| describe(&e))?;
-        let [ping, role, policy, appendonly] = &*answers else {
-            return Err("expected four replies to the first four commands".to_owned());
+        let [ping, role] = &*answers else {
+            return Err("expected two replies to the first two commands".to_owned());
         };
         if let Value::ServerError(e) = ping {
             return Err(format!("the server answers {}", code_only(e.code())));
@@ -269,34 +268,34 @@ impl Shared {
             && let Some(Value::BulkString(role)) = items.first()
             && role != b"master"
         {
-            return Err("expected a master, this server is a replica; redis_url must name the master".to_owned());
+            let remedy = if self.servers.moves() {
+                "its Sentinels have not moved it yet"
+            } else {
+                "redis_url must name the master"
+            };
+            return Err(format!("expected a master, this server is a replica; {remedy}"));
         }
         if !self.advised.swap(true, Ordering::Relaxed) {
-            self.advise(second_text(policy).as_deref(), second_text(appendonly).as_deref());
+            for advice in advice::ask(&mut con).await {
+                tracing::warn!(event = advice.event, address, "{}", advice.text);
+            }
         }
-        Ok(con)
+        Ok((con, address))
     }
 
-    fn advise(&self, policy: Option<&str>, appendonly: Option<&str>) {
-        if policy.is_some_and(|p| p != "noeviction") {
-            tracing::warn!(
-                event = "registry_eviction", address = %self.address,
-                "Redis may evict keys: expected maxmemory-policy noeviction; epochs then depend on what agents remember"
-            );
-        }
-        if appendonly.is_some_and(|a| a != "yes") {
-            tracing::warn!(
-                event = "registry_persistence", address = %self.address,
-                "Redis restarts without its last writes: expected appendonly yes"
-            );
+    /// Sentinels may have named another master while the old one still answers
+    /// here (R3).
+    async fn ask_again(&self) {
+        let (generation, before) = match &*self.state() {
+            State::Up { generation, address, .. } => (*generation, address.clone()),
+            State::Down { .. } => return,
+        };
+        if let Ok((_, now)) = self.servers.master(self.timeouts.op).await
+            && now != before
+        {
+            self.abandon(generation, "its Sentinels name another master");
         }
     }
-}
-
-/// The value in the reply to `CONFIG GET key`, when it was allowed.
-fn second_text(reply: &Value) -> Option<String> {
-    let pairs: Vec<(String, String)> = redis::from_redis_value_ref(reply).ok()?;
-    pairs.into_iter().next().map(|(_, value)| value)
 }
 
 struct Verdict {
@@ -382,6 +381,5 @@ mod tests {
         let error = server("ERR", "unknown command 'AUTH', with args beginning with: 'hunter2'");
         assert!(!describe(&error).contains("hunter2"));
         assert!(!format!("{}", classify(&error).outcome).contains("hunter2"));
-        assert!(!RedisUrlError.to_string().contains("hunter2"));
     }
 }

@@ -8,16 +8,19 @@
 //!
 //! Must not know: what the hub does with a reply.
 
+mod advice;
 mod connection;
 mod memory;
+mod place;
 mod record;
 mod redis;
 
 use nowconnect_core::registry::{RegistryOp, RegistryResult};
 
 pub use self::redis::{RedisHealth, RedisRegistry};
-pub use connection::{RedisTimeouts, RedisUrlError};
+pub use connection::RedisTimeouts;
 pub use memory::SharedMemory;
+pub use place::{RedisPlace, RedisUrlError, check_url};
 
 /// A registry the driver executes the core's operations on.
 #[derive(Debug)]

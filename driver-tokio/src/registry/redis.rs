@@ -24,7 +24,8 @@ use nowconnect_core::registry::{
 use nowconnect_core::wire::ConnectorAd;
 use redis::{FromRedisValue, Pipeline, RedisError, Script, Value};
 
-use super::connection::{Borrowed, Connection, RedisTimeouts, RedisUrlError};
+use super::connection::{Borrowed, Connection, RedisTimeouts};
+use super::place::{RedisPlace, RedisUrlError};
 use super::record::{Keys, Read, read_attachment, read_lease};
 
 /// Commands in one pipeline, so that one reply stays small beside the deadline.
@@ -84,8 +85,17 @@ impl RedisRegistry {
     /// # Errors
     /// When the URL is no Redis URL.
     pub async fn connect(url: &str, namespace: Name, timeouts: RedisTimeouts) -> Result<Self, RedisUrlError> {
+        let place = RedisPlace { url: url.to_owned(), ..RedisPlace::default() };
+        Self::open(place, namespace, timeouts).await
+    }
+
+    /// The same, with a password and certificates from files.
+    ///
+    /// # Errors
+    /// When the URL is no Redis URL, or a file cannot be used.
+    pub async fn open(place: RedisPlace, namespace: Name, timeouts: RedisTimeouts) -> Result<Self, RedisUrlError> {
         Ok(Self {
-            connection: Connection::open(url, timeouts).await?,
+            connection: Connection::open(place, timeouts).await?,
             keys: Keys::new(namespace),
             op_timeout: timeouts.op,
             calls: AtomicU64::new(0),

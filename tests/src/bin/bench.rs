@@ -6,7 +6,8 @@
 //! `cargo build --release -p nowconnect && cargo run --release -p nowconnect-tests --bin bench`
 //! prints a Markdown table. Arguments: `quick` for a smoke run, `v1` for the
 //! JSON encoding, `tls` for TLS on tunnels and mutual TLS on the mesh (HAProxy
-//! stays plain then), `baseline` for HAProxy alone. Clients run in this process, the target in a second one
+//! stays plain then), `baseline` for HAProxy alone; `failover [KILLS]` instead
+//! measures how soon new streams work after the kill of a hub. Clients run in this process, the target in a second one
 //! of the same program; neither is part of the CPU figures.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a tool whose output is its result")]
@@ -67,9 +68,18 @@ fn main() {
     if args == ["serve-target"] {
         return serve_target();
     }
+    if let Some("failover") = args.first().map(String::as_str) {
+        let kills = args.get(1).map_or(Some(20), |n| n.parse().ok());
+        let (Some(kills), true) = (kills, args.len() <= 2) else {
+            eprintln!("expected failover [KILLS]");
+            std::process::exit(2);
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        return runtime.block_on(failover(kills));
+    }
     let has = |word: &str| args.iter().any(|a| a == word);
     if let Some(odd) = args.iter().find(|a| !["quick", "v1", "tls", "baseline"].contains(&a.as_str())) {
-        eprintln!("unknown argument {odd:?}: expected quick, v1, tls or baseline");
+        eprintln!("unknown argument {odd:?}: expected quick, v1, tls, baseline or failover [KILLS]");
         std::process::exit(2);
     }
     let effort = if has("quick") {
@@ -81,6 +91,15 @@ fn main() {
     let wire = if has("v1") { Wire::V1 } else { Wire::V2 };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(measure(effort, wire, has("tls"), has("baseline")));
+}
+
+/// From the kill of a hub to the first new stream at the other one.
+async fn failover(kills: usize) {
+    println!("| agent attached to | kills | median | maximum |\n|---|---|---|---|");
+    for (parallel, to) in [(2, "both hubs"), (1, "the dead hub only")] {
+        let times = nowconnect_tests::failover::measure(kills, parallel).await;
+        println!("| {to} | {kills} | {:?} | {:?} |", times.median(), times.maximum());
+    }
 }
 
 /// The target, in a process of its own: with the clients' sockets here, both

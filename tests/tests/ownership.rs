@@ -1,0 +1,314 @@
+//! Who owns an agent when hubs stop, die or share a name, with real processes
+//! (O1, O4, O7, M6; attack 31, fault G1, X5).
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use nowconnect_tests::actors::{Failure, Pinger, ask, read_to_end};
+use nowconnect_tests::cluster::{Cluster, Plan};
+use nowconnect_tests::ownership::{Standing, assert_rising, echo, epochs};
+use nowconnect_tests::process::{Process, Signal, nowconnect};
+use nowconnect_tests::target::{Op, Target};
+use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
+
+/// Timers by which a lost owner is noticed soon.
+const SHORT: &str = "resume_window: 1s\nliveness: { ping: 500ms, suspect: 1s, dead: 3s }\n";
+
+fn short_plan() -> Plan {
+    Plan { hub_extra: SHORT.to_owned(), agent_extra: SHORT.to_owned(), ..Plan::default() }
+}
+
+/// O7, O4: the owner sleeps past its lease with OPENs on their way to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_slept_past_its_lease_accepts_nothing_of_before() {
+    let target = Target::start().await;
+    // The link lives on, so that what waits in it is judged when the owner wakes.
+    let hub_extra = "resume_window: 1s\nliveness: { ping: 500ms, suspect: 1s, dead: 120s }\n\
+                     registry: { lease: 2s, renew_every: 500ms, op_timeout: 500ms }\n";
+    let plan = Plan { attach: vec![0, 1], parallel: 1, hub_extra: hub_extra.to_owned(), ..short_plan() };
+    let cluster = plan.connector("t", target.addr).start().await;
+    // The owner is the hub with the tunnel.
+    let owner = usize::from(cluster.metrics(0).await.sum("nowconnect_tunnels", &[]) != Some(1.0));
+    let other = 1 - owner;
+    let mut local = Pinger::open(cluster.listener(owner, "t"), 1).await.unwrap();
+    let mut across = Pinger::open(cluster.listener(other, "t"), 2).await.unwrap();
+    across.ping(1000).await.unwrap();
+    local.ping(1000).await.unwrap();
+    let rejected = cluster.metrics(owner).await.sum("nowconnect_owner_epoch_mismatch_total", &[]).unwrap_or(0.0);
+
+    cluster.hubs[owner].running().signal(Signal::STOP);
+    // These OPENs wait in the owner's socket, under the epoch of now.
+    let mut waiting = Vec::new();
+    for n in 0..5 {
+        waiting.push(ask(cluster.listener(other, "t"), Op::Echo, 100 + n, 0).await.unwrap());
+    }
+    // And these clients in its backlog.
+    let mut backlog = Vec::new();
+    for n in 0..3 {
+        backlog.push(ask(cluster.listener(owner, "t"), Op::Echo, 200 + n, 0).await.unwrap());
+    }
+    // The agent gives its hub up and attaches elsewhere, under a higher epoch.
+    cluster.wait_metric(other, "nowconnect_tunnels", &[], 1.0).await;
+    cluster.wait_echo(other, "t").await;
+    for mut socket in waiting {
+        let outcome = bounded("the end of a stream that nobody answered", PATIENCE, read_to_end(&mut socket)).await;
+        assert_eq!(outcome, Err(Failure::Reset), "an abort, never a clean end");
+    }
+    cluster.hubs[owner].running().signal(Signal::CONT);
+
+    // What was bound to the sleeper ends as an abort, or was over before.
+    for (name, pinger) in [("local", local), ("across", across)] {
+        let mut socket = pinger.into_socket();
+        let outcome = bounded("the end of a stream over the sleeper", PATIENCE, read_to_end(&mut socket)).await;
+        assert_eq!(outcome, Err(Failure::Reset), "{name}");
+    }
+    for mut socket in backlog {
+        // Served anew by way of the other hub, or refused; what it is, it is whole.
+        let byte = bounded("a client that waited", PATIENCE, async {
+            tokio::select! {
+                end = read_to_end(&mut socket) => Some(end),
+                () = tokio::time::sleep(Duration::from_secs(3)) => None,
+            }
+        })
+        .await;
+        assert!(matches!(byte, None | Some(Err(Failure::Reset))), "{byte:?}");
+    }
+    eventually("the sleeper counts what it refused", PATIENCE, || async {
+        let now = cluster.metrics(owner).await.sum("nowconnect_owner_epoch_mismatch_total", &[])?;
+        (now >= rejected + 5.0).then_some(())
+    })
+    .await;
+    for ix in [owner, other] {
+        cluster.wait_status(ix, "ready").await;
+        cluster.wait_echo(ix, "t").await;
+        assert_eq!(cluster.metrics(ix).await.sum("nowconnect_protocol_errors_total", &[]).unwrap_or(0.0), 0.0);
+    }
+    let mut all = epochs(&cluster.agent.as_ref().unwrap().log);
+    assert_rising(&all);
+    all.dedup();
+    assert!(all.len() >= 2, "attached at both in turn: {all:?}");
+}
+
+/// Clients that open, echo and close all the time; how many went wrong.
+struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Load {
+    fn start(addr: SocketAddr) -> Self {
+        let (stop, done, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (s, d, f) = (Arc::clone(&stop), Arc::clone(&done), Arc::clone(&failed));
+        let task = tokio::spawn(async move {
+            for n in 0.. {
+                if s.load(Ordering::Relaxed) {
+                    return;
+                }
+                let total = if echo(addr, 10_000 + n).await.is_ok() { &d } else { &f };
+                total.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { stop, done, failed, task }
+    }
+
+    fn failures(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    async fn more(&self, n: u64) {
+        let from = self.done.load(Ordering::Relaxed);
+        eventually("more clients are served", LONG_PATIENCE, || async {
+            (self.done.load(Ordering::Relaxed) >= from + n).then_some(())
+        })
+        .await;
+    }
+
+    async fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.unwrap();
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// M6 with attachments at both hubs: the survivor's clients notice nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_owner_costs_only_what_passed_it() {
+    let target = Target::start().await;
+    let mut cluster = Plan { attach: vec![0, 1], parallel: 2, ..short_plan() }.connector("t", target.addr).start().await;
+    for ix in [0, 1] {
+        cluster.wait_metric(ix, "nowconnect_tunnels", &[], 1.0).await;
+    }
+    let load = Load::start(cluster.listener(1, "t"));
+    load.more(10).await;
+    let mut lives = Standing::open(&[cluster.listener(1, "t"), cluster.listener(1, "t")]).await;
+    let mut dies = Pinger::open(cluster.listener(0, "t"), 3).await.unwrap().into_socket();
+    cluster.kill_hub(0);
+    assert_eq!(bounded("its own client's end", PATIENCE, read_to_end(&mut dies)).await, Err(Failure::Reset));
+    for _ in 0..10 {
+        lives.ping().await;
+    }
+    load.more(20).await;
+    assert_eq!(load.end().await, 0, "clients of the survivor");
+    lives.close().await;
+    cluster.start_hub(0);
+    cluster.wait_ready().await;
+    cluster.wait_echo(0, "t").await;
+}
+
+/// M6 with an attachment at the dead hub only: new streams come to the survivor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_owner_is_replaced_by_the_hub_that_lives() {
+    let target = Target::start().await;
+    let plan = Plan { attach: vec![0, 1], parallel: 1, ..short_plan() };
+    let mut cluster = plan.connector("t", target.addr).start().await;
+    let owner = usize::from(cluster.metrics(0).await.sum("nowconnect_tunnels", &[]) != Some(1.0));
+    let survivor = 1 - owner;
+    let load = Load::start(cluster.listener(survivor, "t"));
+    load.more(10).await;
+    assert_eq!(load.failures(), 0);
+    let across = Pinger::open(cluster.listener(survivor, "t"), 3).await.unwrap();
+    cluster.kill_hub(owner);
+    cluster.wait_metric(survivor, "nowconnect_tunnels", &[], 1.0).await;
+    load.more(20).await;
+    let at_takeover = load.failures();
+    load.more(20).await;
+    assert_eq!(load.end().await, at_takeover, "none once the agent is attached");
+    let mut socket = across.into_socket();
+    let outcome = bounded("the end of what passed the dead hub", PATIENCE, read_to_end(&mut socket)).await;
+    assert_eq!(outcome, Err(Failure::Reset), "an abort, never a clean end");
+    assert_rising(&epochs(&cluster.agent.as_ref().unwrap().log));
+    cluster.start_hub(owner);
+    cluster.wait_ready().await;
+}
+
+/// Only this hub is cut off from Redis: its agents are found at another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_alone_without_redis_loses_no_agent() {
+    let target = Target::start().await;
+    let mut cluster = Plan { attach: vec![0, 1], parallel: 1, ..Plan::default() }.connector("t", target.addr).start().await;
+    let owner = usize::from(cluster.metrics(0).await.sum("nowconnect_tunnels", &[]) != Some(1.0));
+    let proxy = nowconnect_tests::proxy::Proxy::start(cluster.redis.addr()).await;
+    let file = cluster.hub_file(owner);
+    let text = fs::read_to_string(&file).unwrap();
+    let through = text.replace(&cluster.redis.url(), &format!("redis://{}/0", proxy.addr));
+    assert_ne!(through, text);
+    fs::write(&file, through).unwrap();
+    cluster.kill_hub(owner);
+    cluster.start_hub(owner);
+    cluster.wait_ready().await;
+    // Wherever it went meanwhile, it comes back to a hub of its own.
+    let agent = eventually("the agent is attached", PATIENCE, || async {
+        for ix in [0, 1] {
+            if cluster.metrics(ix).await.sum("nowconnect_tunnels", &[]) == Some(1.0) {
+                return Some(ix);
+            }
+        }
+        None
+    })
+    .await;
+    if agent != owner {
+        // Send it to the hub that will be cut off.
+        cluster.kill_hub(agent);
+        cluster.wait_metric(owner, "nowconnect_tunnels", &[], 1.0).await;
+        cluster.start_hub(agent);
+        cluster.wait_ready().await;
+    }
+    let mut standing = Standing::open(&[cluster.listener(owner, "t"), cluster.listener(1 - owner, "t")]).await;
+    proxy.stall();
+    cluster.wait_status(owner, "degraded").await;
+    cluster.wait_metric(1 - owner, "nowconnect_tunnels", &[], 1.0).await;
+    for n in 0..10 {
+        standing.ping().await;
+        for ix in [0, 1] {
+            assert_eq!(echo(cluster.listener(ix, "t"), n).await, Ok(()), "hub {ix}");
+        }
+    }
+    proxy.heal();
+    cluster.wait_status(owner, "ready").await;
+    standing.close().await;
+}
+
+/// A file like another hub's, on ports of its own.
+fn twin(cluster: &Cluster, ix: usize) -> std::path::PathBuf {
+    let text = fs::read_to_string(cluster.hub_file(ix)).unwrap();
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let mut line = line.to_owned();
+        if let Some((before, rest)) = line.split_once("bind: '127.0.0.1:") {
+            let (_, after) = rest.split_once('\'').unwrap();
+            line = format!("{before}bind: '127.0.0.1:0'{after}");
+        }
+        lines.push(line.replace(".sock", "-twin.sock"));
+    }
+    let file = cluster.dir().join("twin.yaml");
+    fs::write(&file, lines.join("\n")).unwrap();
+    file
+}
+
+/// X5: the newer of two hubs with one replica id holds the lease.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hubs_with_one_replica_id_are_told_apart() {
+    let target = Target::start().await;
+    let cluster = Plan::default().connector("t", target.addr).start().await;
+    let mut standing = Standing::open(&[cluster.listener(0, "t")]).await;
+    let mut command = nowconnect(["hub", "--config"]);
+    command.arg(twin(&cluster, 0));
+    let newer = Process::spawn("twin", command);
+    cluster.wait_metric(0, "nowconnect_replica_id_conflicts_total", &[], 1.0).await;
+    cluster.wait_status(0, "degraded").await;
+    assert!(cluster.hubs[0].running().log.count("replica_id_twice") > 0);
+    assert_eq!(newer.log.count("replica_id_twice"), 0, "the newer one holds the lease");
+    standing.ping().await;
+    assert_eq!(echo(cluster.listener(0, "t"), 1).await, Ok(()), "its own clients are served");
+    drop(newer);
+    cluster.wait_status(0, "ready").await;
+    cluster.wait_echo(1, "t").await;
+    standing.close().await;
+}
+
+/// G1: two live processes with one agent id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_agents_with_one_id_end_with_one_that_stays() {
+    let target = Target::start().await;
+    let cluster = Plan { attach: vec![0, 1], parallel: 1, ..Plan::default() }.connector("t", target.addr).start().await;
+    let text = fs::read_to_string(cluster.agent_file()).unwrap().replace("agent.sock", "second.sock");
+    let file = cluster.dir().join("second.yaml");
+    fs::write(&file, text).unwrap();
+    let mut command = nowconnect(["agent", "--config"]);
+    command.arg(file);
+    let second = Process::spawn("second agent", command);
+    let total = |name: &'static str| {
+        let cluster = &cluster;
+        async move {
+            let mut sum = 0.0;
+            for ix in [0, 1] {
+                sum += cluster.metrics(ix).await.sum(name, &[]).unwrap_or(0.0);
+            }
+            sum
+        }
+    };
+    eventually("the flap is noticed and somebody sent away", PATIENCE, || async {
+        let noticed = total("nowconnect_duplicate_agents_total").await >= 1.0;
+        (noticed && total("nowconnect_duplicate_agent_refusals_total").await >= 1.0).then_some(())
+    })
+    .await;
+    let log = |needle| (0..2).map(|ix| cluster.hubs[ix].running().log.count(needle)).sum::<usize>();
+    assert!(log("agent_id_twice") >= 1);
+    // From now on nobody takes turns, and clients are served by one of the two.
+    let claims = log("takeover=true");
+    let ix = 0;
+    cluster.wait_echo(ix, "t").await;
+    for n in 0..20 {
+        assert_eq!(echo(cluster.listener(ix, "t"), n).await, Ok(()));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(log("takeover=true"), claims, "the incumbent stays");
+    assert!(second.runs());
+}

@@ -1,0 +1,153 @@
+//! A Redis that stops, freezes, forgets or takes no writes: no stream ends,
+//! clients of the agent's own hub notice nothing, new streams across hubs are
+//! refused at once and work again afterwards, epochs rise throughout (M4, O2,
+//! L5, L6, L11). With `NC_TEST_OUTAGE_SECS` outages last longer than here.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; times are for the reader")]
+
+use std::time::{Duration, Instant};
+
+use nowconnect_tests::cluster::{Cluster, Plan};
+use nowconnect_tests::ownership::{Standing, assert_rising, echo, epochs, refusal};
+use nowconnect_tests::redis::Redis;
+use nowconnect_tests::target::Target;
+use nowconnect_tests::wait::{PATIENCE, eventually};
+
+/// How long Redis is away. Past a lease, so that attachments are not listed any more.
+fn length() -> Duration {
+    let secs = std::env::var("NC_TEST_OUTAGE_SECS").ok().and_then(|s| s.parse().ok()).unwrap_or(10);
+    Duration::from_secs(secs)
+}
+
+struct Scene {
+    cluster: Cluster,
+    standing: Standing,
+    _target: Target,
+}
+
+async fn scene(hub_extra: &str) -> Scene {
+    let target = Target::start().await;
+    let plan = Plan { hub_extra: hub_extra.to_owned(), ..Plan::default() };
+    let cluster = plan.connector("t", target.addr).start().await;
+    let standing = Standing::open(&[cluster.listener(0, "t"), cluster.listener(1, "t")]).await;
+    Scene { cluster, standing, _target: target }
+}
+
+impl Scene {
+    /// From here on Redis is away: what must hold until it is back.
+    async fn live_through(&mut self, kind: &str) {
+        let began = Instant::now();
+        for ix in [0, 1] {
+            self.cluster.wait_status(ix, "degraded").await;
+        }
+        println!("{kind}: degraded after {:?}", began.elapsed());
+        let down = [("reason", "REGISTRY_DOWN")];
+        let before = self.cluster.metrics(1).await.sum("nowconnect_open_failures_total", &down).unwrap_or(0.0);
+        let (mut refused, mut slowest) = (0_u32, Duration::ZERO);
+        while refused < 5 || began.elapsed() < length() {
+            self.standing.ping().await;
+            assert_eq!(echo(self.cluster.listener(0, "t"), 100 + u64::from(refused)).await, Ok(()), "local");
+            slowest = slowest.max(refusal(self.cluster.listener(1, "t")).await);
+            refused += 1;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        println!("{kind}: {refused} refused, the slowest after {slowest:?}");
+        let after = self.cluster.metrics(1).await.sum("nowconnect_open_failures_total", &down).unwrap_or(0.0);
+        assert_eq!(after - before, f64::from(refused), "each for want of the registry and nothing else");
+    }
+
+    /// Redis is back.
+    async fn recover(mut self, kind: &str) {
+        let began = Instant::now();
+        for ix in [0, 1] {
+            self.cluster.wait_status(ix, "ready").await;
+        }
+        self.cluster.wait_echo(1, "t").await;
+        println!("{kind}: ready and open across hubs after {:?}", began.elapsed());
+        self.standing.ping().await;
+        self.standing.close().await;
+        // A restart of the agent is a claim above everything before.
+        self.cluster.kill_agent();
+        self.cluster.start_agent();
+        self.cluster.wait_metric(0, "nowconnect_tunnels", &[], 1.0).await;
+        let log = self.cluster.hubs[0].running().log.clone();
+        eventually("the new agent is attached", PATIENCE, || async { (epochs(&log).len() >= 2).then_some(()) }).await;
+        assert_rising(&epochs(&log));
+        self.cluster.wait_echo(1, "t").await;
+        self.cluster.assert_alive();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_stops_and_comes_back_empty() {
+    let mut s = scene("").await;
+    s.cluster.redis.process.kill();
+    s.live_through("stopped").await;
+    s.cluster.redis.restart().await;
+    s.recover("stopped").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_freezes_and_goes_on() {
+    let mut s = scene("").await;
+    s.cluster.redis.freeze(true);
+    s.live_through("frozen").await;
+    s.cluster.redis.freeze(false);
+    s.recover("frozen").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_takes_no_writes_for_a_while() {
+    let mut s = scene("").await;
+    let other = Redis::start().await;
+    s.cluster.redis.call(&format!("REPLICAOF 127.0.0.1 {}", other.addr().port())).await.unwrap();
+    s.live_through("read-only").await;
+    // It is empty by now, for so is the one it followed.
+    s.cluster.redis.call("REPLICAOF NO ONE").await.unwrap();
+    s.recover("read-only").await;
+}
+
+/// Flushed while it serves: nobody is refused anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_forgets_everything() {
+    let mut s = scene("registry: { lease: 4s }\n").await;
+    for round in 0..3 {
+        s.cluster.redis.call("FLUSHALL").await.unwrap();
+        for n in 0..10 {
+            s.standing.ping().await;
+            assert_eq!(echo(s.cluster.listener(0, "t"), 10 * round + n).await, Ok(()), "local");
+        }
+        let log = s.cluster.hubs[0].running().log.clone();
+        let claimed = usize::try_from(round).unwrap() + 2;
+        eventually("the attachment is claimed again", PATIENCE, || async {
+            (epochs(&log).len() >= claimed).then_some(())
+        })
+        .await;
+        s.cluster.wait_echo(1, "t").await;
+    }
+    assert_rising(&epochs(&s.cluster.hubs[0].running().log));
+    s.standing.close().await;
+}
+
+/// The rule `cached`: what is known is still tried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_cached_routes_new_streams_cross_hubs_all_the_same() {
+    let mut s = scene("registry: { lease: 2s, op_timeout: 500ms, renew_every: 500ms, on_outage: cached }\n").await;
+    s.cluster.redis.process.kill();
+    for ix in [0, 1] {
+        s.cluster.wait_status(ix, "degraded").await;
+    }
+    let until = Instant::now() + Duration::from_secs(5);
+    let mut n = 0;
+    while Instant::now() < until {
+        assert_eq!(echo(s.cluster.listener(1, "t"), n).await, Ok(()), "across hubs, past the lease");
+        s.standing.ping().await;
+        n += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    s.cluster.redis.restart().await;
+    for ix in [0, 1] {
+        s.cluster.wait_status(ix, "ready").await;
+    }
+    s.standing.close().await;
+}
