@@ -137,13 +137,9 @@ fn a_hub_without_keys_is_no_peer_of_one_with_keys() {
 #[test]
 fn a_signature_is_bound_to_the_tls_connection_where_tls_ends_at_both() {
     let (ours, theirs) = (Some([1; 32]), Some([2; 32]));
-    for (exporters, linked) in [
-        ([ours, ours], 1),
-        ([ours, None], 1),
-        ([None, None], 1),
-        ([ours, theirs], 0),
-        ([None, theirs], 0),
-    ] {
+    for (exporters, linked) in
+        [([ours, ours], 1), ([ours, None], 1), ([None, None], 1), ([ours, theirs], 0), ([None, theirs], 0)]
+    {
         let (w, a, b) = two(Codec::BinaryV2, |w| w.exporters = exporters);
         assert_eq!((links(&w, a), links(&w, b)), (linked, linked), "{exporters:?}");
     }

@@ -202,12 +202,7 @@ pub trait HttpApp {
     ///
     /// # Errors
     /// The refusal to answer with.
-    fn authenticate(
-        &self,
-        plane: Plane,
-        headers: &HeaderMap,
-        tls: HubGrant,
-    ) -> Result<Principal, Reject>;
+    fn authenticate(&self, plane: Plane, headers: &HeaderMap, tls: HubGrant) -> Result<Principal, Reject>;
 
     /// Takes over an upgraded connection.
     fn accept(&self, upgraded: Upgraded);
@@ -328,12 +323,7 @@ impl Server {
         }
     }
 
-    fn answer(
-        &self,
-        request: Request<Incoming>,
-        tls_peer: HubGrant,
-        pending: &upgrade::Pending,
-    ) -> Response<Body> {
+    fn answer(&self, request: Request<Incoming>, tls_peer: HubGrant, pending: &upgrade::Pending) -> Response<Body> {
         let routes = &self.setting.routes;
         let path = request.uri().path().to_owned();
         let plane = match path.as_str() {

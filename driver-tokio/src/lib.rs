@@ -21,6 +21,7 @@ pub mod dialer;
 pub mod http;
 pub mod hub;
 pub mod identity;
+pub mod jwks;
 pub mod limiter;
 pub mod listener;
 pub mod metrics;

@@ -88,6 +88,10 @@ families! {
     MeshRttMs = Gauge "nowconnect_mesh_rtt_ms" ["peer"] "Latest round trip to each peer in milliseconds, rounded up; with metrics.legacy_names only.";
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
+    CertificateNotAfter = Gauge "nowconnect_certificate_not_after_seconds" ["kind"] "When certificates end, seconds since 1970, by what they are for: http, mesh, mesh_ca (the first CA to end), hub_ca (at an agent).";
+    TokenNotAfter = Gauge "nowconnect_token_not_after_seconds" ["kind"] "When tokens end, seconds since 1970: own (at an agent) or tunnel (the first of a hub's live tunnels, leeway included).";
+    JwksFetches = Counter "nowconnect_jwks_fetches_total" ["result"] "Fetches of auth.jwt.jwks_url: ok, connect, tls, timeout, http, status, redirect, too_large or content.";
+    JwksAge = Gauge "nowconnect_jwks_age_seconds" ["source"] "Age of the key set in use, by where it comes from (url).";
     RegistryHealthy = Gauge "nowconnect_registry_healthy" [] "1 while this hub's lease is renewed in time, else 0.";
     RegistryCorruptValues = Counter "nowconnect_registry_corrupt_values_total" [] "Values in the registry that were no records of ours and counted as absent.";
 }

@@ -175,8 +175,17 @@ pub fn mesh_client(files: &MeshTlsFiles) -> Result<Arc<ClientConfig>, TlsError> 
 /// # Errors
 /// When the bundle cannot be used, or the system has no root at all.
 pub fn tunnel_client(ca_bundle: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+    https_client("tls.ca_bundle", ca_bundle)
+}
+
+/// TLS of a client without a certificate: trusts the bundle that `key` names,
+/// or the system's roots.
+///
+/// # Errors
+/// As [`tunnel_client`].
+pub fn https_client(key: &'static str, ca_bundle: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
     let roots = match ca_bundle {
-        Some(path) => bundle("tls.ca_bundle", path)?,
+        Some(path) => bundle(key, path)?,
         None => {
             let mut roots = RootCertStore::empty();
             let native = rustls_native_certs::load_native_certs();
@@ -197,6 +206,13 @@ pub fn tunnel_client(ca_bundle: Option<&Path>) -> Result<Arc<ClientConfig>, TlsE
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// The earliest end of the certificates in a PEM file, in seconds since 1970.
+#[must_use]
+pub fn earliest_end(path: &Path) -> Option<u64> {
+    let found = certificates("", path).ok()?;
+    found.iter().filter_map(not_after).min().and_then(|at| u64::try_from(at).ok())
 }
 
 /// The dNSNames of a certificate; common names do not count (attack 26).

@@ -22,6 +22,7 @@ pub mod cluster;
 pub mod cpu;
 pub mod hostile;
 pub mod http;
+pub mod ingress;
 pub mod metrics;
 pub mod payload;
 pub mod ports;

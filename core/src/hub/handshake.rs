@@ -298,7 +298,9 @@ impl Control {
             (Stage::Welcome { .. }, Frame::Welcome(welcome)) => {
                 self.on_hub_welcome(now, conn, *welcome, mux, notes, out);
             }
-            (Stage::Accepting(a), Frame::Auth(auth)) if matches!(a.step, AcceptStep::Auth) => self.on_hub_auth(now, conn, *auth, mux, notes, out),
+            (Stage::Accepting(a), Frame::Auth(auth)) if matches!(a.step, AcceptStep::Auth) => {
+                self.on_hub_auth(now, conn, *auth, mux, notes, out)
+            }
             (stage, Frame::GoAway { code, retry_after_ms }) if stage.dialled().is_some() => {
                 let Some((target, resume)) = stage.dialled() else { return };
                 self.handshakes.remove(conn);

@@ -195,13 +195,14 @@ impl Control {
             )
             | None => return Vec::new(),
         };
-        let statement = match result.and_then(|v| if self.proves(&v.names, replica) { Ok(v.statement) } else { Err(UNPROVEN) }) {
-            Ok(statement) => statement,
-            Err(detail) => {
-                self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
-                return Vec::new();
-            }
-        };
+        let statement =
+            match result.and_then(|v| if self.proves(&v.names, replica) { Ok(v.statement) } else { Err(UNPROVEN) }) {
+                Ok(statement) => statement,
+                Err(detail) => {
+                    self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
+                    return Vec::new();
+                }
+            };
         let Some(h) = self.handshakes.get_mut(conn) else { return Vec::new() };
         match &mut h.stage {
             Stage::Accepting(a) => {

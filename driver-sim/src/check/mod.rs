@@ -249,6 +249,8 @@ impl World {
                 self.check.provisional.remove(&(ix, agent_id));
             }
             Observed::TokenExpired { .. } => self.marks.hit(Mark::TokenExpired),
+            Observed::TokenRenewed { .. } => self.marks.hit(Mark::TokenRenewed),
+            Observed::TokenRefused { .. } => self.marks.hit(Mark::TokenRefused),
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
             Observed::ProtocolViolation { plane, kind, detail } => {
                 self.fail(
@@ -258,6 +260,7 @@ impl World {
             }
             Observed::Opened { .. }
             | Observed::SessionUp { .. }
+            | Observed::TokenAnswered { .. }
             | Observed::HandshakeFailed { .. }
             | Observed::Rtt { .. }
             | Observed::Attached { .. }

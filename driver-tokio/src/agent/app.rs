@@ -90,6 +90,12 @@ impl AdminApp for App {
         for (kind, n) in self.shared.protocol_errors.borrow().iter() {
             s.add(Family::ProtocolErrors, &["tunnel", kind], *n);
         }
+        if let Some(at) = self.shared.token_ends.get() {
+            s.add(Family::TokenNotAfter, &["own"], at);
+        }
+        if let Some(at) = self.shared.setup.tls_ca_bundle.as_deref().and_then(crate::tls::earliest_end) {
+            s.add(Family::CertificateNotAfter, &["hub_ca"], at);
+        }
         match self.shared.metrics.render(&s) {
             Ok(page) => Some(page),
             Err(e) => {

@@ -8,6 +8,7 @@ use nowconnect_core::observed::ShardCounters;
 use nowconnect_core::wire::Plane;
 
 use super::Shared;
+use crate::clock::unix_millis;
 use crate::metrics::{Family, Snapshot};
 use crate::node::Node;
 use crate::registry::Registry;
@@ -29,6 +30,22 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     }
     for ((plane, kind), n) in shared.counts.protocol_errors.borrow().iter() {
         s.add(Family::ProtocolErrors, &[plane, kind], *n);
+    }
+    for (kind, at) in shared.certificates.borrow().iter() {
+        s.add(Family::CertificateNotAfter, &[kind], *at);
+    }
+    let ends = node.look(|hub| hub.control().first_token_end());
+    if let Some(at) = ends {
+        let left = at.since(node.clock().now()).as_secs();
+        s.add(Family::TokenNotAfter, &["tunnel"], unix_millis() / 1000 + left);
+    }
+    if let Some(jwks) = &shared.jwks {
+        for (result, n) in jwks.results() {
+            s.add(Family::JwksFetches, &[result], n);
+        }
+        if let Some(age) = jwks.age_seconds() {
+            s.add(Family::JwksAge, &["url"], age);
+        }
     }
     if let Registry::Redis(redis) = &*shared.registry {
         s.add(Family::RegistryCorruptValues, &[], redis.health().corrupt_values);
