@@ -120,6 +120,18 @@ impl Mode {
     }
 }
 
+/// What becomes of a live tunnel whose token ran out. Nothing new is opened
+/// there in any case (I4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExpiry {
+    /// Streams may end by themselves for this long; then the tunnel ends.
+    Drain(Duration),
+    /// It ends at once, with its streams.
+    Cut,
+    /// It stays for the streams it has.
+    Keep,
+}
+
 /// When a client's OPEN is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OpenRule {
@@ -247,6 +259,8 @@ pub struct HubConfig {
     /// A tunnel whose token names no connectors may advertise any
     /// (`auth.insecure_allow_unscoped`).
     pub insecure_allow_unscoped: bool,
+    /// What becomes of a live tunnel whose token ran out.
+    pub on_expiry: OnExpiry,
     /// Hubs neither give nor ask for a proof of identity on the mesh
     /// (`insecure_allow_plaintext` on loopback, without keys).
     pub insecure_mesh: bool,

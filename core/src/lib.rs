@@ -27,7 +27,7 @@
 //! ```
 //! use std::sync::Arc;
 //! # use std::time::Duration;
-//! # use nowconnect_core::config::{Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers, RegistryTimers};
+//! # use nowconnect_core::config::{Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, RegistryTimers};
 //! use nowconnect_core::error::RstCode;
 //! use nowconnect_core::hub::Hub;
 //! use nowconnect_core::id::{ListenerIx, Name, SockKey};
@@ -55,6 +55,7 @@
 //! #     registry: RegistryTimers::default(),
 //! #     handshake_timeout: Duration::from_secs(5),
 //! #     insecure_allow_unscoped: false,
+//! #     on_expiry: OnExpiry::Keep,
 //! #     insecure_mesh: false,
 //! # };
 //! // A hub with one listener and no agent. The clock and the seed are ours.

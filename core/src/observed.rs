@@ -211,6 +211,24 @@ pub enum Observed {
         /// The agent.
         agent_id: AgentId,
     },
+    /// A fresh token came on a live tunnel and counts from now on.
+    TokenRenewed {
+        /// The agent.
+        agent_id: AgentId,
+    },
+    /// A fresh token came on a live tunnel and was not accepted: the one
+    /// before goes on.
+    TokenRefused {
+        /// The agent.
+        agent_id: AgentId,
+    },
+    /// A hub answered to a fresh token (agent).
+    TokenAnswered {
+        /// The hub.
+        peer: String,
+        /// Whether it takes it.
+        accepted: bool,
+    },
     /// This hub's attachment ended.
     Detached {
         /// The agent.

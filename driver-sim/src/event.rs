@@ -50,6 +50,8 @@ pub(crate) enum Event {
     Registry(Step),
     /// The registry's reply reached the hub.
     Reply { node: u16, run: u32, token: Token, result: Box<RegistryResult> },
+    /// The file with an agent's token was replaced.
+    Renew { node: u16, run: u32 },
     /// A note inside a split hub is due.
     Note { node: u16, run: u32, to: Addressee },
     /// Fault number n of the plan.

@@ -12,12 +12,17 @@
 
 use bytes::{Bytes, BytesMut};
 use nowconnect_core::error::RstCode;
-use nowconnect_core::id::Epoch;
-use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, encode_frame, encode_message};
+use nowconnect_core::id::{Epoch, SessionKey};
+use nowconnect_core::mux::Input;
+use nowconnect_core::principal::AgentGrant;
+use nowconnect_core::time::Instant;
+use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, SecretText, encode_frame, encode_message};
 
 use crate::check::wire::Told;
+use crate::event::Event;
 use crate::faults::At;
 use crate::marks::Mark;
+use crate::net::place;
 use crate::node::connector;
 use crate::world::{Phase, World};
 
@@ -194,5 +199,47 @@ impl World {
         }
         let lasts = plan.token_ns / 2 + lane.below(plan.token_ns);
         (scope, lasts)
+    }
+
+    /// Before a token runs out, a fresh one may be put into the agent's file.
+    pub(crate) fn plan_renewal(&mut self, conn: u32, agent: u8) {
+        let (_, lasts) = self.token(conn, agent);
+        let mut lane = self.tape.lane("renewal", u64::from(conn));
+        if lasts > 0 && lane.chance(1, 2) {
+            let c = &self.conns[conn as usize];
+            let (node, run) = (c.nodes[0], c.runs[0]);
+            self.after(lasts / 10 * (5 + lane.below(6)), Event::Renew { node, run });
+        }
+    }
+
+    /// An agent finds a fresh token in its file.
+    pub(crate) fn on_renew(&mut self, ix: u16, run: u32) {
+        if self.nodes[usize::from(ix)].run == run && self.nodes[usize::from(ix)].is_up() {
+            self.input(ix, Input::Token { token: SecretText("a fresh token".to_owned()) });
+        }
+    }
+
+    /// A hub judges a token that came in band: as narrow as the one its
+    /// connection was made with, of a lifetime of its own, or no good. Inside
+    /// `settle`.
+    pub(crate) fn judge_token(&mut self, ix: u16, session: SessionKey, _token: &SecretText) {
+        let node = &self.nodes[usize::from(ix)];
+        let now = node.clock(self.now);
+        let conn = node.hub().and_then(|h| h.mux().get(session)?.conn).map(|k| place(k).0);
+        let agent = conn.map(|conn| self.nodes[usize::from(self.conns[conn as usize].nodes[0])].at);
+        let grant = match (conn, agent) {
+            (Some(conn), Some(At::Agent(n))) if self.draws.chance(3, 4) => {
+                let (scope, _) = self.token(conn, n);
+                let connectors = scope.map(|s| s.iter().map(|c| connector(*c)).collect());
+                let whole = self.plan.agents[usize::from(n)].token_ns;
+                let lasts = whole / 2 + self.draws.below(whole + 1);
+                let ends = whole > 0 && self.phase == Phase::Safety;
+                let expires = ends.then(|| Instant::from_nanos(now.as_nanos().saturating_add(lasts)));
+                self.ghost_token(ix, n, expires);
+                Some(AgentGrant { subject: format!("agent-{n}"), connectors, expires })
+            }
+            _ => None,
+        };
+        self.raw_input(ix, Input::Judged { session, grant });
     }
 }

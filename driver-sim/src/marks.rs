@@ -76,6 +76,8 @@ marks! {
     DrainDeadline = "a drained node was stopped with streams left";
     ModeFlip = "a mode flipped under cross-hub streams" later "switching modes comes with reload";
     TokenExpired = "a token ran out on a live tunnel";
+    TokenRenewed = "a fresh token came on a live tunnel and was taken";
+    TokenRefused = "a fresh token came on a live tunnel and was refused";
     WrongSession = "a frame of a stream came on a session it is not bound to";
     Forged = "an authenticated peer sent a frame of somebody else's stream";
     ForgedV1 = "a frame nobody sent came on a session of version 1";

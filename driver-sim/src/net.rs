@@ -300,6 +300,7 @@ impl World {
         let principal = self.principal(conn, from, at);
         if let (At::Agent(n), Principal::Agent(grant)) = (self.nodes[usize::from(from)].at, &principal) {
             self.ghost_token(to, n, grant.expires);
+            self.plan_renewal(conn, n);
         }
         let back = self.net.latency(from, to);
         self.after(back, Event::Connected { conn });

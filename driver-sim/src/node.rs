@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
-    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers,
-    PeerConfig, RegistryTimers,
+    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule,
+    OpenTimers, PeerConfig, RegistryTimers,
 };
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, ConnKey, Name, StreamKey};
@@ -253,6 +253,7 @@ fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
         registry: RegistryTimers { lease: Duration::from_nanos(plan.timers.lease), ..RegistryTimers::default() },
         handshake_timeout: Duration::from_nanos(plan.timers.handshake),
         insecure_allow_unscoped: true,
+        on_expiry: OnExpiry::Keep,
         insecure_mesh: false,
     }
 }
@@ -542,6 +543,9 @@ impl World {
         for (conn, proof) in out.proofs.drain(..) {
             self.prove(ix, conn, &proof);
         }
+        for (session, token) in out.tokens.drain(..) {
+            self.judge_token(ix, session, &token);
+        }
         for note in out.notes.drain(..) {
             self.post_note(ix, note);
         }
@@ -596,6 +600,7 @@ const fn is_quiet(out: &NodeOut) -> bool {
         && out.registry.is_empty()
         && out.observed.is_empty()
         && out.proofs.is_empty()
+        && out.tokens.is_empty()
         && out.notes.is_empty()
         && !out.drained
 }

@@ -208,6 +208,7 @@ impl World {
             | Event::DialFailed { node, .. }
             | Event::Target { node, .. }
             | Event::Reply { node, .. }
+            | Event::Renew { node, .. }
             | Event::Note { node, .. } => *node,
             // What arrives at a kernel does not wait for the process.
             Event::Deliver { .. } | Event::Reset { .. } if self.plan.level == Level::L1 => return None,
@@ -291,6 +292,7 @@ impl World {
             Event::Target { node, run, stream, client, result } => self.on_target(node, run, stream, client, result),
             Event::Registry(step) => self.on_registry_step(step),
             Event::Reply { node, run, token, result } => self.on_registry_reply(node, run, token, *result),
+            Event::Renew { node, run } => self.on_renew(node, run),
             Event::Note { node, run, to } => self.on_note(node, run, to),
             Event::Fault { ix } => self.on_fault(ix),
             Event::Undo(undo) => self.on_undo(undo),

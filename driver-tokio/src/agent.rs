@@ -2,6 +2,7 @@
 
 mod app;
 mod renewal;
+mod token;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -12,12 +13,12 @@ use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
 use nowconnect_core::error::RstCode;
-use nowconnect_core::id::{ConnKey, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::id::{ConnKey, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::{CarriedRecord, Observed};
 use nowconnect_core::registry::{RegistryOp, Token};
-use nowconnect_core::wire::Plane;
+use nowconnect_core::wire::{Plane, SecretText};
 
 use crate::cli::RunError;
 use crate::clock::Monotonic;
@@ -83,10 +84,13 @@ struct Shared {
     /// Opens that failed here, by connector and reason.
     failures: RefCell<BTreeMap<(Name, &'static str), u64>>,
     protocol_errors: RefCell<BTreeMap<&'static str, u64>>,
-    /// When the certificates in use, and the token, end.
+    /// When the certificates in use end.
     certificates: expiry::Ends,
-    token_end: Cell<Option<u64>>,
     leaving: Cell<bool>,
+    /// The latest token was not taken by some hub.
+    token_refused: Cell<bool>,
+    /// When the token ends, in seconds since 1970, if it says.
+    token_ends: Cell<Option<u64>>,
     given_up: Cell<usize>,
     gave_up: tokio::sync::Notify,
 }
@@ -117,8 +121,9 @@ pub fn start(setup: AgentSetup) -> Result<RunningAgent, RunError> {
         failures: RefCell::default(),
         protocol_errors: RefCell::default(),
         certificates: expiry::of_agent(&setup),
-        token_end: Cell::new(None),
         leaving: Cell::new(false),
+        token_refused: Cell::new(false),
+        token_ends: Cell::new(None),
         given_up: Cell::new(0),
         gave_up: tokio::sync::Notify::new(),
         targets,
@@ -126,7 +131,6 @@ pub fn start(setup: AgentSetup) -> Result<RunningAgent, RunError> {
     });
     // Before the first dial, so that no change falls between.
     let token = read_token(&shared.setup.token_file).ok();
-    shared.token_end.set(token.as_deref().and_then(expiry::of_token));
     let mut out = NodeOut::default();
     let machine = Agent::new(Arc::new(shared.setup.core.clone()), signals::os_seed(), clock.now(), &mut out);
     let node = Node::start(machine, out, clock, Box::new(AgentEffects(Rc::clone(&shared))));
@@ -224,6 +228,8 @@ impl Effects<Agent> for AgentEffects {
 
     fn prove(&self, _node: &Node<Agent>, _conn: ConnKey, _proof: Proof) {}
 
+    fn judge(&self, _node: &Node<Agent>, _session: SessionKey, _token: SecretText) {}
+
     fn observe(&self, node: &Node<Agent>, event: Observed) {
         if let Observed::Carried(r) = &event {
             self.record(node, r);
@@ -233,6 +239,9 @@ impl Effects<Agent> for AgentEffects {
         }
         if let Observed::ProtocolViolation { kind, .. } = &event {
             *self.0.protocol_errors.borrow_mut().entry(kind.name()).or_default() += 1;
+        }
+        if let Observed::TokenAnswered { accepted: false, .. } = event {
+            self.0.token_refused.set(true);
         }
         if let Observed::GaveUp { .. } = event {
             let n = self.0.given_up.get() + 1;

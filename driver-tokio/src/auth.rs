@@ -5,8 +5,8 @@
 //! not ours: it takes a token without `aud`, tolerates a minute of clock
 //! difference and reads the process's clock. Each key has exactly one
 //! algorithm, fixed before any token is seen; what a token's header says about
-//! algorithms and keys can only make it fail. Nothing here is ever fetched,
-//! and no part of a token reaches a message or a log (attack 60).
+//! algorithms and keys can only make it fail. Nothing here is ever fetched
+//! (`jwks.rs` does, from the configured URL), and no part of a token reaches a message or a log (attack 60).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -132,8 +132,9 @@ impl TokenGrant {
 pub enum AuthSetupError {
     /// No key is configured.
     #[error(
-        "tunnel authentication is not configured: set auth.jwt.public_key_file, auth.jwt.hmac_secret_file or auth.jwt.jwks_file \
-         with auth.jwt.issuer (or NC_JWT_PUBLIC_KEY_FILE, NC_JWT_HMAC_SECRET_FILE, NC_JWT_JWKS_FILE with NC_JWT_ISSUER)"
+        "tunnel authentication is not configured: set auth.jwt.public_key_file, auth.jwt.hmac_secret_file, auth.jwt.jwks_file \
+         or auth.jwt.jwks_url with auth.jwt.issuer (or NC_JWT_PUBLIC_KEY_FILE, NC_JWT_HMAC_SECRET_FILE, NC_JWT_JWKS_FILE, \
+         NC_JWT_JWKS_URL with NC_JWT_ISSUER)"
     )]
     NoKey,
     /// No issuer is configured.
@@ -151,15 +152,26 @@ pub enum AuthSetupError {
     },
 }
 
+#[derive(Clone)]
 struct Key {
     kid: Option<String>,
     algorithm: Algorithm,
     key: DecodingKey,
 }
 
+#[derive(Clone)]
 struct Keys {
+    /// Of files.
     keys: Vec<Key>,
+    /// Of `auth.jwt.jwks_url`.
+    fetched: Vec<Key>,
     stamps: Vec<Stamp>,
+}
+
+impl Keys {
+    fn all(&self) -> Vec<&Key> {
+        self.keys.iter().chain(&self.fetched).collect()
+    }
 }
 
 /// What tells that a file was changed.
@@ -201,8 +213,34 @@ impl TunnelAuth {
         if stamps(&self.setup) == self.keys.load().stamps {
             return Ok(false);
         }
-        self.keys.store(Arc::new(load(&self.setup)?));
+        let loaded = load(&self.setup)?;
+        let fetched = self.keys.load().fetched.clone();
+        self.keys.store(Arc::new(Keys { fetched, ..loaded }));
         Ok(true)
+    }
+
+    /// A key set that was fetched takes the place of the one before.
+    ///
+    /// # Errors
+    /// When it is no key set, or holds no key that can be used: then the one
+    /// before stays.
+    pub fn take_fetched(&self, bytes: &[u8]) -> Result<(), String> {
+        let fetched = key_set(bytes, &self.setup.algorithms)?;
+        self.keys.store(Arc::new(Keys { fetched, ..Keys::clone(&self.keys.load()) }));
+        Ok(())
+    }
+
+    /// The fetched key set is too old to be used.
+    pub fn drop_fetched(&self) {
+        self.keys.store(Arc::new(Keys { fetched: Vec::new(), ..Keys::clone(&self.keys.load()) }));
+    }
+
+    /// Judges a token that came on a live tunnel, as [`TunnelAuth::verify`] does.
+    ///
+    /// # Errors
+    /// The first rule the token breaks.
+    pub fn verify_token(&self, token: &str, now_unix: u64) -> Result<TokenGrant, AuthReject> {
+        self.verify(&[&format!("Bearer {token}")], now_unix)
     }
 
     /// Judges the `Authorization` headers of one request at `now_unix`, in
@@ -242,7 +280,8 @@ impl TunnelAuth {
         }
         bytes(signature)?;
         let keys = self.keys.load();
-        let key = header.choose(&keys.keys)?;
+        let all = keys.all();
+        let key = header.choose(&all)?;
         match jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key.key, key.algorithm) {
             Ok(true) => {}
             Ok(false) | Err(_) => return Err(AuthReject::Signature),
@@ -321,7 +360,7 @@ impl Header {
     /// The one key to try. A `kid` selects among the keys that have one; the
     /// keys from PEM and secret files have none and are told apart by their
     /// algorithms. Then the header's `alg` must be the key's, word for word.
-    fn choose<'k>(&self, keys: &'k [Key]) -> Result<&'k Key, AuthReject> {
+    fn choose<'k>(&self, keys: &[&'k Key]) -> Result<&'k Key, AuthReject> {
         let named = |k: &&Key| match &self.kid {
             Some(kid) => k.kid.as_ref().is_none_or(|own| own == kid),
             // A set of one key needs no name to choose by.
@@ -333,7 +372,7 @@ impl Header {
                 return Err(AuthReject::UnknownKey);
             }
         }
-        let mut candidates = keys.iter().filter(named).peekable();
+        let mut candidates = keys.iter().copied().filter(named).peekable();
         if candidates.peek().is_none() {
             return Err(AuthReject::UnknownKey);
         }
@@ -454,10 +493,10 @@ fn load(setup: &AuthSetup) -> Result<Keys, AuthSetupError> {
     from("auth.jwt.public_key_file", public_key, &|bytes| public_key_pem(bytes, allowed))?;
     from("auth.jwt.hmac_secret_file", secret, &|bytes| hmac_secret(bytes, allowed))?;
     from("auth.jwt.jwks_file", set, &|bytes| key_set(bytes, allowed))?;
-    Ok(Keys { keys, stamps })
+    Ok(Keys { keys, fetched: Vec::new(), stamps })
 }
 
-fn read_limited(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn read_limited(path: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read as _;
     let file = std::fs::File::open(path).map_err(|e| format!("cannot be read: {e}"))?;
     let mut bytes = Vec::new();

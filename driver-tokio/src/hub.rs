@@ -15,15 +15,16 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::{ConnKey, ListenerIx, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::id::{ConnKey, ListenerIx, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::{Cause, Observed, StreamRecord};
+use nowconnect_core::principal::AgentGrant;
 use nowconnect_core::registry::{RegistryOp, Token};
-use nowconnect_core::wire::Plane;
+use nowconnect_core::wire::{Plane, SecretText};
 use tokio::net::TcpListener;
 
-use crate::auth::TunnelAuth;
+use crate::auth::{AuthReject, TokenGrant, TunnelAuth};
 use crate::cli::RunError;
 use crate::clock::{Monotonic, unix_millis};
 use crate::config::{HubSetup, ListenTls};
@@ -31,6 +32,7 @@ use crate::dial::WsUrl;
 use crate::dialer::{self, Target};
 use crate::http::{HttpLimits, HttpListener, Routes};
 use crate::identity::MeshIdentity;
+use crate::jwks::Jwks;
 use crate::limiter::Limiter;
 use crate::listener::{self, Clients};
 use crate::metrics::Metrics;
@@ -47,7 +49,10 @@ pub type RecordHook = Rc<dyn Fn(&StreamRecord, Option<SocketAddr>)>;
 /// What a hub's parts share.
 pub(crate) struct Shared {
     pub(crate) setup: HubSetup,
-    pub(crate) auth: TunnelAuth,
+    pub(crate) auth: Rc<TunnelAuth>,
+    /// The keys by URL.
+    pub(crate) jwks: Option<Rc<Jwks>>,
+    keys_checked: Cell<u64>,
     pub(crate) registry: Rc<Registry>,
     pub(crate) metrics: Metrics,
     pub(crate) lines: Limiter,
@@ -67,6 +72,46 @@ pub(crate) struct Shared {
     hook: Option<RecordHook>,
 }
 
+impl Shared {
+    /// What a token grants, on the core's clock. A refusal is counted and told;
+    /// an unknown key makes the key set by URL look again.
+    pub(crate) fn grant(
+        &self,
+        clock: &Monotonic,
+        verify: impl FnOnce(&TunnelAuth, u64) -> Result<TokenGrant, AuthReject>,
+    ) -> Result<AgentGrant, AuthReject> {
+        let now = unix_millis();
+        self.refresh_keys(now);
+        let result = verify(&self.auth, now / 1000);
+        if let Err(reject) = &result {
+            if let (AuthReject::UnknownKey, Some(jwks)) = (reject, &self.jwks) {
+                jwks.ask();
+            }
+            if let Some(suppressed) = self.lines.allow("auth_rejected", reject.name()) {
+                tracing::warn!(event = "auth_rejected", reason = reject.name(), suppressed, "{reject}");
+            }
+            self.counts.refusal(reject.name());
+        }
+        result.map(|grant| grant.on_clock(now / 1000, clock.now()))
+    }
+
+    /// Key files are looked at again at most once a second.
+    fn refresh_keys(&self, now_millis: u64) {
+        if now_millis.saturating_sub(self.keys_checked.replace(now_millis)) < 1000 {
+            return;
+        }
+        match self.auth.reload_if_changed() {
+            Ok(true) => tracing::info!(event = "keys_reloaded"),
+            Ok(false) => {}
+            Err(e) => {
+                if let Some(suppressed) = self.lines.allow("keys_unusable", "") {
+                    tracing::error!(event = "keys_unusable", suppressed, "the last good keys stay in use: {e}");
+                }
+            }
+        }
+    }
+}
+
 /// A hub that runs in the current `LocalSet`.
 pub struct RunningHub {
     /// The machine.
@@ -81,6 +126,8 @@ pub struct RunningHub {
     pub admin: admin::Serving,
     shared: Rc<Shared>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
+    /// The key set by URL.
+    fetching: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for RunningHub {
@@ -118,7 +165,8 @@ pub async fn start(
     hook: Option<RecordHook>,
 ) -> Result<RunningHub, RunError> {
     let config = |e: &dyn std::fmt::Display| RunError::Config(e.to_string());
-    let auth = TunnelAuth::from_setup(&setup.auth).map_err(|e| config(&e))?;
+    let auth = Rc::new(TunnelAuth::from_setup(&setup.auth).map_err(|e| config(&e))?);
+    let jwks = setup.auth.jwks.as_ref().map(|j| Jwks::new(j, &auth)).transpose().map_err(|e| config(&e))?.map(Rc::new);
     let mesh_client = match &setup.mesh_tls {
         Some(files) if setup.core.peers.iter().any(|p| p.url.starts_with("wss:")) => {
             Some(tls::mesh_client(files).map_err(|e| config(&e))?)
@@ -174,8 +222,11 @@ pub async fn start(
 
     let clock = Monotonic::new();
     let lines = Limiter::new(clock);
+    let fetching = jwks.as_ref().map(|j| tokio::task::spawn_local(Rc::clone(j).run(Rc::clone(&auth))));
     let shared = Rc::new(Shared {
         auth,
+        jwks,
+        keys_checked: Cell::new(0),
         registry: Rc::new(registry),
         metrics,
         lines: lines.clone(),
@@ -237,7 +288,7 @@ pub async fn start(
     }
     let operator: Rc<dyn admin::AdminApp> = own;
     let admin = admin_ports.serve(&operator).map_err(|e| RunError::Failed(e.to_string()))?;
-    Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, admin, shared, accepting })
+    Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, admin, shared, accepting, fetching })
 }
 
 fn bind(addr: SocketAddr, key: &str) -> Result<TcpListener, RunError> {
@@ -271,6 +322,9 @@ impl RunningHub {
     pub async fn stop(&self) {
         for a in &self.accepting {
             a.abort();
+        }
+        if let Some(task) = &self.fetching {
+            task.abort();
         }
         self.node.input(Input::Shutdown);
         self.node.flushed(Duration::from_secs(1)).await;
@@ -321,6 +375,11 @@ impl Effects<Hub> for HubEffects {
         });
     }
 
+    fn judge(&self, node: &Node<Hub>, session: SessionKey, token: SecretText) {
+        let grant = self.0.grant(&node.clock(), |auth, now| auth.verify_token(&token.0, now)).ok();
+        node.input(Input::Judged { session, grant });
+    }
+
     fn observe(&self, _node: &Node<Hub>, event: Observed) {
         let s = &self.0;
         match &event {
@@ -368,6 +427,9 @@ impl Effects<Hub> for HubEffects {
             | Observed::HandshakeFailed { .. }
             | Observed::TokenExpired { .. }
             | Observed::StartedOver { .. }
+            | Observed::TokenRenewed { .. }
+            | Observed::TokenRefused { .. }
+            | Observed::TokenAnswered { .. }
             | Observed::PeerIsSelf { .. }
             | Observed::FewerHubs { .. }
             | Observed::GaveUp { .. } => {}

@@ -22,6 +22,7 @@ mod expiry;
 pub mod http;
 pub mod hub;
 pub mod identity;
+pub mod jwks;
 pub mod limiter;
 pub mod listener;
 pub mod metrics;

@@ -103,6 +103,8 @@ families! {
     MeshRttMs = Gauge "nowconnect_mesh_rtt_ms" ["peer"] "Latest round trip to each peer in milliseconds, rounded up; with metrics.legacy_names only.";
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
+    JwksFetches = Counter "nowconnect_jwks_fetches_total" ["result"] "Fetches of auth.jwt.jwks_url: ok, connect, tls, timeout, http, status, redirect, too_large or content.";
+    JwksAge = Gauge "nowconnect_jwks_age_seconds" ["source"] "Age of the key set in use, by where it comes from (url).";
     RegistryHealthy = Gauge "nowconnect_registry_healthy" [] "1 while this hub's lease is renewed in time, else 0.";
     ReplicaIdConflicts = Counter "nowconnect_replica_id_conflicts_total" [] "Renewals refused because another run of this ha.replica_id holds the lease.";
     DuplicateAgents = Counter "nowconnect_duplicate_agents_total" [] "Times two live processes with one agent_id took it from each other three times within 60 s.";

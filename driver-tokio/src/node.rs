@@ -19,7 +19,7 @@ use bytes::BytesMut;
 use nowconnect_core::agent::Agent;
 use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::{ConnKey, Name, SockKey, StreamKey, TargetIx};
+use nowconnect_core::id::{ConnKey, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, Mux, NodeOut};
 use nowconnect_core::observed::Observed;
@@ -28,6 +28,7 @@ use nowconnect_core::session::{TxBatch, TxState};
 use nowconnect_core::shard::SockOp;
 use nowconnect_core::slots::Slots;
 use nowconnect_core::time::{Deadline, Instant};
+use nowconnect_core::wire::SecretText;
 
 use crate::clock::Monotonic;
 
@@ -99,6 +100,8 @@ pub trait Effects<M: Machine>: 'static {
     /// Signs or judges and reports with `Signed` or `Verified`, at once: what
     /// the peer says next must find the verdict.
     fn prove(&self, node: &Node<M>, conn: ConnKey, proof: Proof);
+    /// Judges a fresh token of a live tunnel and reports with `Judged`.
+    fn judge(&self, node: &Node<M>, session: SessionKey, token: SecretText);
     /// Logs and samples.
     fn observe(&self, node: &Node<M>, event: Observed);
 }
@@ -242,6 +245,9 @@ impl<M: Machine> Node<M> {
         }
         for (conn, proof) in out.proofs.drain(..) {
             self.0.effects.prove(self, conn, proof);
+        }
+        for (session, token) in out.tokens.drain(..) {
+            self.0.effects.judge(self, session, token);
         }
         for event in out.observed.drain(..) {
             self.0.effects.observe(self, event);

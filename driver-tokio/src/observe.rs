@@ -124,7 +124,23 @@ pub fn event(event: &Observed, lines: &Limiter) {
             tracing::warn!(
                 event = "token_expired",
                 agent = %agent_id,
-                "its tunnel takes no new streams until the agent returns with a valid token; open streams go on"
+                "its tunnel takes no new streams until the agent brings a valid token; open streams: auth.on_expiry"
+            );
+        }
+        Observed::TokenRenewed { agent_id } => tracing::info!(event = "token_renewed", agent = %agent_id),
+        Observed::TokenRefused { agent_id } => {
+            tracing::warn!(
+                event = "token_refused",
+                agent = %agent_id,
+                "a fresh token on the live tunnel was not accepted; the one before goes on until its end"
+            );
+        }
+        Observed::TokenAnswered { peer, accepted: true } => tracing::info!(event = "token_accepted", hub = peer),
+        Observed::TokenAnswered { peer, accepted: false } => {
+            tracing::warn!(
+                event = "token_refused",
+                hub = peer,
+                "the hub does not take the new token; it is sent again"
             );
         }
         Observed::Detached { agent_id, epoch, cause } => {

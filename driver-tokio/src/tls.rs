@@ -175,8 +175,17 @@ pub fn mesh_client(files: &MeshTlsFiles) -> Result<Arc<ClientConfig>, TlsError> 
 /// # Errors
 /// When the bundle cannot be used, or the system has no root at all.
 pub fn tunnel_client(ca_bundle: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+    https_client("tls.ca_bundle", ca_bundle)
+}
+
+/// TLS of a client without a certificate: trusts the bundle that `key` names,
+/// or the system's roots.
+///
+/// # Errors
+/// As [`tunnel_client`].
+pub fn https_client(key: &'static str, ca_bundle: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
     let roots = match ca_bundle {
-        Some(path) => bundle("tls.ca_bundle", path)?,
+        Some(path) => bundle(key, path)?,
         None => {
             let mut roots = RootCertStore::empty();
             let native = rustls_native_certs::load_native_certs();

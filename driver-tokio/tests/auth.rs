@@ -48,6 +48,7 @@ impl Bench {
             public_key_file: Some(self.path("ec.pub")),
             hmac_secret_file: None,
             jwks_file: None,
+            jwks: None,
             max_lifetime: Duration::from_secs(24 * 3600),
             leeway: Duration::from_secs(5),
         }

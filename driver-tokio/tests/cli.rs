@@ -165,6 +165,7 @@ fn tokens_are_accepted() {
             public_key_file: (key != "secret").then(|| path(&format!("{key}.pub"))),
             hmac_secret_file: (key == "secret").then(|| path("secret")),
             jwks_file: None,
+            jwks: None,
             max_lifetime: Duration::from_secs(3600),
             leeway: Duration::ZERO,
         };

@@ -402,7 +402,10 @@ const HUB_KEYS: &[(&str, &str)] = &[
     ("ha.namespace", "  replica_id: hub-a =>   replica_id: hub-a\n  namespace: other"),
     ("ha.redis_url", "redis://r => redis://q"),
     ("ha.redis_password_file", "  replica_id: hub-a =>   replica_id: hub-a\n  redis_password_file: p"),
-    ("ha.redis_tls.ca_bundle", "redis://r:6379/0 => rediss://r / redis://r:6379/0 => rediss://r\n  redis_tls: { ca_bundle: c }"),
+    (
+        "ha.redis_tls.ca_bundle",
+        "redis://r:6379/0 => rediss://r / redis://r:6379/0 => rediss://r\n  redis_tls: { ca_bundle: c }",
+    ),
     (
         "ha.redis_tls.cert_file",
         "redis://r:6379/0 => rediss://r\n  redis_tls: { cert_file: c, key_file: k } / redis://r:6379/0 => rediss://r\n  redis_tls: { cert_file: d, key_file: k }",

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nowconnect_core::config::{
-    Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers, PeerConfig, RegistryTimers,
+    Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, PeerConfig,
+    RegistryTimers,
 };
 use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
@@ -18,6 +19,7 @@ use nowconnect_core::id::{
     AgentId, Cid, ConnKey, Epoch, Fence, Incarnation, Instance, ListenerIx, Name, Nonce, Secret, SessionId, SockKey,
     StreamKey, TargetIx,
 };
+use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::principal::Principal;
 use nowconnect_core::registry::{
@@ -62,6 +64,10 @@ struct Conn {
     resume: Option<(SessionId, u64)>,
     /// Our WELCOME is on the way, or the hub's AUTH is: handshake frames come.
     shaking: bool,
+    /// The names that our signature was found to prove.
+    proved: Vec<String>,
+    /// The session of a WELCOME that the hub still judges.
+    welcomed: Option<usize>,
 }
 
 /// A session of ours, and what the hub may do with it.
@@ -101,6 +107,10 @@ struct World {
     /// Which client speaks under a cid of the hub's own.
     cids: Vec<(Cid, usize)>,
     unscoped: bool,
+    /// Hubs need no signatures.
+    insecure: bool,
+    /// What the hub wants signed or judged.
+    proofs: Vec<(ConnKey, Proof)>,
     keys: u32,
     /// To be said again after a resumption.
     replay: Vec<(ConnKey, Bytes)>,
@@ -137,6 +147,7 @@ fn config(mode: Mode, flags: u8) -> HubConfig {
         registry: RegistryTimers::default(),
         handshake_timeout: Duration::from_secs(5),
         insecure_allow_unscoped: flags & 2 == 0,
+        on_expiry: OnExpiry::Keep,
         insecure_mesh: flags & 4 == 0,
     }
 }
@@ -174,6 +185,8 @@ pub fn hub_machine(data: &[u8]) {
         cast,
         cids: Vec::new(),
         unscoped,
+        insecure: flags & 4 == 0,
+        proofs: Vec::new(),
         keys: 0,
         replay: Vec::new(),
     };
@@ -193,6 +206,9 @@ pub fn hub_machine(data: &[u8]) {
 
 impl World {
     fn step(&mut self, tape: &mut Tape<'_>) {
+        while !self.proofs.is_empty() && !tape.one_in(4) {
+            self.prove(tape);
+        }
         match tape.below(20) {
             0 => self.accept(tape),
             1 | 2 => self.hello(tape),

@@ -83,6 +83,7 @@ fn bench() -> &'static Bench {
                 public_key_file,
                 hmac_secret_file: hmac_secret_file.clone(),
                 jwks_file: jwks_file.clone(),
+                jwks: None,
                 max_lifetime: Duration::from_secs(LIFETIME),
                 leeway: Duration::from_secs(LEEWAY),
             };

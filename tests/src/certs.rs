@@ -16,6 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 /// A certificate authority in a directory.
 pub struct Authority {
     dir: PathBuf,
+    name: String,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
@@ -41,7 +42,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, format!("nowconnect test CA {name}"));
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         fs::write(dir.join(format!("{name}.pem")), issuer.pem()).unwrap();
-        Self { dir: dir.to_owned(), issuer }
+        Self { dir: dir.to_owned(), name: name.to_owned(), issuer }
     }
 
     /// Issues a certificate for server and client use and writes
@@ -62,6 +63,30 @@ impl Authority {
         fs::write(&files.cert, cert.pem()).unwrap();
         fs::write(&files.key, key.serialize_pem()).unwrap();
         files
+    }
+
+    /// Issues a certificate whose parameters `bend` has spoilt.
+    ///
+    /// # Panics
+    /// As [`Authority::issue`].
+    #[must_use]
+    pub fn issue_bent(&self, file: &str, names: &[&str], bend: impl FnOnce(&mut CertificateParams)) -> Files {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, file);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        bend(&mut params);
+        let cert = params.signed_by(&key, &self.issuer).unwrap();
+        let files = Files { cert: self.dir.join(format!("{file}.crt")), key: self.dir.join(format!("{file}.key")) };
+        fs::write(&files.cert, cert.pem()).unwrap();
+        fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+
+    /// The file of its own certificate, for those who trust it.
+    #[must_use]
+    pub fn bundle(&self) -> PathBuf {
+        self.dir.join(format!("{}.pem", self.name))
     }
 
     /// A TLS client that trusts this authority, with a certificate of its own

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 use crate::certs::{Authority, Files};
 use crate::http;
+use crate::ingress::Ingress;
 use crate::metrics::Metrics;
 use crate::ports::Port;
 use crate::process::{Process, nowconnect};
@@ -55,6 +56,10 @@ pub struct Plan {
     pub wire: Wire,
     /// TLS on tunnels, mutual TLS between hubs.
     pub tls: bool,
+    /// With `tls`: an ingress ends it in front of each hub's mesh port.
+    pub ingress: bool,
+    /// Keys added under `auth.jwt` of every hub, each with a comma before it.
+    pub jwt_extra: String,
     /// Services: connector (and listener) name and target.
     pub connectors: Vec<(String, String)>,
     /// The hubs the agent knows.
@@ -88,6 +93,8 @@ impl Default for Plan {
             hubs: 2,
             wire: Wire::V2,
             tls: false,
+            ingress: false,
+            jwt_extra: String::new(),
             connectors: Vec::new(),
             attach: vec![0],
             parallel: 1,
@@ -171,6 +178,8 @@ pub struct Hub {
     pub process: Option<Process>,
     /// Proxy its peers go through, when planned.
     pub mesh_proxy: Option<Proxy>,
+    /// What ends TLS for its peers, when planned.
+    ingress: Option<Ingress>,
     http: Port,
     metrics: Port,
     mesh: Option<Port>,
@@ -187,16 +196,35 @@ impl Hub {
         let mesh_proxy = if plan.mesh_proxy { Some(Proxy::start(mesh_addr).await) } else { None };
         let listeners = plan.connectors.iter().map(|(c, _)| (c.clone(), Port::reserve())).collect();
         let files = authority.issue(&name, &[&name, "localhost", "127.0.0.1"]);
-        Self { name, process: None, mesh_proxy, http, metrics: Port::reserve(), mesh, listeners, files }
+        let ingress = if plan.ingress {
+            let own = authority.issue(&format!("ingress-{name}"), &["localhost"]);
+            Some(Ingress::start(mesh_addr, &own).await)
+        } else {
+            None
+        };
+        Self { ingress, name, process: None, mesh_proxy, http, metrics: Port::reserve(), mesh, listeners, files }
     }
 
     /// Where peers dial this hub.
     fn mesh_url(&self) -> String {
         let direct = self.mesh.as_ref().unwrap_or(&self.http).number();
         let port = self.mesh_proxy.as_ref().map_or(direct, |p| p.addr.port());
+        let port = self.ingress.as_ref().map_or(port, |i| i.addr.port());
         // A name only where a certificate has to match it.
         let (scheme, host) = if self.mesh.is_some() { ("wss", "localhost") } else { ("ws", "127.0.0.1") };
         format!("{scheme}://{host}:{port}/mesh")
+    }
+
+    /// The port of the mesh, past any proxy and ingress.
+    #[must_use]
+    pub fn mesh(&self) -> SocketAddr {
+        self.mesh.as_ref().map_or(self.http.addr, |p| p.addr)
+    }
+
+    /// Its certificate and key.
+    #[must_use]
+    pub const fn files(&self) -> &Files {
+        &self.files
     }
 
     /// The HTTP endpoint: tunnels, health, readiness.
@@ -472,13 +500,14 @@ impl Cluster {
         let _ = write!(
             yaml,
             "http: {{ bind: '{http}'{http_tls} }}\nmetrics: {{ bind: '{metrics}' }}\nadmin: {{ socket: {dir}/{name}.sock }}\n\
-             auth:\n  jwt: {{ audience: nowconnect, issuer: '{issuer}', algorithms: [HS256], hmac_secret_file: {dir}/hmac }}\n\
+             auth:\n  jwt: {{ audience: nowconnect, issuer: '{issuer}', algorithms: [HS256], hmac_secret_file: {dir}/hmac{jwt_extra} }}\n\
              ha:\n  enabled: true\n  mode: active\n  replica_id: {name}\n  namespace: tests\n  redis_url: {redis}\n  mesh:\n    \
              peers: [{peers}]\n    connect_backoff_max_sec: 1\n    wire: {wire}\n",
             http = hub.http.addr,
             metrics = hub.metrics.addr,
             name = hub.name,
             issuer = token::ISSUER,
+            jwt_extra = self.plan.jwt_extra,
             redis = self.plan.redis_url.clone().unwrap_or_else(|| self.redis.url()),
             peers = peers.join(", "),
             wire = self.plan.wire.name(),
@@ -487,8 +516,9 @@ impl Cluster {
             Some(port) => {
                 let _ = writeln!(
                     yaml,
-                    "    listen: {}\n    listen_tls: native\n    require_mtls: true\n    tls: {{ ca_bundle: {dir}/ca.pem, {tls} }}",
-                    port.addr
+                    "    listen: {}\n    listen_tls: {}\n    require_mtls: true\n    tls: {{ ca_bundle: {dir}/ca.pem, {tls} }}",
+                    port.addr,
+                    if self.plan.ingress { "ingress" } else { "native" },
                 );
             }
             None => yaml.push_str("    require_mtls: false\n    insecure_allow_plaintext: true\n"),

@@ -119,13 +119,31 @@ impl Peer {
     /// # Panics
     /// When the port does not accept.
     pub fn upgrade(addr: SocketAddr, dialect: Dialect, token: &str) -> Result<Self, Reaction> {
+        Self::upgrade_with(addr, dialect, token, &[])
+    }
+
+    /// [`Peer::upgrade`] with more headers.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn upgrade_with(
+        addr: SocketAddr,
+        dialect: Dialect,
+        token: &str,
+        more: &[(&str, &str)],
+    ) -> Result<Self, Reaction> {
         let path = match dialect.plane {
             Plane::Tunnel => "/tunnel",
             Plane::Mesh => "/mesh",
         };
         let bearer = if token.is_empty() { String::new() } else { format!("Bearer {token}") };
         let mut socket = connect(addr);
-        let request = upgrade_request(path, &upgrade_headers(dialect.subprotocol(), &bearer));
+        let mut headers = upgrade_headers(dialect.subprotocol(), &bearer);
+        headers.extend_from_slice(more);
+        let request = upgrade_request(path, &headers);
         socket.write_all(request.as_bytes()).unwrap();
         match read_answer(&mut socket) {
             Reaction::Status(101, _) => Ok(Self { socket, dialect, pending: Vec::new() }),

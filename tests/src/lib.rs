@@ -23,6 +23,7 @@ pub mod cpu;
 pub mod failover;
 pub mod hostile;
 pub mod http;
+pub mod ingress;
 pub mod metrics;
 pub mod ownership;
 pub mod payload;

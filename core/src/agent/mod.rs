@@ -83,7 +83,12 @@ impl Agent {
                 self.tunnels.on_handshake_lost(now, conn, cause, &self.mux, out);
                 self.mux.on_disconnected(now, conn, cause, &mut self.news);
             }
-            Input::Accepted { .. } | Input::Registry { .. } | Input::Signed { .. } | Input::Verified { .. } => {}
+            Input::Token { token } => self.tunnels.send_token(now, &token, &mut self.mux, out),
+            Input::Accepted { .. }
+            | Input::Registry { .. }
+            | Input::Signed { .. }
+            | Input::Verified { .. }
+            | Input::Judged { .. } => {}
             Input::Drain => self.tunnels.drain(now, &mut self.mux, &mut self.notes, out),
             Input::Shutdown => {
                 self.notes.push(ControlNote::Shutdown);

@@ -22,7 +22,7 @@ use crate::observed::Observed;
 use crate::rng::{Rng, Seed};
 use crate::shard::{Attach, ControlNote, Shard, ShardNote};
 use crate::time::{Deadline, Instant};
-use crate::wire::{EpochNotice, Frame, Plane};
+use crate::wire::{EpochNotice, Frame, Plane, SecretText, TOKEN_ACCEPTED, TOKEN_REFUSED};
 
 /// What one configured hub is to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -346,6 +346,10 @@ impl Tunnels {
                 notes.push(ControlNote::InitialWindow { session: key, bytes: status.initial_window });
                 self.want(now, mux, out);
             }
+            Frame::Token { token } if matches!(token.0.as_str(), TOKEN_ACCEPTED | TOKEN_REFUSED) => {
+                let peer = mux.get(key).map_or_else(String::new, |e| e.peer.name().to_owned());
+                out.observed.push(Observed::TokenAnswered { peer, accepted: token.0 == TOKEN_ACCEPTED });
+            }
             Frame::Hello(_)
             | Frame::Welcome(_)
             | Frame::Auth(_)
@@ -359,6 +363,13 @@ impl Tunnels {
                     ProtocolError::new(ProtocolErrorKind::Unexpected, "a frame that a hub does not send on a tunnel");
                 self.on_violation(now, key, &e, mux, notes, out);
             }
+        }
+    }
+
+    /// A fresh token goes to every hub, over the live tunnels.
+    pub(super) fn send_token(&self, now: Instant, token: &SecretText, mux: &mut Mux, out: &mut NodeOut) {
+        for key in self.hubs.iter().filter_map(|h| h.session) {
+            mux.send(now, key, Frame::Token { token: token.clone() }, out);
         }
     }
 

@@ -301,6 +301,8 @@ impl Control {
                 connectors_generation: 0,
                 grant,
                 expired: false,
+                close_at: None,
+                judging: false,
             },
         );
         self.own_route_changed(&agent_id);
@@ -398,30 +400,9 @@ impl Control {
         self.answer_waiting(&exposed, notes);
     }
 
-    /// Attachments whose token ran out take nothing new (I4); what is open
-    /// goes on.
-    pub(super) fn expire_tokens(&mut self, now: Instant, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
-        if self.expiry_at.is_none_or(|at| at > now) {
-            return;
-        }
-        let due = |a: &AttachmentState| !a.expired && a.grant.expires.is_some_and(|at| at <= now);
-        let late: Vec<AgentId> = self.attachments.iter().filter(|(_, a)| due(a)).map(|(id, _)| id.clone()).collect();
-        for agent_id in late {
-            if let Some(a) = self.attachments.get_mut(&agent_id) {
-                a.expired = true;
-            }
-            self.publish_connectors(now, &agent_id, notes, out);
-            out.observed.push(Observed::TokenExpired { agent_id });
-        }
-        self.expiry_at = self.attachments.values().filter(|a| !a.expired).filter_map(|a| a.grant.expires).min();
-        if planted::on(2012) {
-            self.expiry_at = None;
-        }
-    }
-
     /// The agent came back with another token: it counts from now on, also
     /// for what was advertised under the earlier one.
-    fn renew_grant(
+    pub(super) fn renew_grant(
         &mut self,
         now: Instant,
         agent_id: &AgentId,
@@ -434,6 +415,7 @@ impl Control {
         let before = a.open_to().to_vec();
         a.connectors.retain(|ad| planted::on(54) || allowed(&grant, std::slice::from_ref(ad), unscoped));
         a.expired = grant.expires.is_some_and(|at| at <= now);
+        a.close_at = None;
         self.expiry_at = [self.expiry_at, grant.expires].into_iter().flatten().min();
         a.grant = grant;
         if a.open_to() != before {

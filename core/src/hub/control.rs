@@ -62,6 +62,10 @@ pub(super) struct AttachmentState {
     pub(super) grant: AgentGrant,
     /// The grant ran out: nothing new is opened here.
     pub(super) expired: bool,
+    /// The tunnel ends then, because its grant ran out.
+    pub(super) close_at: Option<Instant>,
+    /// A fresh token of the agent is being judged.
+    pub(super) judging: bool,
 }
 
 impl AttachmentState {
@@ -367,8 +371,7 @@ impl Control {
             Frame::Connectors { generation, connectors } if plane == Plane::Tunnel => {
                 self.on_connectors(now, key, generation, connectors, mux, notes, out);
             }
-            // A fresh token is checked by the driver, which sees it first.
-            Frame::Token { .. } if plane == Plane::Tunnel => {}
+            Frame::Token { token } if plane == Plane::Tunnel => self.on_token(now, key, token, mux, out),
             Frame::Connectors { .. }
             | Frame::Token { .. }
             | Frame::Hello(_)
@@ -591,7 +594,7 @@ impl Control {
         self.expire_handshakes(now, mux, out);
         self.registry_timeouts(now, mux, notes, out);
         self.keep_up(now, mux, out);
-        self.expire_tokens(now, notes, out);
+        self.expire_tokens(now, mux, notes, out);
         self.broadcast_status(now, mux, out);
     }
 

@@ -14,6 +14,7 @@
 
 mod attach;
 mod control;
+mod credential;
 mod epochs;
 mod flap;
 mod handshake;
@@ -154,6 +155,10 @@ impl Hub {
                     self.on_session_message(now, conn, &message, out);
                 }
             }
+            Input::Judged { session, grant } => {
+                self.control.on_judged(now, session, grant, &mut self.mux, &mut self.notes, out);
+            }
+            Input::Token { .. } => {}
             Input::Drain => self.control.drain(now, &mut self.mux, &mut self.notes, out),
             Input::Shutdown => {
                 self.notes.push(ControlNote::Shutdown);

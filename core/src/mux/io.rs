@@ -6,13 +6,13 @@
 use bytes::Bytes;
 
 use crate::error::{CloseCode, RstCode};
-use crate::id::{ConnKey, Name, SockKey, StreamKey, TargetIx};
+use crate::id::{ConnKey, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use crate::identity::{Proof, Verified};
 use crate::observed::Observed;
-use crate::principal::{HubGrant, Principal};
+use crate::principal::{AgentGrant, HubGrant, Principal};
 use crate::registry::{RegistryOp, RegistryResult, Token};
 use crate::shard::{Note, SockEvent, SockOp};
-use crate::wire::{Dialect, Signature};
+use crate::wire::{Dialect, SecretText, Signature};
 
 /// What happened outside a node.
 #[derive(Clone, Debug)]
@@ -100,6 +100,18 @@ pub enum Input {
         /// What it proves, or the first rule it breaks; fixed text only.
         result: Result<Verified, &'static str>,
     },
+    /// The token of `NodeOut::tokens` was judged (hub).
+    Judged {
+        /// The session it came on.
+        session: SessionKey,
+        /// What it grants; `None` when it is not accepted.
+        grant: Option<AgentGrant>,
+    },
+    /// There is a fresh token: it is sent to every hub (agent).
+    Token {
+        /// The token. Never logged.
+        token: SecretText,
+    },
     /// Take no new streams; peers are told.
     Drain,
     /// End everything now.
@@ -123,6 +135,8 @@ pub struct NodeOut {
     pub registry: Vec<(Token, RegistryOp)>,
     /// Signatures to make or judge; answer with `Signed` or `Verified`.
     pub proofs: Vec<(ConnKey, Proof)>,
+    /// Fresh tokens of agents on live tunnels; answer with `Judged`.
+    pub tokens: Vec<(SessionKey, SecretText)>,
     /// Events.
     pub observed: Vec<Observed>,
     /// Notes of a split hub, to be given back with `on_note`: to each addressee

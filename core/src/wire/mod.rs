@@ -150,9 +150,9 @@ pub enum Frame {
         /// The complete new set.
         connectors: Vec<ConnectorAd>,
     },
-    /// A fresh credential for a live tunnel.
+    /// A fresh credential for a live tunnel; from a hub the answer to it.
     Token {
-        /// The JWT. Never logged.
+        /// The JWT, or [`TOKEN_ACCEPTED`] or [`TOKEN_REFUSED`]. Never logged.
         token: SecretText,
     },
     /// A frame of one stream.
@@ -265,6 +265,11 @@ pub struct Status {
     /// Bytes of DATA the sender takes directly after an OPEN.
     pub initial_window: u64,
 }
+
+/// What a hub answers to a TOKEN it takes, in a TOKEN of its own.
+pub const TOKEN_ACCEPTED: &str = "accepted";
+/// And to one that it does not take.
+pub const TOKEN_REFUSED: &str = "refused";
 
 /// Text that must not be logged.
 #[derive(Clone, PartialEq, Eq)]

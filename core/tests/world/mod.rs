@@ -17,8 +17,8 @@ use bytes::Bytes;
 use notes::{Form, Mail, Pace, Seen};
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
-    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers,
-    PeerConfig, RegistryTimers,
+    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule,
+    OpenTimers, PeerConfig, RegistryTimers,
 };
 use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::hub::Hub;
@@ -60,6 +60,7 @@ pub(crate) fn hub_config(replica: &str, mode: Mode, peers: &[&str]) -> HubConfig
         registry: RegistryTimers::default(),
         handshake_timeout: Duration::from_secs(5),
         insecure_allow_unscoped: true,
+        on_expiry: OnExpiry::Keep,
         insecure_mesh: true,
     }
 }
@@ -137,6 +138,12 @@ pub(crate) enum Target {
 pub(crate) struct World {
     /// Of the tokens agents dial with from now on.
     pub(crate) token_expires: Option<Instant>,
+    /// The connectors they name.
+    pub(crate) token_connectors: Option<Vec<Name>>,
+    /// What fresh tokens that come in band are found to grant, in turn.
+    pub(crate) judged: VecDeque<Option<AgentGrant>>,
+    /// Fresh tokens that came and wait for a verdict.
+    pub(crate) tokens: Vec<(usize, nowconnect_core::id::SessionKey, String)>,
     pub(crate) now: Instant,
     pub(crate) nodes: Vec<Node>,
     conns: Vec<Conn>,
@@ -232,6 +239,9 @@ impl World {
             proofs: VecDeque::new(),
             exporters: [None; 2],
             token_expires: None,
+            token_connectors: None,
+            judged: VecDeque::new(),
+            tokens: Vec::new(),
         }
     }
 
@@ -591,6 +601,13 @@ impl World {
             worked = true;
             self.proofs.push_back((n, conn, proof));
         }
+        for (session, token) in out.tokens.drain(..) {
+            worked = true;
+            match self.judged.pop_front() {
+                Some(grant) => self.input(n, Input::Judged { session, grant }),
+                None => self.tokens.push((n, session, token.0)),
+            }
+        }
         self.nodes[n].records.append(&mut out.observed);
         // Keep what inputs above produced meanwhile.
         let later = std::mem::replace(&mut self.nodes[n].out, out);
@@ -602,6 +619,7 @@ impl World {
         o.targets.extend(later.targets);
         o.registry.extend(later.registry);
         o.proofs.extend(later.proofs);
+        o.tokens.extend(later.tokens);
         o.observed.extend(later.observed);
         o.notes.extend(later.notes);
         o.drained |= later.drained;
@@ -642,7 +660,11 @@ impl World {
         let dialect = Dialect { codec: self.codec, plane };
         self.conns.push(Conn { ends: [(n, a), (to, b)], queues: [VecDeque::new(), VecDeque::new()], open: true });
         let principal = if is_agent {
-            Principal::Agent(AgentGrant { subject: from, connectors: None, expires: self.token_expires })
+            Principal::Agent(AgentGrant {
+                subject: from,
+                connectors: self.token_connectors.clone(),
+                expires: self.token_expires,
+            })
         } else {
             Principal::Hub(HubGrant { dns_names: None, exporter: self.exporters[1] })
         };

@@ -78,8 +78,6 @@ pub(crate) struct Check {
     pub(crate) quiet_from: u64,
     /// Hubs that live twice.
     pub(crate) twins: Vec<twins::Pair>,
-    /// Attachments without the registry, by hub.
-    pub(crate) provisional: BTreeSet<(u16, AgentId)>,
     /// Agents that were sent away because another live instance holds their id,
     /// and when (semantics 4: the incumbent stays for a minute).
     sent_away: BTreeMap<u16, u64>,
@@ -124,7 +122,6 @@ impl Check {
             interrupted: BTreeMap::new(),
             quiet_from: 0,
             twins: Vec::new(),
-            provisional: BTreeSet::new(),
             sent_away: BTreeMap::new(),
             tried: BTreeSet::new(),
             attached: BTreeMap::new(),
@@ -278,6 +275,8 @@ impl World {
                 self.check.held.remove(&(ix, agent_id));
             }
             Observed::TokenExpired { .. } => self.marks.hit(Mark::TokenExpired),
+            Observed::TokenRenewed { .. } => self.marks.hit(Mark::TokenRenewed),
+            Observed::TokenRefused { .. } => self.marks.hit(Mark::TokenRefused),
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
             Observed::ProtocolViolation { plane, kind, detail } => {
                 self.fail(
@@ -288,6 +287,7 @@ impl World {
             Observed::Opened { .. }
             | Observed::Carried(_)
             | Observed::SessionUp { .. }
+            | Observed::TokenAnswered { .. }
             | Observed::HandshakeFailed { .. }
             | Observed::Rtt { .. }
             | Observed::Attached { .. }

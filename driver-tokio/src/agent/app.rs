@@ -118,7 +118,7 @@ impl AdminApp for App {
             self.readiness_of(&mut s, agent);
         });
         snapshot::certificates(&mut s, &self.shared.certificates);
-        if let Some(end) = self.shared.token_end.get() {
+        if let Some(end) = self.shared.token_ends.get() {
             s.add(Family::TokenNotAfter, &["self"], end);
         }
         for ((connector, reason), n) in self.shared.failures.borrow().iter() {

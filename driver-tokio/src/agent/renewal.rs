@@ -1,46 +1,65 @@
-//! A token that changes in its file counts without a restart: the tunnels come
-//! back with it, one after the other, and their sessions are resumed, so that
-//! no stream notices. The next tunnel waits for the one before: a token that
-//! no hub accepts costs one connection, not all.
+//! A token that changes in its file counts without a restart: it is sent to
+//! every hub over the live tunnels, and no stream notices. A hub that does not
+//! take it (its keys may be on their way) is asked again, ever more slowly.
+//! When four fifths of a token's life have passed and the file is still the
+//! same, a warning says so.
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
-use nowconnect_core::error::CloseCode;
-use nowconnect_core::id::{ConnKey, SessionKey};
+use nowconnect_core::mux::Input;
+use nowconnect_core::wire::SecretText;
 
+use super::token::Lifetime;
 use super::{Shared, read_token};
-use crate::expiry;
+use crate::clock::unix_millis;
 use crate::node::Node;
 
-/// How often the file is looked at, and whether a tunnel is back.
+/// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Looks until a refused token is sent again, at first and at most.
+const AGAIN: (u32, u32) = (2, 60);
 
 /// Runs until the task is dropped; `used` is the token so far.
 pub(super) async fn run(node: Node<Agent>, shared: Rc<Shared>, mut used: Option<String>) {
-    // Tunnels that still run on an earlier token.
-    let mut stale: Vec<SessionKey> = Vec::new();
-    let mut renewing: Option<SessionKey> = None;
+    let mut life = used.as_deref().and_then(Lifetime::of);
+    let (mut read_at, mut warned) = (unix_millis() / 1000, false);
+    let (mut wait, mut left) = (AGAIN.0, 0);
+    shared.token_ends.set(life.map(|l| l.exp));
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        let now = unix_millis() / 1000;
         // Unreadable or empty: somebody is writing it. The dials say so.
         if let Ok(token) = read_token(&shared.setup.token_file)
             && used.as_ref() != Some(&token)
         {
-            tracing::info!(event = "token_changed", "the tunnels return with the new token");
-            shared.token_end.set(expiry::of_token(&token));
+            tracing::info!(event = "token_changed", "the new token is sent to the hubs");
+            life = Lifetime::of(&token);
+            (read_at, warned, wait, left) = (now, false, AGAIN.0, 0);
+            shared.token_ends.set(life.map(|l| l.exp));
+            shared.token_refused.set(false);
+            node.input(Input::Token { token: SecretText(token.clone()) });
             used = Some(token);
-            stale = node.look(|agent| agent.mux().iter().map(|(key, _)| key).collect());
+        } else if shared.token_refused.get() {
+            // The first look after a refusal begins the wait.
+            left = if left == 0 { wait } else { left - 1 };
+            if left == 0 {
+                shared.token_refused.set(false);
+                wait = (wait * 2).min(AGAIN.1);
+                if let Some(token) = &used {
+                    node.input(Input::Token { token: SecretText(token.clone()) });
+                }
+            }
         }
-        let carried =
-            |key: SessionKey| -> Option<Option<ConnKey>> { node.look(|agent| agent.mux().get(key).map(|e| e.conn)) };
-        if renewing.is_some_and(|key| carried(key) == Some(None)) {
-            continue;
-        }
-        renewing = stale.pop();
-        if let Some(conn) = renewing.and_then(carried).flatten() {
-            node.close(conn, CloseCode::Transport);
+        if !warned && life.is_some_and(|l| l.is_old(read_at, now)) {
+            warned = true;
+            let left_s = life.map_or(0, |l| l.exp.saturating_sub(now));
+            tracing::warn!(
+                event = "token_ages",
+                left_s,
+                "token_file: 80 % of the token's life have passed, and the file is the same"
+            );
         }
     }
 }

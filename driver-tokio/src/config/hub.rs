@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
 use nowconnect_core::config::{
-    Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers, RegistryTimers,
+    Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, RegistryTimers,
 };
 use nowconnect_core::id::Name;
 
@@ -149,17 +149,37 @@ pub struct AuthSetup {
     pub hmac_secret_file: Option<PathBuf>,
     /// JSON file with a key set.
     pub jwks_file: Option<PathBuf>,
+    /// A key set by URL.
+    pub jwks: Option<JwksSetup>,
     /// Longest lifetime of a token.
     pub max_lifetime: Duration,
     /// Clock difference tolerated.
     pub leeway: Duration,
 }
 
+/// A key set by URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwksSetup {
+    /// `https://…`; `http://` on loopback only.
+    pub url: String,
+    /// CAs of that URL; the system's roots when absent.
+    pub ca_bundle: Option<PathBuf>,
+    /// Keeps the last good set over a restart.
+    pub cache_file: Option<PathBuf>,
+    /// Interval of fetching.
+    pub refresh: Duration,
+    /// How long the last good set is used without another.
+    pub max_age: Duration,
+}
+
 impl AuthSetup {
     /// Whether any key is named.
     #[must_use]
     pub const fn usable(&self) -> bool {
-        self.public_key_file.is_some() || self.hmac_secret_file.is_some() || self.jwks_file.is_some()
+        self.public_key_file.is_some()
+            || self.hmac_secret_file.is_some()
+            || self.jwks_file.is_some()
+            || self.jwks.is_some()
     }
 }
 
@@ -182,7 +202,7 @@ pub fn parse_hub(text: &str, env: Env<'_>, options: ParseOptions) -> Result<HubS
     let stand =
         BindPlaces { listeners: listeners(&mut check, &mut setup, file.listeners.as_deref()), ..BindPlaces::of(&file) };
     http(&mut check, &mut setup, &file);
-    auth(&mut check, &mut setup, file.auth.unwrap_or_default());
+    let on_expiry = auth(&mut check, &mut setup, file.auth.unwrap_or_default());
     check.liveness(file.liveness.as_ref(), &mut setup.core.liveness);
     timers(
         &mut check,
@@ -195,6 +215,11 @@ pub fn parse_hub(text: &str, env: Env<'_>, options: ParseOptions) -> Result<HubS
             drain: &file.drain.unwrap_or_default(),
         },
     );
+    setup.core.on_expiry = match on_expiry {
+        super::value::OnExpiry::Drain => OnExpiry::Drain(setup.drain.timeout),
+        super::value::OnExpiry::Cut => OnExpiry::Cut,
+        super::value::OnExpiry::Keep => OnExpiry::Keep,
+    };
     limits(&mut check, &mut setup, &file.limits.unwrap_or_default());
     super::ha::apply(&mut check, &mut setup, &file.ha.unwrap_or_default());
     binds(&mut check, &setup, &stand);
@@ -230,6 +255,7 @@ fn defaults() -> HubSetup {
             registry: RegistryTimers::default(),
             handshake_timeout: Duration::from_secs(5),
             insecure_allow_unscoped: false,
+            on_expiry: OnExpiry::Drain(Duration::from_secs(60)),
             insecure_mesh: false,
         },
         listeners: Vec::new(),
@@ -250,6 +276,7 @@ fn defaults() -> HubSetup {
             public_key_file: None,
             hmac_secret_file: None,
             jwks_file: None,
+            jwks: None,
             max_lifetime: Duration::from_secs(24 * 3600),
             leeway: Duration::from_secs(5),
         },
@@ -338,9 +365,10 @@ fn http(check: &mut Check<'_>, setup: &mut HubSetup, file: &HubFile) {
     setup.admin = check.admin(file.admin.as_ref());
 }
 
-fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) {
+fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) -> super::value::OnExpiry {
     check.unknown("auth", &section);
-    check.value("auth.on_expiry", section.on_expiry.as_ref());
+    let mut on_expiry = super::value::OnExpiry::default();
+    check.set("auth.on_expiry", section.on_expiry.as_ref(), &mut on_expiry);
     let unscoped = section.insecure_allow_unscoped.as_ref();
     check.set("auth.insecure_allow_unscoped", unscoped, &mut setup.core.insecure_allow_unscoped);
     if setup.core.insecure_allow_unscoped {
@@ -357,13 +385,6 @@ fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) 
     auth.issuer = check.value("auth.jwt.issuer", jwt.issuer.as_ref());
     for (i, algorithm) in jwt.algorithms.iter().flatten().enumerate() {
         auth.algorithms.extend(check.leaf(&format!("auth.jwt.algorithms[{i}]"), algorithm));
-    }
-    if let Some(url) = &jwt.jwks_url {
-        check.error(
-            url.at,
-            "auth.jwt.jwks_url",
-            "key sets are not fetched in this version; save the set to a file and use auth.jwt.jwks_file, or auth.jwt.public_key_file",
-        );
     }
     let path = |check: &mut Check<'_>, key: &str, leaf: Option<&super::Leaf<String>>| {
         check.value(key, leaf).map(PathBuf::from)
@@ -386,6 +407,8 @@ fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) 
     if let Some(issuer) = from_env("NC_JWT_ISSUER") {
         auth.issuer = Some(issuer);
     }
+    let url_from_env = from_env("NC_JWT_JWKS_URL");
+    auth.jwks = jwks(check, &jwt, url_from_env);
     check.duration(
         "auth.jwt.max_lifetime",
         jwt.max_lifetime.as_ref(),
@@ -403,7 +426,7 @@ fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) 
         let message = format!("auth.jwt.hmac_secret_file needs HS256 here; there is {}", named());
         check.error(at, "auth.jwt.algorithms", message);
     }
-    let keys = auth.public_key_file.is_some() || auth.jwks_file.is_some();
+    let keys = auth.public_key_file.is_some() || auth.jwks_file.is_some() || auth.jwks.is_some();
     if !auth.algorithms.is_empty() && keys && asymmetric.is_empty() {
         let message =
             format!("auth.jwt.public_key_file and jwks_file need an asymmetric algorithm here; there is {}", named());
@@ -413,15 +436,72 @@ fn auth(check: &mut Check<'_>, setup: &mut HubSetup, section: raw::AuthSection) 
         check.warn(
             None,
             "auth.jwt",
-            "no key to check tokens with: `nowconnect hub` will refuse to start; set auth.jwt.public_key_file, jwks_file or \
-             hmac_secret_file (or NC_JWT_PUBLIC_KEY_FILE, NC_JWT_JWKS_FILE, NC_JWT_HMAC_SECRET_FILE)",
+            "no key to check tokens with: `nowconnect hub` will refuse to start; set auth.jwt.public_key_file, jwks_url, jwks_file \
+             or hmac_secret_file (or NC_JWT_PUBLIC_KEY_FILE, NC_JWT_JWKS_URL, NC_JWT_JWKS_FILE, NC_JWT_HMAC_SECRET_FILE)",
         );
     } else if auth.issuer.is_none() && jwt.issuer.is_none() {
         let at = place(jwt.public_key_file.as_ref())
             .or(place(jwt.jwks_file.as_ref()))
+            .or(place(jwt.jwks_url.as_ref()))
             .or(place(jwt.hmac_secret_file.as_ref()));
         check.error(at, "auth.jwt.issuer", "this key is required with a key to check tokens with (or NC_JWT_ISSUER)");
     }
+    on_expiry
+}
+
+/// `auth.jwt.jwks_url` and what belongs to it.
+fn jwks(check: &mut Check<'_>, jwt: &raw::JwtSection, from_env: Option<String>) -> Option<JwksSetup> {
+    let file = |check: &mut Check<'_>, key: &str, leaf: Option<&super::Leaf<String>>| {
+        check.value(key, leaf).map(PathBuf::from)
+    };
+    let ca_bundle = file(check, "auth.jwt.jwks_ca_bundle", jwt.jwks_ca_bundle.as_ref());
+    let cache_file = file(check, "auth.jwt.jwks_cache_file", jwt.jwks_cache_file.as_ref());
+    let day = Duration::from_secs(24 * 3600);
+    let (mut refresh, mut max_age) = (60 * MINUTE, day);
+    check.duration("auth.jwt.jwks_refresh", jwt.jwks_refresh.as_ref(), SECOND..=day, &mut refresh);
+    check.duration("auth.jwt.jwks_max_age", jwt.jwks_max_age.as_ref(), MINUTE..=366 * day, &mut max_age);
+    let mut insecure = false;
+    let insecure_key = jwt.insecure_allow_plaintext_jwks.as_ref();
+    check.set("auth.jwt.insecure_allow_plaintext_jwks", insecure_key, &mut insecure);
+    let at = place(jwt.jwks_url.as_ref());
+    let url = from_env.or_else(|| check.value("auth.jwt.jwks_url", jwt.jwks_url.as_ref()));
+    let Some(url) = url else {
+        let alone = [jwt.jwks_ca_bundle.as_ref(), jwt.jwks_cache_file.as_ref()].into_iter().flatten().next();
+        if let (Some(leaf), None) = (alone, &jwt.jwks_url) {
+            check.warn(leaf.at, "auth.jwt.jwks_url", "this key is missing: what belongs to it has no effect");
+        }
+        return None;
+    };
+    const EXPECTED: &str = "expected a URL such as https://idp.example.com/jwks.json";
+    let uri = url.parse::<http::Uri>().ok().filter(|u| u.host().is_some_and(|h| !h.is_empty()));
+    let Some(uri) = uri else {
+        check.error(at, "auth.jwt.jwks_url", EXPECTED);
+        return None;
+    };
+    if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
+        check.error(at, "auth.jwt.jwks_url", format!("{EXPECTED}; user names in it are not used"));
+    }
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    match uri.scheme_str() {
+        Some("https") => {}
+        Some("http") if insecure && loopback => check.warn(
+            place(insecure_key),
+            "auth.jwt.insecure_allow_plaintext_jwks",
+            "whoever can answer there decides which tokens are good",
+        ),
+        Some("http") => check.error(
+            at,
+            "auth.jwt.jwks_url",
+            "http:// is plain text: use https://, or set auth.jwt.insecure_allow_plaintext_jwks with a loopback address",
+        ),
+        Some(_) | None => check.error(at, "auth.jwt.jwks_url", format!("{EXPECTED}; the scheme must be https")),
+    }
+    check.ordered(
+        ("auth.jwt.jwks_refresh", place(jwt.jwks_refresh.as_ref()), refresh),
+        ("auth.jwt.jwks_max_age", place(jwt.jwks_max_age.as_ref()), max_age),
+    );
+    Some(JwksSetup { url, ca_bundle, cache_file, refresh, max_age })
 }
 
 struct TimerSections<'a> {

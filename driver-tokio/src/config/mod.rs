@@ -26,7 +26,9 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use agent::{AgentSetup, parse_agent};
-pub use hub::{AuthSetup, DrainSetup, HubSetup, ListenerBind, MeshListen, MeshTlsFiles, ServerTlsFiles, parse_hub};
+pub use hub::{
+    AuthSetup, DrainSetup, HubSetup, JwksSetup, ListenerBind, MeshListen, MeshTlsFiles, ServerTlsFiles, parse_hub,
+};
 pub use subst::Env;
 pub use value::{Cidr, ListenTls, Place, Secret, WhenUnavailable, Wire};
 
@@ -35,7 +37,7 @@ use value::{Leaf, Scalar};
 
 /// Keys of semantics 9 that this version reads and checks but does not act
 /// on; using one prints a warning. Applying a key means deleting its line.
-pub const NOT_YET_APPLIED: &[&str] = &["auth.on_expiry"];
+pub const NOT_YET_APPLIED: &[&str] = &[];
 
 /// Where status, metrics and health are shown to the operator (semantics 9).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

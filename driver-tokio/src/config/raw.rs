@@ -187,8 +187,18 @@ sections! {
         issuer: Leaf<String>,
         /// Algorithms keys may be used with.
         algorithms: Vec<Leaf<Algorithm>>,
-        /// Not in this version.
+        /// https URL of a key set.
         jwks_url: Leaf<String>,
+        /// PEM file: CAs of that URL; the system's roots when absent.
+        jwks_ca_bundle: Leaf<String>,
+        /// File that keeps the last good set of that URL.
+        jwks_cache_file: Leaf<String>,
+        /// Interval of fetching it.
+        jwks_refresh: Leaf<Duration>,
+        /// How long the last good set is used without another.
+        jwks_max_age: Leaf<Duration>,
+        /// Permits http:// on loopback in `jwks_url`.
+        insecure_allow_plaintext_jwks: Leaf<bool>,
         /// JSON file with a key set.
         jwks_file: Leaf<String>,
         /// PEM file with one public key.

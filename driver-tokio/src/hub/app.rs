@@ -16,7 +16,6 @@ use nowconnect_core::wire::Plane;
 use super::readiness::{self, Readiness};
 use super::{Shared, Totals, snapshot, status};
 use crate::admin::AdminApp;
-use crate::clock::unix_millis;
 use crate::conn;
 use crate::http::{HttpApp, Refusal, Reject, Upgraded};
 use crate::node::Node;
@@ -64,7 +63,7 @@ impl Counts {
         *self.ownership.borrow_mut().entry((change, cause)).or_default() += 1;
     }
 
-    fn refusal(&self, reason: &'static str) {
+    pub(super) fn refusal(&self, reason: &'static str) {
         *self.refused.borrow_mut().entry(reason).or_default() += 1;
     }
 }
@@ -72,28 +71,11 @@ impl Counts {
 pub(super) struct App {
     node: Node<Hub>,
     shared: Rc<Shared>,
-    keys_checked: Cell<u64>,
 }
 
 impl App {
     pub(super) const fn new(node: Node<Hub>, shared: Rc<Shared>) -> Self {
-        Self { node, shared, keys_checked: Cell::new(0) }
-    }
-
-    /// Key files are looked at again at most once a second.
-    fn refresh_keys(&self, now_millis: u64) {
-        if now_millis.saturating_sub(self.keys_checked.replace(now_millis)) < 1000 {
-            return;
-        }
-        match self.shared.auth.reload_if_changed() {
-            Ok(true) => tracing::info!(event = "keys_reloaded"),
-            Ok(false) => {}
-            Err(e) => {
-                if let Some(suppressed) = self.shared.lines.allow("keys_unusable", "") {
-                    tracing::error!(event = "keys_unusable", suppressed, "the last good keys stay in use: {e}");
-                }
-            }
-        }
+        Self { node, shared }
     }
 }
 
@@ -106,17 +88,11 @@ impl HttpApp for App {
             }
             return Ok(Principal::Hub(tls));
         }
-        let now = unix_millis();
-        self.refresh_keys(now);
         let values: Vec<&str> =
             headers.get_all(http::header::AUTHORIZATION).iter().map(|v| v.to_str().unwrap_or("\u{fffd}")).collect();
-        match self.shared.auth.verify(&values, now / 1000) {
-            Ok(grant) => Ok(Principal::Agent(grant.on_clock(now / 1000, self.node.clock().now()))),
+        match self.shared.grant(&self.node.clock(), |auth, now| auth.verify(&values, now)) {
+            Ok(grant) => Ok(Principal::Agent(grant)),
             Err(reject) => {
-                if let Some(suppressed) = self.shared.lines.allow("auth_rejected", reject.name()) {
-                    tracing::warn!(event = "auth_rejected", reason = reject.name(), suppressed, "{reject}");
-                }
-                self.shared.counts.refusal(reject.name());
                 // The peer learns the class only; the log line has the detail.
                 let message = "the token was not accepted".to_owned();
                 Err(Reject { status: reject.http_status(), reason_label: reject.name(), message })

@@ -54,6 +54,14 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     s.add(Family::ReplicaIdConflicts, &[], shared.counts.replica_id_twice.get());
     s.add(Family::DuplicateAgents, &[], shared.counts.agent_id_twice.get());
     s.add(Family::DuplicateAgentRefusals, &[], shared.counts.agent_id_refused.get());
+    if let Some(jwks) = &shared.jwks {
+        for (result, n) in jwks.results() {
+            s.add(Family::JwksFetches, &[result], n);
+        }
+        if let Some(age) = jwks.age_seconds() {
+            s.add(Family::JwksAge, &["url"], age);
+        }
+    }
     if let Registry::Redis(redis) = &*shared.registry {
         s.add(Family::RegistryCorruptValues, &[], redis.health().corrupt_values);
     }

@@ -87,7 +87,9 @@ impl Servers {
         let form = parse(&place.url)?;
         let servers = Self { place, form };
         if !servers.tls() && (servers.place.ca_bundle.is_some() || servers.place.identity.is_some()) {
-            return Err(RedisUrlError("ha.redis_tls: needs rediss:// or rediss-sentinel:// in ha.redis_url".to_owned()));
+            return Err(RedisUrlError(
+                "ha.redis_tls: needs rediss:// or rediss-sentinel:// in ha.redis_url".to_owned(),
+            ));
         }
         for url in servers.urls() {
             servers.client(&url).map_err(RedisUrlError)?;
@@ -248,7 +250,13 @@ fn sentinels(rest: &str, tls: bool) -> Result<Sentinels, RedisUrlError> {
     };
     let hosts: Vec<String> = hosts
         .split(',')
-        .map(|h| if h.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) { h.to_owned() } else { format!("{h}:{SENTINEL_PORT}") })
+        .map(|h| {
+            if h.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) {
+                h.to_owned()
+            } else {
+                format!("{h}:{SENTINEL_PORT}")
+            }
+        })
         .collect();
     if hosts.len() > SENTINELS_MAX || hosts.iter().any(|h| h.starts_with(':')) {
         return Err(bad("expected 1 to 16 Sentinels, HOST[:PORT] separated by commas"));

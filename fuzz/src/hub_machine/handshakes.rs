@@ -4,15 +4,22 @@
 use std::time::Duration;
 
 use nowconnect_core::id::{ConnKey, Epoch, Instance, Secret, SessionId};
+use nowconnect_core::identity::{Proof, Verified};
 use nowconnect_core::mux::Input;
 use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
 use nowconnect_core::wire::{
-    Codec, Dialect, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, ResumeAccept, Welcome, encode_message,
+    Auth, Codec, Dialect, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, ResumeAccept, Signature, Welcome,
+    encode_message,
 };
 
 use super::{CONNS_MAX, Conn, Side, World};
 use crate::peer::{Peer, ads, agent, name, proof};
 use crate::tape::Tape;
+
+/// Stands for any signature: what it is worth the verdict says.
+fn signature() -> Signature {
+    Signature { chain: vec!["AAAA".to_owned()], scheme: name("ed25519"), signature: "AAAA".to_owned() }
+}
 
 impl World {
     fn dialect(tape: &mut Tape<'_>, plane: Plane) -> Dialect {
@@ -34,8 +41,34 @@ impl World {
             received: None,
             dialled,
             shaking: true,
+            proved: Vec::new(),
+            welcomed: None,
         });
         key
+    }
+
+    /// Answers the oldest wish for a signature or a verdict, or one that nobody has.
+    pub(super) fn prove(&mut self, tape: &mut Tape<'_>) {
+        if self.proofs.is_empty() {
+            return;
+        }
+        let late = tape.one_in(8);
+        let (conn, proof) = self.proofs.remove(if late { tape.below(self.proofs.len()) } else { 0 });
+        let input = match proof {
+            Proof::Sign { .. } if tape.one_in(16) => Input::Signed { conn, result: Err("no key") },
+            Proof::Sign { .. } => Input::Signed { conn, result: Ok(signature()) },
+            Proof::Verify { .. } if tape.one_in(8) => Input::Verified { conn, result: Err("it does not fit") },
+            Proof::Verify { statements, .. } => {
+                let all = ["hub-b", "hub-z", "hub-x", "z.example", "hub-bb", "*"];
+                let names: Vec<String> = all.iter().skip(tape.below(6)).map(|n| (*n).to_owned()).collect();
+                if let Some(c) = self.conns.iter_mut().find(|c| c.key == conn) {
+                    c.proved.clone_from(&names);
+                }
+                Input::Verified { conn, result: Ok(Verified { names, statement: tape.below(statements.len()) }) }
+            }
+        };
+        self.input(input);
+        self.settle();
     }
 
     pub(super) fn accept(&mut self, tape: &mut Tape<'_>) {
@@ -77,7 +110,8 @@ impl World {
         if c.session.is_some() && c.shaking {
             // To a hub that dialled it is one frame too many.
             self.conns[ix].shaking = c.dialled;
-            let auth = encode_message(dialect, 0, &[Frame::Auth(Box::default())]);
+            let signature = (!tape.one_in(16)).then(signature);
+            let auth = encode_message(dialect, 0, &[Frame::Auth(Box::new(Auth { signature }))]);
             return self.deliver(key, &auth);
         }
         let fitting: Vec<usize> = (0..self.sides.len()).filter(|s| self.sides[*s].peer.dialect == dialect).collect();
@@ -128,7 +162,7 @@ impl World {
         }
         let dialect = Self::dialect(tape, Plane::Mesh);
         let dns_names = tape.one_in(4).then(|| vec!["hub-b".to_owned()]);
-        let peer = HubGrant { dns_names, exporter: None };
+        let peer = HubGrant { dns_names, exporter: tape.one_in(4).then_some([1; 32]) };
         let conn = self.connect(dialect, Principal::Hub(peer.clone()), true);
         self.input(Input::Connected { target, conn, dialect, peer });
     }
@@ -170,7 +204,7 @@ impl World {
             challenge: mine,
             initial_window,
             capabilities: Vec::new(),
-            signature: None,
+            signature: (!tape.one_in(16)).then(signature),
         };
         let ix_of_side = side.unwrap_or(self.sides.len());
         if side.is_none() {
@@ -180,10 +214,15 @@ impl World {
         let key = c.key;
         let welcome = encode_message(c.dialect, 0, &[Frame::Welcome(Box::new(welcome))]);
         self.deliver(key, &welcome);
+        self.settle();
+        self.conns[ix].welcomed = side.is_none().then_some(ix_of_side);
+        while !self.proofs.is_empty() && !tape.one_in(8) {
+            self.prove(tape);
+        }
         // Only the hub knows whether it took it.
         if self.hub.mux().carried_by(key).is_some() {
             let c = &mut self.conns[ix];
-            (c.session, c.shaking) = (Some(ix_of_side), side.is_none());
+            (c.session, c.shaking, c.welcomed) = (Some(ix_of_side), side.is_none(), None);
             if let Some(received) = wanted_from {
                 self.replay.extend(self.sides[ix_of_side].peer.unheard(received).into_iter().map(|m| (key, m)));
             }

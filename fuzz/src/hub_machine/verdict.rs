@@ -118,6 +118,14 @@ impl World {
         assert!(self.out.targets.is_empty(), "a hub connects no targets");
         self.dials.append(&mut self.out.dial);
         self.asked.append(&mut self.out.registry);
+        self.proofs.append(&mut self.out.proofs);
+        for c in self.conns.iter_mut().filter(|c| c.session.is_none()) {
+            if self.hub.mux().carried_by(c.key).is_some()
+                && let Some(side) = c.welcomed.take()
+            {
+                (c.session, c.shaking) = (Some(side), true);
+            }
+        }
         self.out.wake.clear();
         self.out.observed.clear();
         for (sock, op) in std::mem::take(&mut self.out.socks) {
@@ -181,9 +189,15 @@ impl World {
                 }
                 (Behind::Hub { replica_id, .. }, Principal::Hub(grant)) => {
                     let named = |names: &Vec<String>| {
-                        names.iter().any(|n| n == replica_id.as_str()) || replica_id.as_str() == "hub-z"
+                        let host = |n: &String| n == "z.example" && replica_id.as_str() == "hub-z";
+                        names.iter().any(|n| n == replica_id.as_str() || host(n))
                     };
-                    assert!(grant.dns_names.as_ref().is_none_or(named), "a hub under another's name (I3)");
+                    assert!(
+                        c.dialled || grant.dns_names.as_ref().is_none_or(named),
+                        "a hub under another's certificate (I3)"
+                    );
+                    let proved = self.insecure || c.resume.is_some() || named(&c.proved);
+                    assert!(proved, "a hub that did not prove its name (I3)");
                 }
                 _ => panic!("a session of the wrong plane (I3)"),
             }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
-    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OpenRule, OpenTimers,
-    RegistryTimers,
+    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule,
+    OpenTimers, RegistryTimers,
 };
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{ConnKey, StreamKey};
@@ -115,6 +115,7 @@ pub(super) fn nodes(flags: u8, now: Instant, outs: &mut [NodeOut; 2]) -> [Machin
         registry: RegistryTimers::default(),
         handshake_timeout: Duration::from_secs(5),
         insecure_allow_unscoped: true,
+        on_expiry: OnExpiry::Keep,
         insecure_mesh: true,
     };
     let connector = ConnectorConfig { name: name("ldap"), target: "t".to_owned(), priority: 0, weight: 1 };

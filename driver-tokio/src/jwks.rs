@@ -1,0 +1,293 @@
+//! Key sets by URL (semantics 8, attacks 16, 17, 24): fetched over https in
+//! the background, never for a token and never where a token says.
+//!
+//! Owns when a fetch happens: at the start, every `jwks_refresh`, and after an
+//! unknown `kid`, but then at most once in 30 s, one at a time. A set that is
+//! good replaces the one before, here and on disk; a fetch that fails changes
+//! nothing until `jwks_max_age` has passed. Time, size and redirects of the
+//! answer are bounded. What a set is good for, `auth.rs` says.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, HOST, USER_AGENT};
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use crate::auth::{JWKS_MAX_BYTES, TunnelAuth};
+use crate::clock::unix_millis;
+use crate::config::JwksSetup;
+use crate::tls::{self, TlsError};
+
+/// The whole of one fetch.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two fetches, unless `jwks_refresh` is shorter (attack 16).
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// Why a fetch came to nothing; a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FetchFault {
+    /// No address, or none that answers.
+    Connect,
+    /// TLS failed.
+    Tls,
+    /// It took longer than 10 s.
+    Timeout,
+    /// No proper HTTP answer.
+    Http,
+    /// Another status than 200.
+    Status,
+    /// A redirect: never followed.
+    Redirect,
+    /// More than 256 KiB.
+    TooLarge,
+    /// No key set, or none that can be used.
+    Content,
+}
+
+impl FetchFault {
+    /// The metric label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Timeout => "timeout",
+            Self::Http => "http",
+            Self::Status => "status",
+            Self::Redirect => "redirect",
+            Self::TooLarge => "too_large",
+            Self::Content => "content",
+        }
+    }
+}
+
+/// One URL with its key set.
+pub struct Jwks {
+    setup: JwksSetup,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    /// A token named a key that nobody knows.
+    wanted: Cell<bool>,
+    wake: Notify,
+    /// When the set in use was fetched, milliseconds since 1970.
+    fetched_at: Cell<Option<u64>>,
+    results: RefCell<BTreeMap<&'static str, u64>>,
+}
+
+impl std::fmt::Debug for Jwks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jwks").finish_non_exhaustive()
+    }
+}
+
+impl Jwks {
+    /// Prepares TLS and takes the copy on disk, if it is young enough.
+    ///
+    /// # Errors
+    /// When the CA bundle cannot be used.
+    pub fn new(setup: &JwksSetup, auth: &TunnelAuth) -> Result<Self, TlsError> {
+        let tls = if setup.url.starts_with("https:") {
+            Some(tls::https_client("auth.jwt.jwks_ca_bundle", setup.ca_bundle.as_deref())?)
+        } else {
+            None
+        };
+        let jwks = Self {
+            setup: setup.clone(),
+            tls,
+            wanted: Cell::new(false),
+            wake: Notify::new(),
+            fetched_at: Cell::new(None),
+            results: RefCell::default(),
+        };
+        if let Some(path) = &setup.cache_file {
+            jwks.take_copy(path, auth);
+        }
+        Ok(jwks)
+    }
+
+    fn take_copy(&self, path: &Path, auth: &TunnelAuth) {
+        let written = std::fs::metadata(path).and_then(|m| m.modified()).ok();
+        let since = written.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        let Some(at) = since.and_then(|d| u64::try_from(d.as_millis()).ok()) else { return };
+        if unix_millis().saturating_sub(at) > millis(self.setup.max_age) {
+            return tracing::warn!(event = "jwks_copy_too_old", file = %path.display(), "auth.jwt.jwks_max_age has passed");
+        }
+        let taken = crate::auth::read_limited(path).and_then(|bytes| auth.take_fetched(&bytes));
+        match taken {
+            Ok(()) => {
+                self.fetched_at.set(Some(at));
+                tracing::info!(event = "jwks_copy_used", file = %path.display());
+            }
+            Err(why) => {
+                tracing::warn!(event = "jwks_copy_unusable", file = %path.display(), "auth.jwt.jwks_cache_file: {why}");
+            }
+        }
+    }
+
+    /// A token named an unknown key: look soon, at most once in 30 s.
+    pub fn ask(&self) {
+        self.wanted.set(true);
+        self.wake.notify_one();
+    }
+
+    /// Fetches so far, by result.
+    #[must_use]
+    pub fn results(&self) -> BTreeMap<&'static str, u64> {
+        self.results.borrow().clone()
+    }
+
+    /// Age of the set in use, seconds.
+    #[must_use]
+    pub fn age_seconds(&self) -> Option<u64> {
+        self.fetched_at.get().map(|at| unix_millis().saturating_sub(at) / 1000)
+    }
+
+    /// Keeps the set fresh until the task is dropped.
+    pub async fn run(self: Rc<Self>, auth: Rc<TunnelAuth>) {
+        let pause = PAUSE.min(self.setup.refresh);
+        loop {
+            self.wanted.set(false);
+            let started = Instant::now();
+            let ok = self.refresh(&auth).await;
+            self.forget_if_old(&auth);
+            // A failure is tried again soon, a success when the set grows old.
+            let next = started + if ok { self.setup.refresh } else { pause };
+            tokio::time::sleep_until(started + pause).await;
+            while Instant::now() < next && !self.wanted.get() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    () = self.wake.notified() => {}
+                }
+            }
+        }
+    }
+
+    fn forget_if_old(&self, auth: &TunnelAuth) {
+        let old = |at: &u64| unix_millis().saturating_sub(*at) > millis(self.setup.max_age);
+        if self.fetched_at.get().filter(old).is_some() {
+            self.fetched_at.set(None);
+            auth.drop_fetched();
+            tracing::error!(
+                event = "jwks_too_old",
+                "auth.jwt.jwks_max_age has passed without a good fetch: its keys are not used any more"
+            );
+        }
+    }
+
+    async fn refresh(&self, auth: &TunnelAuth) -> bool {
+        let fetched = timeout(FETCH_TIMEOUT, Box::pin(self.fetch())).await.unwrap_or(Err(FetchFault::Timeout));
+        let taken = fetched.and_then(|bytes| {
+            auth.take_fetched(&bytes).map(|()| bytes).map_err(|why| {
+                tracing::warn!(event = "jwks_unusable", "auth.jwt.jwks_url: {why}; the last good set stays in use");
+                FetchFault::Content
+            })
+        });
+        let result = taken.as_ref().map_or_else(|fault| fault.name(), |_| "ok");
+        *self.results.borrow_mut().entry(result).or_default() += 1;
+        match taken {
+            Ok(bytes) => {
+                self.fetched_at.set(Some(unix_millis()));
+                if let Some(path) = &self.setup.cache_file
+                    && let Err(e) = store(path, &bytes)
+                {
+                    tracing::warn!(event = "jwks_copy_failed", "auth.jwt.jwks_cache_file: {}: {e}", path.display());
+                }
+                true
+            }
+            Err(fault) => {
+                if fault != FetchFault::Content {
+                    let reason = fault.name();
+                    tracing::warn!(
+                        event = "jwks_fetch_failed",
+                        reason,
+                        "auth.jwt.jwks_url: the last good set stays in use"
+                    );
+                }
+                false
+            }
+        }
+    }
+
+    async fn fetch(&self) -> Result<Bytes, FetchFault> {
+        let uri: Uri = self.setup.url.parse().map_err(|_| FetchFault::Connect)?;
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = uri.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
+        let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|_| FetchFault::Connect)?;
+        match &self.tls {
+            None => exchange(tcp, &uri).await,
+            Some(config) => {
+                let name = ServerName::try_from(host).map_err(|_| FetchFault::Tls)?;
+                let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
+                let tls = connector.connect(name, tcp).await.map_err(|_| FetchFault::Tls)?;
+                exchange(tls, &uri).await
+            }
+        }
+    }
+}
+
+async fn exchange(io: impl AsyncRead + AsyncWrite + Unpin + 'static, uri: &Uri) -> Result<Bytes, FetchFault> {
+    let authority = uri.authority().map_or("", http::uri::Authority::as_str);
+    let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let request = Request::get(path)
+        .header(HOST, authority)
+        .header(ACCEPT, "application/json")
+        .header(USER_AGENT, concat!("nowconnect/", env!("CARGO_PKG_VERSION")))
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| FetchFault::Http)?;
+    let (mut sender, conn) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(16 * 1024)
+        .max_headers(64)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|_| FetchFault::Http)?;
+    let answer = async move {
+        let response = sender.send_request(request).await.map_err(|_| FetchFault::Http)?;
+        let status = response.status();
+        if status.is_redirection() {
+            return Err(FetchFault::Redirect);
+        }
+        if status != StatusCode::OK {
+            return Err(FetchFault::Status);
+        }
+        let most = usize::try_from(JWKS_MAX_BYTES).unwrap_or(usize::MAX);
+        let body = Limited::new(response.into_body(), most).collect().await;
+        body.map(http_body_util::Collected::to_bytes).map_err(|e| {
+            if e.is::<http_body_util::LengthLimitError>() { FetchFault::TooLarge } else { FetchFault::Http }
+        })
+    };
+    let mut answer = std::pin::pin!(answer);
+    let mut conn = std::pin::pin!(conn);
+    let mut over = false;
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            _ = &mut conn, if !over => over = true,
+        }
+    }
+}
+
+/// All of it or nothing: a reader never sees half a set.
+fn store(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(bytes)?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}

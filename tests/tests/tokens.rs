@@ -1,0 +1,120 @@
+//! Tokens of live tunnels with real processes (semantics 8, I4, attack 25):
+//! fresh ones in band under load, rotated keys, and each rule of
+//! `auth.on_expiry` when one runs out in the middle of a stream.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+
+use nowconnect_tests::actors::{Failure, Pinger, Transfer, read_to_end};
+use nowconnect_tests::cluster::{AGENT, Plan};
+use nowconnect_tests::target::Target;
+use nowconnect_tests::token;
+use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
+use serde_json::json;
+
+fn signed(lasts: i64, jti: &str, secret: &str) -> String {
+    let mut claims = token::claims(AGENT, &["t"]);
+    claims["exp"] = (token::unix_now() + lasts).into();
+    claims["jti"] = jti.into();
+    token::sign(&json!({"alg": "HS256", "typ": "JWT"}), &claims.to_string(), secret)
+}
+
+const WITHOUT_LEEWAY: &str = ", leeway: 0s";
+
+/// The agent replaces its token in time, again and again, also with one of a
+/// new key: no stream notices, no session is even suspended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fresh_tokens_and_a_new_key_reach_live_tunnels_under_load() {
+    let target = Target::start().await;
+    let jwt_extra = WITHOUT_LEEWAY.to_owned();
+    let plan = Plan { token: Some(signed(60, "first", token::SECRET)), jwt_extra, ..Plan::default() };
+    let mut cluster = plan.connector("t", target.addr).start().await;
+    let mut pinger = Pinger::open(cluster.listener(1, "t"), 1).await.unwrap();
+    let addr = cluster.listener(0, "t");
+    let load = tokio::spawn(async move { Transfer::Download.run(addr, 2, 64 << 20).await });
+    let renewed = |n: usize| {
+        let log = cluster.hubs[0].running().log.clone();
+        async move {
+            eventually("the hub took the token", PATIENCE, || async {
+                (log.count("token_renewed") >= n).then_some(())
+            })
+            .await;
+        }
+    };
+    fs::write(cluster.token_file(), signed(1000, "second", token::SECRET)).unwrap();
+    renewed(1).await;
+    // A token of a key that the hub does not have yet is refused, and sent again.
+    let rotated = token::SECRET.chars().rev().collect::<String>();
+    fs::write(cluster.token_file(), signed(2000, "third", &rotated)).unwrap();
+    let agent = cluster.agent.as_ref().unwrap();
+    eventually("the hub refuses it", PATIENCE, || async { agent.log.find("token_refused") }).await;
+    fs::write(cluster.dir().join("hmac"), &rotated).unwrap();
+    renewed(2).await;
+    bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
+    pinger.close().await.unwrap();
+    assert_eq!(bounded("the load", LONG_PATIENCE, load).await.unwrap(), Ok(()));
+    let metrics = cluster.metrics(0).await;
+    assert_eq!(metrics.sum("nowconnect_sessions_suspended_total", &[("plane", "tunnel")]), Some(0.0));
+    let ends = metrics.sum("nowconnect_token_not_after_seconds", &[("kind", "tunnel")]).unwrap();
+    assert!(ends > (token::unix_now() + 1500) as f64, "the gauge shows the third token's end: {ends}");
+    let own = cluster.agent_metrics().await.sum("nowconnect_token_not_after_seconds", &[("kind", "own")]);
+    assert!(own.is_some_and(|own| (own - ends).abs() < 10.0), "{own:?} {ends}");
+    for process in [cluster.hubs[0].running(), cluster.agent.as_ref().unwrap()] {
+        assert_eq!(process.log.find("eyJ"), None, "a token is in a log");
+    }
+    cluster.assert_alive();
+}
+
+async fn expiring(rule: &str, drain: &str) -> (nowconnect_tests::cluster::Cluster, Pinger) {
+    let target = Target::start().await;
+    // A restart of the file's own key `auth` is not possible: the rule stands beside `jwt`.
+    let jwt_extra = format!("{WITHOUT_LEEWAY} }}\n  on_expiry: {rule}\n  x-rest: {{ a: b");
+    let hub_extra = format!("drain: {{ timeout: {drain} }}\n");
+    let plan = Plan { token: Some(signed(12, rule, token::SECRET)), jwt_extra, hub_extra, ..Plan::default() };
+    let cluster = plan.connector("t", target.addr).start().await;
+    let pinger = Pinger::open(cluster.listener(0, "t"), 1).await.unwrap();
+    let log = &cluster.hubs[0].running().log;
+    eventually("the token ran out", LONG_PATIENCE, || async { log.find("token_expired") }).await;
+    std::mem::forget(target);
+    (cluster, pinger)
+}
+
+/// I4: nothing new in any case.
+async fn takes_nothing_new(cluster: &nowconnect_tests::cluster::Cluster) {
+    let mut socket = tokio::net::TcpStream::connect(cluster.listener(0, "t")).await.unwrap();
+    assert_eq!(bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keep_leaves_open_streams_alone() {
+    let (mut cluster, mut pinger) = expiring("keep", "1s").await;
+    takes_nothing_new(&cluster).await;
+    bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
+    // 80 % of its life was told before.
+    assert!(cluster.agent.as_ref().unwrap().log.find("token_ages").is_some());
+    // A fresh token makes it whole again.
+    fs::write(cluster.token_file(), signed(1000, "fresh", token::SECRET)).unwrap();
+    cluster.wait_open(0, "t").await;
+    bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
+    cluster.assert_alive();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_ends_open_streams_at_once() {
+    let (mut cluster, pinger) = expiring("cut", "600s").await;
+    let mut socket = pinger.into_socket();
+    assert_eq!(bounded("the reset", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
+    takes_nothing_new(&cluster).await;
+    cluster.assert_alive();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drain_lets_open_streams_end_within_its_time() {
+    let (mut cluster, mut pinger) = expiring("drain", "6s").await;
+    takes_nothing_new(&cluster).await;
+    bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
+    let mut socket = pinger.into_socket();
+    assert_eq!(bounded("the reset", LONG_PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
+    cluster.assert_alive();
+}
