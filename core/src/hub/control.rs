@@ -246,7 +246,12 @@ impl Control {
             let up = entry.is_some_and(|e| e.conn.is_some());
             views.push(LinkView {
                 replica: p.replica.as_ref(),
-                state: if up { crate::link::State::Established } else { p.link.state() },
+                state: match p.link.state() {
+                    _ if up => crate::link::State::Established,
+                    // The peer's dial carried it and is waited for.
+                    crate::link::State::Established => crate::link::State::Backoff,
+                    state => state,
+                },
                 session,
                 reconnects: p.link.reconnects(),
                 errors: p.link.errors(),
