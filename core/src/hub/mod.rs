@@ -20,6 +20,7 @@ mod readiness;
 mod registry;
 mod split;
 mod upkeep;
+mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,8 +38,9 @@ use crate::stream::Stream;
 use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
-pub use control::{Control, LinkView, TunnelView};
+pub use control::Control;
 pub use readiness::{MESH_GRACE, Unready};
+pub use view::{LinkView, TunnelView};
 
 /// A hub.
 #[derive(Debug)]
