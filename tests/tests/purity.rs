@@ -28,6 +28,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "hub",
         &[
             "config",
+            "credit",
             "due",
             "error",
             "id",

@@ -269,66 +269,6 @@ impl Control {
         self.config.mode == Mode::Off || self.registry_healthy || cached
     }
 
-    /// The links to peers, for gauges and readiness: configured peers first.
-    #[must_use]
-    pub fn links<'a>(&'a self, mux: &'a Mux) -> Vec<LinkView<'a>> {
-        let mut views: Vec<LinkView<'a>> = Vec::new();
-        for p in self.peers.iter().filter(|p| !p.itself && p.listed) {
-            let session = p.replica.as_ref().and_then(|r| self.links.get(r)).copied();
-            let entry = session.and_then(|k| mux.get(k));
-            let up = entry.is_some_and(|e| e.conn.is_some());
-            views.push(LinkView {
-                replica: p.replica.as_ref(),
-                state: if up { crate::link::State::Established } else { p.link.state() },
-                session,
-                reconnects: p.link.reconnects(),
-                errors: p.link.errors(),
-                configured: true,
-                down_since: if up { None } else { entry.and_then(|e| e.suspended_at).or(p.lost_at) },
-            });
-        }
-        for (replica, key) in &self.links {
-            if !views.iter().any(|v| v.replica == Some(replica)) {
-                let down_since = mux.get(*key).and_then(|e| e.suspended_at);
-                let up = down_since.is_none();
-                views.push(LinkView {
-                    replica: Some(replica),
-                    state: if up { crate::link::State::Established } else { crate::link::State::Backoff },
-                    session: Some(*key),
-                    reconnects: 0,
-                    errors: 0,
-                    configured: false,
-                    down_since,
-                });
-            }
-        }
-        views
-    }
-
-    /// The attachments of this hub, by agent.
-    pub fn tunnels(&self) -> impl Iterator<Item = TunnelView<'_>> {
-        self.attachments.iter().map(|(agent_id, a)| TunnelView {
-            agent_id,
-            fence: a.fence,
-            firm: a.firm,
-            session: a.session,
-            expires: a.grant.expires,
-        })
-    }
-
-    /// When this hub's lease ends or ended, by the last renewal that succeeded;
-    /// `None` when it holds none.
-    #[must_use]
-    pub const fn lease_until(&self) -> Option<Instant> {
-        self.lease_until
-    }
-
-    /// Connections that have not finished their handshake.
-    #[must_use]
-    pub fn handshakes(&self) -> usize {
-        self.handshakes.len()
-    }
-
     pub(super) fn has_candidate(&self, connector: &Name, mux: &Mux) -> bool {
         let up = |c: &Candidate| !c.is_faded() && mux.get(c.session).is_some_and(|e| e.conn.is_some());
         self.published.of(connector).any(up)
@@ -643,40 +583,6 @@ impl Control {
         let mesh = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).count();
         assert_eq!(mesh, self.links.len(), "one session per hub pair (L4)");
     }
-}
-
-/// A link as gauges and readiness show it.
-#[derive(Clone, Copy, Debug)]
-pub struct LinkView<'a> {
-    /// The peer's replica id, once known.
-    pub replica: Option<&'a Name>,
-    /// Where the link stands.
-    pub state: crate::link::State,
-    /// Its session, connected or suspended.
-    pub session: Option<SessionKey>,
-    /// Times it was established again.
-    pub reconnects: u64,
-    /// Failed dials and lost connections.
-    pub errors: u64,
-    /// Whether it leads to a configured peer; else that hub dialled this one.
-    pub configured: bool,
-    /// Since when it is not established any more; `None` also when it never was.
-    pub down_since: Option<Instant>,
-}
-
-/// An attachment as `status` shows it.
-#[derive(Clone, Copy, Debug)]
-pub struct TunnelView<'a> {
-    /// The agent.
-    pub agent_id: &'a AgentId,
-    /// Its fence.
-    pub fence: Fence,
-    /// Granted by the registry.
-    pub firm: bool,
-    /// Its session.
-    pub session: SessionKey,
-    /// When its token runs out, leeway included.
-    pub expires: Option<Instant>,
 }
 
 /// Which peer a dial goes to, as an index.

@@ -27,6 +27,7 @@ mod reload;
 mod routes;
 mod split;
 mod upkeep;
+mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,9 +45,10 @@ use crate::stream::Stream;
 use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
-pub use control::{Control, LinkView, TunnelView};
+pub use control::Control;
 pub use readiness::{MESH_GRACE, Unready};
 pub use reload::ReloadError;
+pub use view::{LinkView, TunnelView};
 
 /// A hub.
 #[derive(Debug)]

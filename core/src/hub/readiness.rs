@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::Hub;
-use super::control::LinkView;
+use super::view::LinkView;
 use crate::credit::Pressure;
 use crate::id::ListenerIx;
 use crate::link::State;

@@ -324,7 +324,10 @@ impl Shard {
                     o.waits = OriginWait::Nothing;
                     o.times.opened = Some(now);
                     o.retained = Waiting::default();
-                    o.tried = Box::default();
+                    if o.tried.len() == 1 {
+                        // The record knows it from the fence; open streams are many.
+                        o.tried = Box::default();
+                    }
                     let local = o.carrier.as_ref().is_some_and(|c| c.local);
                     let (listener, after) = (o.listener, now.since(o.times.accepted));
                     let by_listener =

@@ -3,7 +3,7 @@
 //! knows. Told once per stream (S4, A1); changes nothing.
 
 use super::{Shard, ShardOut};
-use crate::id::{SessionKey, StreamKey};
+use crate::id::{Epoch, SessionKey, StreamKey};
 use crate::observed::{CarriedRecord, Cause, Observed, Side, StreamRecord};
 use crate::stream::{End, Part, Stream};
 use crate::time::Instant;
@@ -42,6 +42,10 @@ impl Shard {
         match &stream.part {
             Part::Origin(o) => {
                 let since = |at: Option<Instant>| at.map(|t| t.since(o.times.accepted));
+                let mut epochs: Box<[Epoch]> = o.tried.iter().map(|fence| fence.epoch).collect();
+                if epochs.is_empty() && o.carrier.is_some() {
+                    epochs = Box::new([stream.fence.epoch]);
+                }
                 let interruptions = session(1).map_or(0, |key| self.interruptions_of(key));
                 out.observed.push(Observed::Stream(Box::new(StreamRecord {
                     cid: stream.cid,
@@ -51,7 +55,7 @@ impl Shard {
                     owner: o.carrier.as_ref().map(|c| c.owner.clone()),
                     local: o.carrier.as_ref().is_some_and(|c| c.local),
                     epoch: stream.fence.epoch,
-                    epochs: o.tried.iter().map(|fence| fence.epoch).collect(),
+                    epochs,
                     suspensions: interruptions.saturating_sub(o.interruptions_before),
                     route: since(o.times.routed),
                     open: since(o.times.opened),
