@@ -87,6 +87,12 @@ pub fn abort(stream: TcpStream) {
     drop(stream);
 }
 
+/// Undoes [`reset_on_drop`]: the socket closes in the ordinary way.
+pub fn close_on_drop(stream: &TcpStream) {
+    // On failure the drop still closes, with RST; the peer may lose the end.
+    let _ = SockRef::from(stream).set_linger(None);
+}
+
 /// Makes the coming drop of `stream` an RST.
 pub fn reset_on_drop(stream: &TcpStream) {
     // On failure the drop still closes, with FIN; there is nothing better left.

@@ -57,6 +57,9 @@ enum Next {
 
 /// Runs a socket until both halves ended or it is aborted.
 pub async fn run<M: Machine>(node: Node<M>, stream: StreamKey, sock: SockKey, tcp: TcpStream) {
+    // Until both halves have ended in order: when this process is killed, the
+    // kernel must not show an end that nobody sent (S2).
+    net::reset_on_drop(&tcp);
     let mut pump = Pump { node, stream, tcp, writes: VecDeque::new(), shut: Shut::No, eof: false, paused: false };
     loop {
         match pump.turn(sock).await {
@@ -101,7 +104,10 @@ impl<M: Machine> Pump<M> {
                 SockOp::Write(b) => self.writes.push_back(b),
                 SockOp::ShutDown => self.shut = Shut::Due,
                 SockOp::Readable => self.paused = false,
-                SockOp::Close => return Next::Over,
+                SockOp::Close => {
+                    net::close_on_drop(&self.tcp);
+                    return Next::Over;
+                }
                 SockOp::Abort(_) => {
                     self.abort();
                     return Next::Over;

@@ -77,8 +77,12 @@ impl Standing {
 /// When it was not refused.
 pub async fn refusal(addr: SocketAddr) -> Duration {
     let started = Instant::now();
-    let mut socket = TcpStream::connect(addr).await.unwrap();
-    let outcome = bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await;
+    // The reset may come before the connect has returned.
+    let outcome = bounded("the refusal", PATIENCE, async {
+        let mut socket = TcpStream::connect(addr).await?;
+        read_to_end(&mut socket).await
+    })
+    .await;
     assert_eq!(outcome, Err(Failure::Reset));
     started.elapsed()
 }

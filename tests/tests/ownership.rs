@@ -28,7 +28,7 @@ fn short_plan() -> Plan {
 async fn an_owner_that_slept_past_its_lease_accepts_nothing_of_before() {
     let target = Target::start().await;
     // The link lives on, so that what waits in it is judged when the owner wakes.
-    let hub_extra = "resume_window: 1s\nliveness: { ping: 500ms, suspect: 1s, dead: 120s }\n\
+    let hub_extra = "resume_window: 1s\nliveness: { ping: 500ms, suspect: 1s, dead: 15s }\n\
                      registry: { lease: 2s, renew_every: 500ms, op_timeout: 500ms }\n";
     let plan = Plan { attach: vec![0, 1], parallel: 1, hub_extra: hub_extra.to_owned(), ..short_plan() };
     let cluster = plan.connector("t", target.addr).start().await;
