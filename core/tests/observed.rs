@@ -10,9 +10,9 @@ use nowconnect_core::config::Mode;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Unready;
 use nowconnect_core::id::ListenerIx;
-use nowconnect_core::observed::{CarriedRecord, Cause, Observed, StreamRecord};
+use nowconnect_core::observed::{CarriedRecord, Cause, Observed, Side, StreamRecord};
 use nowconnect_core::wire::Codec;
-use world::{World, agent_config, hub_config, two_hubs};
+use world::{Target, World, agent_config, hub_config, two_hubs};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -58,6 +58,19 @@ fn origin_and_agent_tell_a_stream_once_with_its_interruptions() {
     w.abort(b, c);
     w.run_for(S(1));
     assert_eq!(origins(&w, b)[1].suspensions, 0);
+}
+
+#[test]
+fn a_refusal_is_told_as_the_agents() {
+    let (mut w, _, b, g) = two_hubs(Codec::BinaryV2);
+    w.target = Target::Refuse;
+    w.client(b).unwrap();
+    w.run_for(S(1));
+    let [origin] = origins(&w, b).try_into().unwrap();
+    assert_eq!((origin.cause, origin.by), (Cause::Reset(RstCode::Refused), Side::Agent));
+    assert_eq!((origin.epochs.len(), origin.open), (1, None));
+    let [agent] = carried(&w, g).try_into().unwrap();
+    assert_eq!((agent.cause, agent.connected), (Cause::Reset(RstCode::Refused), false));
 }
 
 #[test]

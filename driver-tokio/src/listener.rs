@@ -48,8 +48,19 @@ pub struct Setting {
     pub listening: Rc<Cell<bool>>,
 }
 
+/// Says that a port listens no more when its task is dropped.
+struct Shut(Rc<Cell<bool>>);
+
+impl Drop for Shut {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
 /// Serves one client port until the task is dropped.
 pub async fn run(node: Node<Hub>, at: Setting, socket: TcpListener, clients: Clients, lines: Limiter) {
+    at.listening.set(true);
+    let _shut = Shut(Rc::clone(&at.listening));
     let Ok(addr) = socket.local_addr() else { return accept(&node, &at, &socket, &clients, &lines).await };
     let mut socket = Some(socket);
     loop {

@@ -253,7 +253,7 @@ async fn each_stream_leaves_its_records() {
     let hub = record(&cluster.hubs[0].running().log, "\"connector\":\"closed\"").await;
     assert_eq!(
         (&hub["cause"], &hub["by"], &hub["path"]),
-        (&"REFUSED".into(), &"agent".into(), &"local".into()),
+        (&"REFUSED".into(), &"agent".into(), &"none".into()),
         "{hub}"
     );
     assert!(hub["open_ms"].is_null() && hub["first_byte_ms"].is_null() && hub["route_ms"].is_number(), "{hub}");
@@ -271,7 +271,8 @@ async fn failure_lines_are_limited_and_add_up() {
     let mut cluster = plan.start().await;
     let addr = cluster.listener(0, "closed");
     let try_one = move || async move {
-        let mut socket = TcpStream::connect(addr).await.unwrap();
+        // The reset may come before the connect is done.
+        let Ok(mut socket) = TcpStream::connect(addr).await else { return };
         bounded("the refusal", LONG_PATIENCE, read_to_end(&mut socket)).await.unwrap_err();
     };
     let burst: Vec<_> = (0..300).map(|_| tokio::spawn(try_one())).collect();

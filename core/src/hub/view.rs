@@ -4,6 +4,7 @@
 
 use super::control::Control;
 use crate::id::{AgentId, Fence, Name, SessionKey};
+use crate::link::State;
 use crate::mux::Mux;
 use crate::time::Instant;
 
@@ -18,11 +19,12 @@ impl Control {
             let up = entry.is_some_and(|e| e.conn.is_some());
             views.push(LinkView {
                 replica: p.replica.as_ref(),
-                state: match p.link.state() {
-                    _ if up => crate::link::State::Established,
-                    // The peer's dial carried it and is waited for.
-                    crate::link::State::Established => crate::link::State::Backoff,
-                    state => state,
+                // Not established without a connection, also where the peer's
+                // dial carried it and is waited for.
+                state: match (up, p.link.state()) {
+                    (true, _) => State::Established,
+                    (false, State::Established) => State::Backoff,
+                    (false, state @ (State::Connecting | State::Backoff | State::Closed)) => state,
                 },
                 session,
                 reconnects: p.link.reconnects(),
@@ -37,7 +39,7 @@ impl Control {
                 let up = down_since.is_none();
                 views.push(LinkView {
                     replica: Some(replica),
-                    state: if up { crate::link::State::Established } else { crate::link::State::Backoff },
+                    state: if up { State::Established } else { State::Backoff },
                     session: Some(*key),
                     reconnects: 0,
                     errors: 0,
@@ -80,7 +82,7 @@ pub struct LinkView<'a> {
     /// The peer's replica id, once known.
     pub replica: Option<&'a Name>,
     /// Where the link stands.
-    pub state: crate::link::State,
+    pub state: State,
     /// Its session, connected or suspended.
     pub session: Option<SessionKey>,
     /// Times it was established again.

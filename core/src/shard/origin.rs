@@ -305,6 +305,9 @@ impl Shard {
     }
 
     fn fail_open(&mut self, now: Instant, key: StreamKey, code: RstCode, by: Side, out: &mut ShardOut) {
+        // What a candidate said is not this hub's doing.
+        let said = self.origin(key).is_some_and(|o| o.last_no == Some(code) && code != RstCode::NoRoute);
+        let by = if said { Side::Agent } else { by };
         self.reset(now, key, code, by, None, out);
     }
 
