@@ -13,7 +13,7 @@
 use bytes::{Bytes, BytesMut};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::Epoch;
-use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, encode_frame, encode_message};
+use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, WireLimits, encode_frame, encode_message};
 
 use crate::check::wire::Told;
 use crate::faults::At;
@@ -73,11 +73,17 @@ impl World {
         self.marks.hit(how);
         // Now and then as fast as a message can carry it.
         let times = if self.hostile_draws.chance(1, 8) { FLOOD } else { 1 };
-        self.check.wire.cause(node, times);
         for _ in 0..times {
+            let before = forged.len();
             if let Some(payload) = encode_frame(dialect, told.number, &frame, &mut forged) {
                 forged.extend_from_slice(&payload);
             }
+            // A message that is too long would be a breach of the protocol.
+            if forged.len() > WireLimits::ESTABLISHED.message_bytes {
+                forged.truncate(before);
+                break;
+            }
+            self.check.wire.cause(node, 1);
         }
         forged.freeze()
     }
