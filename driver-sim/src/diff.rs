@@ -1,4 +1,4 @@
-//! Differential runs: one tape, three deployments. With HA absent (one hub with
+//! Differential runs: one tape, several deployments. With HA absent (one hub with
 //! no peer and no registry), off and shadow every client must see the same, byte
 //! for byte and end for end, whatever befalls the registry and the mesh (M1, M2).
 //!
@@ -143,7 +143,7 @@ pub const fn its_turn(seed: u64) -> bool {
     mix(seed ^ SALT).is_multiple_of(EVERY)
 }
 
-/// The three deployments of a plan; `carry_out` runs one. The report is that of
+/// The deployments of a plan; `carry_out` runs one. The report is that of
 /// the one in which a client saw something else than without HA, or of the first
 /// that failed by itself.
 pub(crate) fn compare(even: &Plan, mut carry_out: impl FnMut(Plan) -> Report) -> Report {
@@ -157,7 +157,27 @@ pub(crate) fn compare(even: &Plan, mut carry_out: impl FnMut(Plan) -> Report) ->
         return off;
     }
     let shadow = carry_out(with_mode(even, ModePlan::Shadow, true));
-    judge(&absent, shadow, "shadow", "M2")
+    let shadow = judge(&absent, shadow, "shadow", "M2");
+    let (Some(last), true) = (even.hubs.len().checked_sub(1), even.hubs.len() > 1) else { return shadow };
+    if shadow.violation.is_some() {
+        return shadow;
+    }
+    // Modes may differ between hubs: the one without an agent beside active ones,
+    // which would carry its clients if it let them.
+    let (mode, name, id) = if even.seed.is_multiple_of(2) {
+        (ModePlan::Shadow, "shadow beside active hubs", "M2")
+    } else {
+        (ModePlan::Off, "off beside active hubs", "M1")
+    };
+    let mut mixed = with_mode(even, ModePlan::Active, true);
+    mixed.hubs[last].mode = mode;
+    let its_own = |r: &mut Report| {
+        r.transcripts.retain(|t| even.clients.iter().any(|c| c.id == t.client && usize::from(c.hub) == last));
+    };
+    let (mut absent, mut beside) = (absent, carry_out(mixed));
+    its_own(&mut absent);
+    its_own(&mut beside);
+    judge(&absent, beside, name, id)
 }
 
 /// What a run found by itself, and where.
@@ -217,7 +237,7 @@ mod tests {
         let even = plan(1, swarm(), Level::L0);
         // A deployment in which one client sees a byte less.
         let report = compare(&even, |plan| {
-            let shadow = plan.hubs.iter().any(|h| h.mode == ModePlan::Shadow);
+            let shadow = plan.hubs.iter().all(|h| h.mode == ModePlan::Shadow);
             let mut r = run(plan, Keep::Outcome);
             let short = r.transcripts.iter_mut().find(|t| shadow && t.is_client && t.read > 0);
             short.into_iter().for_each(|t| t.read -= 1);

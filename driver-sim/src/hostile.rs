@@ -16,7 +16,7 @@ use nowconnect_core::id::{Epoch, SessionKey};
 use nowconnect_core::mux::Input;
 use nowconnect_core::principal::AgentGrant;
 use nowconnect_core::time::Instant;
-use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, SecretText, encode_frame, encode_message};
+use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, SecretText, WireLimits, encode_frame, encode_message};
 
 use crate::check::wire::Told;
 use crate::event::Event;
@@ -78,11 +78,17 @@ impl World {
         self.marks.hit(how);
         // Now and then as fast as a message can carry it.
         let times = if self.hostile_draws.chance(1, 8) { FLOOD } else { 1 };
-        self.check.wire.cause(node, times);
         for _ in 0..times {
+            let before = forged.len();
             if let Some(payload) = encode_frame(dialect, told.number, &frame, &mut forged) {
                 forged.extend_from_slice(&payload);
             }
+            // A message that is too long would be a breach of the protocol.
+            if forged.len() > WireLimits::ESTABLISHED.message_bytes {
+                forged.truncate(before);
+                break;
+            }
+            self.check.wire.cause(node, 1);
         }
         forged.freeze()
     }

@@ -168,7 +168,10 @@ fn a_run_that_holds_has_nothing_to_shrink() {
 fn deployments_are_compared_where_asked_for() {
     let (code, out, err) = sim("run --seeds 0..3 --diff --jobs 1");
     assert_eq!(code, 0, "{out}{err}");
-    assert_eq!(line(&out, "compared"), "3 seeds run without HA, in mode off and in mode shadow, 0 differed");
+    assert_eq!(
+        line(&out, "compared"),
+        "3 seeds run without HA, in mode off, in mode shadow and in one of them beside active hubs, 0 differed"
+    );
     let (code, out, _) = sim("run --seed 1 --diff");
     assert_eq!(code, 0);
     assert!(out.starts_with("held: seed 1 of "), "{out}");

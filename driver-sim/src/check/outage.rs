@@ -51,7 +51,9 @@ impl World {
             self.marks.hit(Mark::ProvisionalServed);
         }
         // Whom an agent refused was served as well as could be.
-        if r.agent_id.is_some()
+        let client = r.sock.and_then(|k| self.socks.get(k.ix as usize)).map(|s| self.actors[s.actor as usize].client);
+        if r.cid.0 != 0
+            || client.is_none_or(|c| self.check.tried.contains(&c))
             || r.open.is_some()
             || !matches!(r.cause, Cause::Reset(RstCode::NoRoute | RstCode::RegistryDown))
         {
@@ -114,5 +116,29 @@ impl World {
         if let Some(text) = found {
             self.fail("L11", text);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Level;
+    use crate::profile::Profile;
+    use crate::tape::Tape;
+    use crate::trace::Trace;
+
+    #[test]
+    fn an_attachment_that_nobody_claims_is_noticed() {
+        let plan = crate::run::plan(1, Profile::named("registry-out").expect("a profile"), Level::L0);
+        let mut world = World::new(plan, Tape::from_seed(1), Trace::default());
+        world.run();
+        assert_eq!(world.violation, None);
+        assert!(!world.check.held.is_empty() && world.check.held.values().all(|h| h.firm), "all is claimed at the end");
+        world.now += 60_000 * MS;
+        world.check_reclaimed();
+        assert_eq!(world.violation, None, "what is firm needs no claim");
+        world.check.held.values_mut().for_each(|h| h.firm = false);
+        world.check_reclaimed();
+        assert_eq!(world.violation.map(|v| v.id).as_deref(), Some("L11"));
     }
 }

@@ -76,3 +76,34 @@ impl World {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Level;
+    use crate::profile::Profile;
+    use crate::tape::Tape;
+    use crate::trace::Trace;
+
+    #[test]
+    fn twins_that_say_nothing_of_each_other_are_noticed() {
+        let plan = crate::run::plan(1, Profile::named("registry-out").expect("a profile"), Level::L0);
+        let mut world = World::new(plan, Tape::from_seed(1), Trace::default());
+        world.run();
+        assert_eq!(world.violation, None);
+        world.ghost_twins(0, 1);
+        world.ghost_fenced(1);
+        world.now += 60_000 * MS;
+        world.check_twins();
+        assert_eq!(world.violation, None, "one of them said so");
+        assert_eq!(world.marks.count(Mark::TwinFenced), 1);
+        world.check.twins.clear();
+        world.ghost_twins(0, 1);
+        world.now += 60_000 * MS;
+        world.check_twins();
+        assert_eq!(world.violation.take().map(|v| v.id).as_deref(), Some("O5"));
+        world.ghost_twins_over(0, 1);
+        world.check_twins();
+        assert_eq!(world.violation, None, "it is over");
+    }
+}

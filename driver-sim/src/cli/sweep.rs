@@ -127,7 +127,11 @@ fn summary(t: &Totals, options: &Options, real: f64, cpu: f64, out: &mut dyn Wri
     let different = t.failures.iter().filter(|f| f.violation.id == "D1").count();
     writeln!(out, "repeated  {} seeds run twice, {different} differed", t.repeated)?;
     let unlike = t.failures.iter().filter(|f| f.case.diff).count();
-    writeln!(out, "compared  {} seeds run without HA, in mode off and in mode shadow, {unlike} differed", t.compared)?;
+    writeln!(
+        out,
+        "compared  {} seeds run without HA, in mode off, in mode shadow and in one of them beside active hubs, {unlike} differed",
+        t.compared
+    )?;
     let never: Vec<String> = t.marks.missing().map(|m| format!("{m:?}")).collect();
     let apply = Mark::ALL.iter().filter(|m| m.later().is_none()).count();
     let hit = apply - never.len();

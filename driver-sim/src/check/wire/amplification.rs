@@ -170,4 +170,29 @@ mod tests {
         assert_eq!(w.allowance(1).left, 3);
         assert_eq!(w.allowance(0).left, 0, "a process has its own");
     }
+
+    #[test]
+    fn what_has_no_cause_is_noticed() {
+        use crate::plan::Level;
+        use crate::profile::Profile;
+        let plan = crate::run::plan(2, Profile::named("calm").expect("a profile"), Level::L0);
+        let mut world = crate::world::World::new(plan, crate::tape::Tape::from_seed(2), crate::trace::Trace::default());
+        world.run();
+        assert_eq!(world.violation, None);
+        let mut wire = std::mem::take(&mut world.check.wire);
+        let g = Ghost { world: &world, conn: 0, end: 0 };
+        let node = world.conns[0].nodes[0];
+        let credit = Body::Credit { consumed: 1, limit: 2 };
+        wire.allowance(node).left = 1;
+        assert_eq!(wire.spend(&g, Cid(1), &credit), Ok(()));
+        assert_eq!(wire.spend(&g, Cid(1), &credit).map_err(|v| v.id), Err("B8".to_owned()));
+        let frame = |n| Frame::stream(Cid(n), nowconnect_core::id::Epoch(1), credit.clone());
+        let dialect =
+            nowconnect_core::wire::Dialect { codec: Codec::BinaryV2, plane: nowconnect_core::wire::Plane::Mesh };
+        let bytes = nowconnect_core::wire::encode_message(dialect, 1, &[frame(1), frame(2)]);
+        let (mut told, _) = Told::read(dialect, bytes, Vec::new());
+        assert_eq!(judge_size(&g, Codec::BinaryV2, &told), Ok(()));
+        told.bytes = bytes::Bytes::from(vec![0; 2 * FRAME_MAX.0 + HEAD_MAX + 1]);
+        assert_eq!(judge_size(&g, Codec::BinaryV2, &told).map_err(|v| v.id), Err("B8".to_owned()));
+    }
 }
