@@ -104,7 +104,8 @@ struct Load {
 
 impl Load {
     fn start(addr: SocketAddr) -> Self {
-        let (stop, done, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (stop, done, failed) =
+            (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let (s, d, f) = (Arc::clone(&stop), Arc::clone(&done), Arc::clone(&failed));
         let task = tokio::spawn(async move {
             for n in 0.. {
@@ -141,7 +142,8 @@ impl Load {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_owner_costs_only_what_passed_it() {
     let target = Target::start().await;
-    let mut cluster = Plan { attach: vec![0, 1], parallel: 2, ..short_plan() }.connector("t", target.addr).start().await;
+    let mut cluster =
+        Plan { attach: vec![0, 1], parallel: 2, ..short_plan() }.connector("t", target.addr).start().await;
     for ix in [0, 1] {
         cluster.wait_metric(ix, "nowconnect_tunnels", &[], 1.0).await;
     }
@@ -192,7 +194,8 @@ async fn a_killed_owner_is_replaced_by_the_hub_that_lives() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hub_alone_without_redis_loses_no_agent() {
     let target = Target::start().await;
-    let mut cluster = Plan { attach: vec![0, 1], parallel: 1, ..Plan::default() }.connector("t", target.addr).start().await;
+    let mut cluster =
+        Plan { attach: vec![0, 1], parallel: 1, ..Plan::default() }.connector("t", target.addr).start().await;
     let owner = usize::from(cluster.metrics(0).await.sum("nowconnect_tunnels", &[]) != Some(1.0));
     let proxy = nowconnect_tests::proxy::Proxy::start(cluster.redis.addr()).await;
     let file = cluster.hub_file(owner);

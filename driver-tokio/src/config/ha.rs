@@ -77,7 +77,12 @@ fn redis(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSection) {
     }
     let files = [
         ("ha.redis_password_file", place(s.redis_password_file.as_ref()), s.redis_password_file.is_some(), true),
-        ("ha.redis_tls", place(tls.ca_bundle.as_ref()).or(place(tls.cert_file.as_ref())), s.redis_tls.is_some(), url.starts_with("rediss")),
+        (
+            "ha.redis_tls",
+            place(tls.ca_bundle.as_ref()).or(place(tls.cert_file.as_ref())),
+            s.redis_tls.is_some(),
+            url.starts_with("rediss"),
+        ),
     ];
     for (key, at, _, fits) in files.into_iter().filter(|(.., given, _)| *given) {
         if setup.redis_url.is_none() {

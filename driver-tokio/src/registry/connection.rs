@@ -253,7 +253,8 @@ impl Shared {
     /// Connects and makes sure that this server is a master that answers.
     async fn establish(&self) -> Result<(MultiplexedConnection, String), String> {
         let (client, address) = self.servers.master(self.timeouts.connect / 2).await?;
-        let mut con = client.get_multiplexed_async_connection_with_config(&self.config).await.map_err(|e| describe(&e))?;
+        let mut con =
+            client.get_multiplexed_async_connection_with_config(&self.config).await.map_err(|e| describe(&e))?;
         let mut questions = redis::pipe();
         questions.cmd("PING").cmd("ROLE").ignore_errors();
         let answers: Vec<Value> = questions.query_async(&mut con).await.map_err(|e| describe(&e))?;

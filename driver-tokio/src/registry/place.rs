@@ -87,7 +87,9 @@ impl Servers {
         let form = parse(&place.url)?;
         let servers = Self { place, form };
         if !servers.tls() && (servers.place.ca_bundle.is_some() || servers.place.identity.is_some()) {
-            return Err(RedisUrlError("ha.redis_tls: needs rediss:// or rediss-sentinel:// in ha.redis_url".to_owned()));
+            return Err(RedisUrlError(
+                "ha.redis_tls: needs rediss:// or rediss-sentinel:// in ha.redis_url".to_owned(),
+            ));
         }
         for url in servers.urls() {
             servers.client(&url).map_err(RedisUrlError)?;
@@ -226,7 +228,9 @@ fn parse(url: &str) -> Result<Form, RedisUrlError> {
     let (scheme, rest) = url.split_once("://").ok_or_else(|| bad(FORMS))?;
     let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
     if !fragment.is_empty() {
-        return Err(bad("a fragment (#...) is not allowed; certificates are always verified"));
+        return Err(bad(
+            "a # is not allowed: write it as %23 in a password; there is no #insecure, certificates are always verified",
+        ));
     }
     match scheme {
         "redis" | "rediss" | "redis+unix" if !rest.is_empty() => Ok(Form::One(url.to_owned())),
@@ -248,7 +252,13 @@ fn sentinels(rest: &str, tls: bool) -> Result<Sentinels, RedisUrlError> {
     };
     let hosts: Vec<String> = hosts
         .split(',')
-        .map(|h| if h.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) { h.to_owned() } else { format!("{h}:{SENTINEL_PORT}") })
+        .map(|h| {
+            if h.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) {
+                h.to_owned()
+            } else {
+                format!("{h}:{SENTINEL_PORT}")
+            }
+        })
         .collect();
     if hosts.len() > SENTINELS_MAX || hosts.iter().any(|h| h.starts_with(':')) {
         return Err(bad("expected 1 to 16 Sentinels, HOST[:PORT] separated by commas"));

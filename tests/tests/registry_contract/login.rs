@@ -28,7 +28,18 @@ async fn refused(place: RedisPlace) -> String {
 /// The least an ACL must allow, and a password that changes while we run.
 #[tokio::test]
 async fn an_acl_user_with_its_password_in_a_file() {
-    let rules = ["hub", "on", ">right-horse", "~nowconnect:*", "-@all", "+@read", "+@write", "+@scripting", "+@connection", "+time"];
+    let rules = [
+        "hub",
+        "on",
+        ">right-horse",
+        "~nowconnect:*",
+        "-@all",
+        "+@read",
+        "+@write",
+        "+@scripting",
+        "+@connection",
+        "+time",
+    ];
     let mut args = vec!["--user"];
     args.extend(rules);
     let mut server = Server::start(&args);
@@ -67,8 +78,16 @@ async fn tls_needs_the_right_ca_and_a_certificate_where_one_is_asked_for() {
     let ca = dir.path().join("ca.pem");
     let tls_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let args = [
-        "--tls-port", &tls_port, "--tls-cert-file", &path(&server.cert), "--tls-key-file", &path(&server.key),
-        "--tls-ca-cert-file", &path(&ca), "--tls-auth-clients", "yes",
+        "--tls-port",
+        &tls_port,
+        "--tls-cert-file",
+        &path(&server.cert),
+        "--tls-key-file",
+        &path(&server.key),
+        "--tls-ca-cert-file",
+        &path(&ca),
+        "--tls-auth-clients",
+        "yes",
     ];
     let _server = Server::start(&args);
     let url = format!("rediss://localhost:{tls_port}/0");
@@ -100,7 +119,11 @@ async fn sentinels_that_do_not_help_are_passed_over() {
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (gone, port) = (free(), free());
     let file = dir.path().join("sentinel.conf");
-    let text = format!("port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {} 1\n", dir.path().display(), master.port);
+    let text = format!(
+        "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {} 1\n",
+        dir.path().display(),
+        master.port
+    );
     std::fs::write(&file, text).unwrap();
     let mut command = std::process::Command::new("redis-server");
     command.arg(&file).arg("--sentinel");

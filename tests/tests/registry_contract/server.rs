@@ -92,4 +92,3 @@ impl Drop for Server {
         let _ = self.child.wait();
     }
 }
-
