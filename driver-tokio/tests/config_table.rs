@@ -263,7 +263,8 @@ fn environment() {
     let env = |name: &str| {
         let value = match name {
             "HOSTNAME" => "hub-7",
-            "REDIS_URL" => "redis://:p#w:d@h:6379/0",
+            "REDIS_URL" => "redis://:p%23w:d@h:6379/0",
+            "AUDIENCE" => "a #b: c",
             "BIND" => "127.0.0.1:1389",
             "WINDOW" => "45s",
             "NC_JWT_ISSUER" => "https://idp",
@@ -273,11 +274,12 @@ fn environment() {
         };
         Some(value.to_owned())
     };
-    let text = "listeners: [{ name: a, bind: \"${BIND}\", connector: c }]\nresume_window: ${WINDOW}\nha:\n  replica_id: ${HOSTNAME}\n  region: ${REGION:-eu-1}\n  redis_url: ${REDIS_URL}\nauth: { jwt: { public_key_file: 'k$$1.pem', issuer: other } }\n";
+    let text = "listeners: [{ name: a, bind: \"${BIND}\", connector: c }]\nresume_window: ${WINDOW}\nha:\n  replica_id: ${HOSTNAME}\n  region: ${REGION:-eu-1}\n  redis_url: ${REDIS_URL}\nauth: { jwt: { public_key_file: 'k$$1.pem', issuer: other, audience: '${AUDIENCE}' } }\n";
     let setup = parse_hub(text, &env, STRICT).unwrap();
+    assert_eq!(setup.auth.audience, "a #b: c", "what a variable holds is a value and nothing else");
     assert_eq!(setup.core.replica_id.as_str(), "hub-7");
     assert_eq!(setup.core.region.as_ref().unwrap().as_str(), "eu-1");
-    assert_eq!(setup.redis_url.as_ref().unwrap().reveal(), "redis://:p#w:d@h:6379/0");
+    assert_eq!(setup.redis_url.as_ref().unwrap().reveal(), "redis://:p%23w:d@h:6379/0");
     assert_eq!(setup.listeners[0].addr.port(), 1389);
     assert_eq!(setup.core.resume_window.as_secs(), 45);
     assert_eq!(setup.auth.issuer.as_deref(), Some("https://idp"), "the environment wins");

@@ -228,7 +228,9 @@ fn parse(url: &str) -> Result<Form, RedisUrlError> {
     let (scheme, rest) = url.split_once("://").ok_or_else(|| bad(FORMS))?;
     let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
     if !fragment.is_empty() {
-        return Err(bad("a fragment (#...) is not allowed; certificates are always verified"));
+        return Err(bad(
+            "a # is not allowed: write it as %23 in a password; there is no #insecure, certificates are always verified",
+        ));
     }
     match scheme {
         "redis" | "rediss" | "redis+unix" if !rest.is_empty() => Ok(Form::One(url.to_owned())),
