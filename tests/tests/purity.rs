@@ -31,6 +31,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "due",
             "error",
             "id",
+            "identity",
             "link",
             "mux",
             "observed",
@@ -47,6 +48,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("id", &["slots"]),
+    ("identity", &["id", "wire"]),
     ("link", &["config", "planted", "rng", "time"]),
     (
         "mux",
@@ -54,6 +56,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "credit",
             "error",
             "id",
+            "identity",
             "observed",
             "planted",
             "principal",

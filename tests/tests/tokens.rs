@@ -36,8 +36,10 @@ async fn fresh_tokens_and_a_new_key_reach_live_tunnels_under_load() {
     let renewed = |n: usize| {
         let log = cluster.hubs[0].running().log.clone();
         async move {
-            eventually("the hub took the token", PATIENCE, || async { (log.count("token_renewed") >= n).then_some(()) })
-                .await;
+            eventually("the hub took the token", PATIENCE, || async {
+                (log.count("token_renewed") >= n).then_some(())
+            })
+            .await;
         }
     };
     fs::write(cluster.token_file(), signed(1000, "second", token::SECRET)).unwrap();
@@ -69,7 +71,7 @@ async fn expiring(rule: &str, drain: &str) -> (nowconnect_tests::cluster::Cluste
     // A restart of the file's own key `auth` is not possible: the rule stands beside `jwt`.
     let jwt_extra = format!("{WITHOUT_LEEWAY} }}\n  on_expiry: {rule}\n  x-rest: {{ a: b");
     let hub_extra = format!("drain: {{ timeout: {drain} }}\n");
-    let plan = Plan { token: Some(signed(12, rule, token::SECRET)), jwt_extra, hub_extra, ..Plan::default() };
+    let plan = Plan { token: Some(signed(30, rule, token::SECRET)), jwt_extra, hub_extra, ..Plan::default() };
     let cluster = plan.connector("t", target.addr).start().await;
     let pinger = Pinger::open(cluster.listener(0, "t"), 1).await.unwrap();
     let log = &cluster.hubs[0].running().log;
@@ -109,7 +111,7 @@ async fn cut_ends_open_streams_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drain_lets_open_streams_end_within_its_time() {
-    let (mut cluster, mut pinger) = expiring("drain", "6s").await;
+    let (mut cluster, mut pinger) = expiring("drain", "20s").await;
     takes_nothing_new(&cluster).await;
     bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
     let mut socket = pinger.into_socket();
