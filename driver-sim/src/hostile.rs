@@ -16,7 +16,9 @@ use nowconnect_core::id::{Epoch, SessionKey};
 use nowconnect_core::mux::Input;
 use nowconnect_core::principal::AgentGrant;
 use nowconnect_core::time::Instant;
-use nowconnect_core::wire::{Body, Codec, Frame, HelloRole, Plane, SecretText, WireLimits, encode_frame, encode_message};
+use nowconnect_core::wire::{
+    Body, Codec, Frame, HelloRole, Plane, SecretText, WireLimits, encode_frame, encode_message,
+};
 
 use crate::check::wire::Told;
 use crate::event::Event;

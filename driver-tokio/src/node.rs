@@ -324,17 +324,6 @@ impl<M: Machine> Node<M> {
         self.0.conns.borrow_mut().insert(ConnSlot::default())
     }
 
-    /// Ends a connection; its session lives on.
-    pub(crate) fn close(&self, key: ConnKey, code: CloseCode) {
-        let waker = self.with_conn(key, |slot| {
-            slot.close = Some(code);
-            slot.waker.take()
-        });
-        if let Some(w) = waker.flatten() {
-            w.wake();
-        }
-    }
-
     pub(crate) fn remove_conn(&self, key: ConnKey) {
         self.0.conns.borrow_mut().remove(key);
         if let Some(w) = self.0.flushed_waker.borrow_mut().take() {

@@ -16,8 +16,8 @@ use nowconnect_core::config::{
 use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{
-    AgentId, Cid, ConnKey, Epoch, Fence, Incarnation, Instance, ListenerIx, Name, Nonce, Secret, SessionId, SockKey,
-    StreamKey, TargetIx,
+    AgentId, Cid, ConnKey, Epoch, Fence, Incarnation, Instance, ListenerIx, Name, Nonce, Secret, SessionId, SessionKey,
+    SockKey, StreamKey, TargetIx,
 };
 use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, NodeOut};
@@ -111,6 +111,8 @@ struct World {
     insecure: bool,
     /// What the hub wants signed or judged.
     proofs: Vec<(ConnKey, Proof)>,
+    /// Tunnels whose fresh token is to be judged.
+    tokens: Vec<SessionKey>,
     keys: u32,
     /// To be said again after a resumption.
     replay: Vec<(ConnKey, Bytes)>,
@@ -187,6 +189,7 @@ pub fn hub_machine(data: &[u8]) {
         unscoped,
         insecure: flags & 4 == 0,
         proofs: Vec::new(),
+        tokens: Vec::new(),
         keys: 0,
         replay: Vec::new(),
     };
@@ -208,6 +211,9 @@ impl World {
     fn step(&mut self, tape: &mut Tape<'_>) {
         while !self.proofs.is_empty() && !tape.one_in(4) {
             self.prove(tape);
+        }
+        while !self.tokens.is_empty() && !tape.one_in(4) {
+            self.judge_token(tape);
         }
         match tape.below(20) {
             0 => self.accept(tape),

@@ -500,13 +500,15 @@ impl Cluster {
         let _ = write!(
             yaml,
             "http: {{ bind: '{http}'{http_tls} }}\nmetrics: {{ bind: '{metrics}' }}\nadmin: {{ socket: {dir}/{name}.sock }}\n\
-             auth:\n  jwt: {{ audience: nowconnect, issuer: '{issuer}', algorithms: [HS256], hmac_secret_file: {dir}/hmac{jwt_extra} }}\n\
+             auth:\n  jwt: {{ audience: nowconnect, issuer: '{issuer}', {algorithms}hmac_secret_file: {dir}/hmac{jwt_extra} }}\n\
              ha:\n  enabled: true\n  mode: active\n  replica_id: {name}\n  namespace: tests\n  redis_url: {redis}\n  mesh:\n    \
              peers: [{peers}]\n    connect_backoff_max_sec: 1\n    wire: {wire}\n",
             http = hub.http.addr,
             metrics = hub.metrics.addr,
             name = hub.name,
             issuer = token::ISSUER,
+            // Keys of several kinds each have the default of their kind.
+            algorithms = if self.plan.jwt_extra.contains("jwks_url") { "" } else { "algorithms: [HS256], " },
             jwt_extra = self.plan.jwt_extra,
             redis = self.plan.redis_url.clone().unwrap_or_else(|| self.redis.url()),
             peers = peers.join(", "),

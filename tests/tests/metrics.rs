@@ -14,6 +14,7 @@ use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{Cid, Incarnation, Name, Secret};
 use nowconnect_core::wire::{Body, Codec, Dialect, EpochNotice, Frame, Open, Plane, encode_message};
 use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, read_to_end};
+use nowconnect_tests::certs::Authority;
 use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
 use nowconnect_tests::hostile::{Peer, agent_hello, hub_hello};
 use nowconnect_tests::metrics::Metrics;
@@ -23,8 +24,13 @@ use nowconnect_tests::proxy::Cut;
 use nowconnect_tests::target::{Op, Target};
 use nowconnect_tests::token;
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
+use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+
+/// The public key of RFC 7517, A.1, marked for signatures.
+const KEY_SET: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","use":"sig","kid":"1",
+    "x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
 
 const MESH: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Mesh };
 const TUNNEL: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Tunnel };
@@ -99,7 +105,16 @@ fn break_the_protocol(hub: SocketAddr) {
 async fn every_documented_family_appears_and_moves() {
     let target = Target::start().await;
     let closed = Port::reserve();
-    let plan = Plan { mesh_proxy: true, tunnel_proxy: true, ..Plan::default() };
+    // A key set by URL that nobody serves, with a copy on disk.
+    let dir = TempDir::with_prefix("nowconnect-metrics-").unwrap();
+    fs::write(dir.path().join("keys.json"), KEY_SET).unwrap();
+    let jwt_extra = format!(
+        ", jwks_url: 'http://127.0.0.1:1/keys', insecure_allow_plaintext_jwks: true, jwks_cache_file: {}",
+        dir.path().join("keys.json").display()
+    );
+    let _ca = Authority::create(dir.path(), "ca");
+    let agent_extra = format!("tls: {{ ca_bundle: {} }}\n", dir.path().join("ca.pem").display());
+    let plan = Plan { mesh_proxy: true, tunnel_proxy: true, jwt_extra, agent_extra, ..Plan::default() };
     let mut cluster = plan.connector("t", target.addr).connector("closed", closed.addr).start().await;
     // The names of the enable page, at hub B.
     let file = cluster.hub_file(1);
@@ -267,6 +282,8 @@ async fn every_documented_family_appears_and_moves() {
     check_metrics(&cluster.metrics_page(0).await, true).await;
     check_metrics(&cluster.metrics_page(1).await, false).await;
     at_least(&a, "nowconnect_tunnel_rtt_seconds_count", &[], 1.0);
+    at_least(&a, "nowconnect_jwks_fetches_total", &[("result", "connect")], 1.0);
+    at_least(&a, "nowconnect_jwks_age_seconds", &[("source", "url")], 0.0);
     at_least(&a, "nowconnect_auth_rejects_total", &[("reason", "path")], 1.0);
     at_least(&a, "nowconnect_protocol_errors_total", &[("plane", "tunnel")], 1.0);
     at_least(&a, "nowconnect_mesh_backpressure_drops_total", &[("peer", "hub-z"), ("reason", "FLOW")], 1.0);
@@ -386,7 +403,8 @@ async fn a_rotated_token_is_taken_up_under_load() {
     claims["jti"] = "second".into();
     let second = token::sign(&serde_json::json!({"alg": "HS256", "typ": "JWT"}), &claims.to_string(), token::SECRET);
     fs::write(cluster.token_file(), second).unwrap();
-    cluster.wait_metric(0, "nowconnect_sessions_resumed_total", &[("plane", "tunnel")], 1.0).await;
+    let log = &cluster.hubs[0].running().log;
+    eventually("the hub took the second token", PATIENCE, || async { log.find("token_renewed") }).await;
     assert_eq!(cluster.agent.as_ref().unwrap().log.count("token_changed"), 1);
     bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
     pinger.close().await.unwrap();

@@ -32,6 +32,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "due",
             "error",
             "id",
+            "identity",
             "link",
             "mux",
             "observed",
@@ -48,6 +49,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("id", &["slots"]),
+    ("identity", &["id", "wire"]),
     ("link", &["config", "planted", "rng", "time"]),
     (
         "mux",
@@ -56,6 +58,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "credit",
             "error",
             "id",
+            "identity",
             "observed",
             "planted",
             "principal",

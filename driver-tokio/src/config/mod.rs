@@ -4,10 +4,8 @@
 //! [`parse_hub`] and [`parse_agent`] are pure: text and environment are
 //! arguments, no file is opened. They report every bad value at once, each
 //! with line, column and key; only text that is no YAML, or a list where a
-//! mapping belongs, stops at the first. A key that is documented and has no
-//! effect yet is named in a warning (`NOT_YET_APPLIED`), never accepted in
-//! silence. Values from the environment, URLs of the registry and the like
-//! never appear in a message (attack 60).
+//! mapping belongs, stops at the first. Values from the environment, URLs of
+//! the registry and the like never appear in a message (attack 60).
 
 mod agent;
 mod ha;
@@ -34,10 +32,6 @@ pub use value::{Cidr, ListenTls, Place, Secret, WhenUnavailable, Wire};
 
 use raw::Section;
 use value::{Leaf, Scalar};
-
-/// Keys of semantics 9 that this version reads and checks but does not act
-/// on; using one prints a warning. Applying a key means deleting its line.
-pub const NOT_YET_APPLIED: &[&str] = &[];
 
 /// Where status, metrics and health are shown to the operator (semantics 9).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -255,10 +249,6 @@ impl<'a> Check<'a> {
 
     /// One scalar; `None` when it is wrong, which has been noted.
     fn leaf<T: Scalar>(&mut self, key: &str, leaf: &Leaf<T>) -> Option<T> {
-        let pattern = indices_removed(key);
-        if NOT_YET_APPLIED.contains(&pattern.as_str()) {
-            self.warn(leaf.at, key, "this key has no effect in this version");
-        }
         let text = self.text(key, leaf)?;
         match T::read(&text) {
             Ok(value) => Some(value),

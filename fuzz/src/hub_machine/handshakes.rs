@@ -71,6 +71,16 @@ impl World {
         self.settle();
     }
 
+    /// A fresh token of an agent is no good, another's, or allows nothing at all.
+    pub(super) fn judge_token(&mut self, tape: &mut Tape<'_>) {
+        let session = self.tokens.remove(tape.below(self.tokens.len()));
+        let subject = tape.pick(&["a", "b", "a/x"]).unwrap_or("a").to_owned();
+        let expires = tape.one_in(2).then(|| self.now.after(Duration::from_secs(3)));
+        let grant = (!tape.one_in(2)).then(|| AgentGrant { subject, connectors: Some(Vec::new()), expires });
+        self.input(Input::Judged { session, grant });
+        self.settle();
+    }
+
     pub(super) fn accept(&mut self, tape: &mut Tape<'_>) {
         self.conns.retain(|c| c.open);
         if self.conns.len() >= CONNS_MAX {

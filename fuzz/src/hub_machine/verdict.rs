@@ -119,6 +119,7 @@ impl World {
         self.dials.append(&mut self.out.dial);
         self.asked.append(&mut self.out.registry);
         self.proofs.append(&mut self.out.proofs);
+        self.tokens.extend(self.out.tokens.drain(..).map(|(session, _)| session));
         for c in self.conns.iter_mut().filter(|c| c.session.is_none()) {
             if self.hub.mux().carried_by(c.key).is_some()
                 && let Some(side) = c.welcomed.take()
