@@ -452,21 +452,6 @@ const MS_50: Duration = Duration::from_millis(50);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// `listeners[0].bind` as `listeners[].bind`.
-fn indices_removed(key: &str) -> String {
-    let mut inside = false;
-    key.chars()
-        .filter(|c| {
-            match c {
-                '[' => inside = true,
-                ']' => inside = false,
-                _ => return !inside,
-            }
-            true
-        })
-        .collect()
-}
-
 /// Reads a duration as configuration files write it.
 ///
 /// # Errors
