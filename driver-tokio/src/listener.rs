@@ -22,7 +22,7 @@ pub async fn run(
     node: Node<Hub>,
     ix: ListenerIx,
     name: String,
-    listener: TcpListener,
+    listener: Rc<TcpListener>,
     allow: Vec<Cidr>,
     clients: Clients,
     lines: Limiter,

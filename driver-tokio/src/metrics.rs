@@ -89,6 +89,10 @@ families! {
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
     RegistryHealthy = Gauge "nowconnect_registry_healthy" [] "1 while this hub's lease is renewed in time, else 0.";
+    ConfigReloads = Counter "nowconnect_config_reloads_total" ["result"] "Reloads of the configuration file: applied or refused.";
+    ConfigLastReload = Gauge "nowconnect_config_last_reload_success_timestamp_seconds" [] "When the configuration in force was read, seconds since 1970.";
+    CertificateReloads = Counter "nowconnect_certificate_reloads_total" ["result"] "Certificates, keys and CA bundles read anew because a file changed: applied, or refused with the last good set kept.";
+    CertificateNotAfter = Gauge "nowconnect_certificate_not_after_timestamp_seconds" ["use"] "End of the certificates in use, seconds since 1970; the earliest of a file.";
     RegistryCorruptValues = Counter "nowconnect_registry_corrupt_values_total" [] "Values in the registry that were no records of ours and counted as absent.";
 }
 

@@ -28,6 +28,7 @@ use nowconnect_core::shard::SockOp;
 use nowconnect_core::slots::Slots;
 use nowconnect_core::time::{Deadline, Instant};
 
+use crate::certs::Chain;
 use crate::clock::Monotonic;
 
 /// What hub and agent have in common for a driver.
@@ -104,6 +105,8 @@ pub(crate) struct ConnSlot {
     pub(crate) waker: Option<Waker>,
     pub(crate) dirty: bool,
     pub(crate) close: Option<CloseCode>,
+    /// What the peer's TLS showed.
+    pub(crate) chain: Option<Chain>,
 }
 
 /// What waits for a socket's pump.
@@ -309,6 +312,12 @@ impl<M: Machine> Node<M> {
 
     pub(crate) fn add_conn(&self) -> ConnKey {
         self.0.conns.borrow_mut().insert(ConnSlot::default())
+    }
+
+    /// The connections whose peer showed a certificate, with its chain.
+    pub(crate) fn chains(&self) -> Vec<(ConnKey, Chain)> {
+        let conns = self.0.conns.borrow();
+        conns.iter().filter_map(|(key, slot)| Some((key, slot.chain.clone()?))).collect()
     }
 
     /// Ends a connection; its session lives on.

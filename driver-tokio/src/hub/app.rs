@@ -13,7 +13,7 @@ use nowconnect_core::wire::Plane;
 
 use super::status::{self, Readiness};
 use super::{Shared, Totals, snapshot};
-use crate::admin::AdminApp;
+use crate::admin::{Acting, Action, AdminApp};
 use crate::clock::unix_millis;
 use crate::conn;
 use crate::http::{HttpApp, Refusal, Reject, Upgraded};
@@ -53,7 +53,7 @@ impl App {
         if now_millis.saturating_sub(self.keys_checked.replace(now_millis)) < 1000 {
             return;
         }
-        match self.shared.auth.reload_if_changed() {
+        match self.shared.auth.borrow().reload_if_changed() {
             Ok(true) => tracing::info!(event = "keys_reloaded"),
             Ok(false) => {}
             Err(e) => {
@@ -73,7 +73,9 @@ impl HttpApp for App {
         tls_peer: Option<Vec<String>>,
     ) -> Result<Principal, Reject> {
         if plane == Plane::Mesh {
-            if self.shared.setup.core.mode == Mode::Off {
+            // A link that is kept for its streams may come back (M1).
+            let closed = |hub: &Hub| hub.mode() == Mode::Off && hub.mux().iter().all(|(_, e)| e.plane != Plane::Mesh);
+            if self.node.look(closed) {
                 let message = "this hub runs with ha.mode off".to_owned();
                 return Err(Reject { status: 404, reason_label: "mode_off", message });
             }
@@ -83,7 +85,7 @@ impl HttpApp for App {
         self.refresh_keys(now);
         let values: Vec<&str> =
             headers.get_all(http::header::AUTHORIZATION).iter().map(|v| v.to_str().unwrap_or("\u{fffd}")).collect();
-        match self.shared.auth.verify(&values, now / 1000) {
+        match self.shared.auth.borrow().verify(&values, now / 1000) {
             Ok(grant) => Ok(Principal::Agent(grant.on_clock(now / 1000, self.node.clock().now()))),
             Err(reject) => {
                 if let Some(suppressed) = self.shared.lines.allow("auth_rejected", reject.name()) {
@@ -111,14 +113,15 @@ impl HttpApp for App {
         let status = match state {
             "ready" => 200,
             "degraded" if strict => 503,
-            "degraded" => self.shared.setup.degraded_status,
+            "degraded" => self.shared.setup().degraded_status,
             _ => 503,
         };
         (status, json)
     }
 
     fn readyz_listener(&self, name: &str) -> (u16, String) {
-        let listener = self.shared.setup.core.listeners.iter().find(|l| l.name.as_str() == name);
+        let setup = self.shared.setup();
+        let listener = setup.core.listeners.iter().find(|l| l.name.as_str() == name);
         let Some(l) = listener else {
             return (404, serde_json::json!({ "error": "no listener of this name" }).to_string());
         };
@@ -158,5 +161,14 @@ impl AdminApp for App {
 
     fn status(&self) -> serde_json::Value {
         status::take(&self.node, &self.shared)
+    }
+
+    fn act(&self, action: Action) -> Acting {
+        let (node, shared) = (self.node.clone(), Rc::clone(&self.shared));
+        Box::pin(async move {
+            match action {
+                Action::Reload => super::reload::run(&node, &shared).await.answer(),
+            }
+        })
     }
 }

@@ -11,17 +11,17 @@ use super::Shared;
 use crate::metrics::{Family, Snapshot};
 use crate::node::Node;
 use crate::registry::Registry;
-use crate::snapshot;
+use crate::{reload, snapshot};
 
 /// Everything `/metrics` shows now.
 pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     let mut s = Snapshot::default();
     node.look(|hub| {
         let counters = hub.counters();
-        listeners(&mut s, &counters, shared);
+        listeners(&mut s, &counters, hub);
         snapshot::shards(&mut s, &counters, hub.streams());
         snapshot::sessions(&mut s, hub.mux(), &[Plane::Tunnel, Plane::Mesh]);
-        links(&mut s, hub, shared.setup.legacy_metric_names);
+        links(&mut s, hub, shared.setup().legacy_metric_names);
         s.add(Family::RegistryHealthy, &[], u64::from(hub.control().registry_healthy()));
     });
     for (reason, n) in shared.counts.refused.borrow().iter() {
@@ -30,14 +30,17 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     for ((plane, kind), n) in shared.counts.protocol_errors.borrow().iter() {
         s.add(Family::ProtocolErrors, &[plane, kind], *n);
     }
-    if let Registry::Redis(redis) = &*shared.registry {
+    shared.reloads.add_to(&mut s);
+    reload::add_certs(&mut s, &shared.certs);
+    if let Registry::Redis(redis) = &**shared.registry.borrow() {
         s.add(Family::RegistryCorruptValues, &[], redis.health().corrupt_values);
     }
     s
 }
 
-fn listeners(s: &mut Snapshot, c: &ShardCounters, shared: &Shared) {
-    for (ix, l) in shared.setup.core.listeners.iter().enumerate() {
+/// Also of listeners that are gone: totals never fall.
+fn listeners(s: &mut Snapshot, c: &ShardCounters, hub: &Hub) {
+    for (ix, l) in hub.control().config().listeners.iter().enumerate() {
         let name = l.name.as_str();
         let at = |v: &[u64]| v.get(ix).copied().unwrap_or(0);
         s.add(Family::StreamsTotal, &[name, "local"], at(&c.opened_local));
