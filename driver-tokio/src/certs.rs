@@ -83,7 +83,7 @@ impl Set {
         if let Some(bundle) = &setup.tls_ca_bundle {
             set.stamp([bundle]);
             set.roots = Some(tls::bundle("tls.ca_bundle", bundle)?);
-            set.end("hub_ca", "tls.ca_bundle", bundle)?;
+            set.end("tunnel_ca", "tls.ca_bundle", bundle)?;
         }
         Ok(set)
     }

@@ -142,7 +142,10 @@ async fn going_active_claims_live_attachments_without_touching_their_streams() {
     assert_eq!(epoch().await, before, "leaving does not touch the attachment");
     flip(&cluster, 0, "active").await;
     cluster.wait_ready().await;
-    assert!(epoch().await > before, "claimed with the epoch it had as `seen`");
+    eventually("it is claimed, with the epoch it had as `seen`", PATIENCE, || async {
+        (epoch().await > before).then_some(())
+    })
+    .await;
     local.ping(1000).await.unwrap();
     assert_eq!(Transfer::Echo.run(cluster.listener(1, "t"), 2, 10_000).await, Ok(()));
 }
