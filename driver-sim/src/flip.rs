@@ -22,7 +22,8 @@ impl World {
     /// Puts a hub into another mode, or (`None`) back into the plan's.
     /// A hub that cannot be told is restarted.
     pub(crate) fn flip(&mut self, ix: u16, to: Option<ModePlan>) {
-        let planned = self.plan.hubs[usize::from(ix)].mode;
+        // A plan that was made small may have fewer hubs than its faults name.
+        let Some(planned) = self.plan.hubs.get(usize::from(ix)).map(|h| h.mode) else { return };
         self.nodes[usize::from(ix)].mode = to;
         let wanted = mode(to.unwrap_or(planned));
         // The same file may lower a limit below its use.

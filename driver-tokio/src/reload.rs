@@ -35,6 +35,8 @@ pub(crate) struct Reloads {
     refused: Cell<u64>,
     /// When the configuration in force was read, seconds since 1970.
     last_applied: Cell<u64>,
+    /// One is under way.
+    busy: Cell<bool>,
 }
 
 impl Reloads {
@@ -43,8 +45,14 @@ impl Reloads {
         Self { last_applied: Cell::new(unix_millis() / 1000), ..Self::default() }
     }
 
-    /// Counts and logs one; `what` of the configuration now is `is`.
+    /// Claims the turn; false while another reload is under way.
+    pub(crate) fn begin(&self) -> bool {
+        !self.busy.replace(true)
+    }
+
+    /// Gives the turn back, counts and logs one; `what` of the configuration now is `is`.
     pub(crate) fn note(&self, outcome: &Outcome, what: &'static str, is: &str) {
+        self.busy.set(false);
         match outcome {
             Outcome::Applied(restart) => {
                 self.applied.set(self.applied.get() + 1);

@@ -58,6 +58,9 @@ fn keep(new: &mut AgentSetup, old: &AgentSetup) -> Vec<&'static str> {
 /// Reads the file and puts it in force, or nothing of it.
 pub(super) fn run(node: &Node<Agent>, shared: &Rc<Shared>) -> Outcome {
     let Some(source) = &shared.source else { return Outcome::Refused("this agent runs without a file".to_owned()) };
+    if !shared.reloads.begin() {
+        return Outcome::Refused("another reload is under way; ask again".to_owned());
+    }
     let outcome = match attempt(node, shared, source) {
         Ok(restart) => Outcome::Applied(restart),
         Err(why) => Outcome::Refused(why.to_string()),

@@ -10,6 +10,7 @@ use nowconnect_core::hub::Hub;
 use nowconnect_core::mux::Input;
 use nowconnect_core::principal::{HubGrant, Principal};
 use nowconnect_core::wire::Plane;
+use serde_json::json;
 
 use super::status::{self, Readiness};
 use super::{Shared, Totals, snapshot};
@@ -123,11 +124,10 @@ impl HttpApp for App {
         let setup = self.shared.setup();
         let listener = setup.core.listeners.iter().find(|l| l.name.as_str() == name);
         let Some(l) = listener else {
-            return (404, serde_json::json!({ "error": "no listener of this name" }).to_string());
+            return (404, json!({ "error": "no listener of this name" }).to_string());
         };
         let ok = !self.shared.leaving.get() && self.node.look(|hub| hub.could_open(&l.connector));
-        let body =
-            serde_json::json!({ "listener": l.name.as_str(), "status": if ok { "ready" } else { "unavailable" } });
+        let body = json!({ "listener": l.name.as_str(), "status": if ok { "ready" } else { "unavailable" } });
         (if ok { 200 } else { 503 }, body.to_string())
     }
 
@@ -165,10 +165,12 @@ impl AdminApp for App {
 
     fn act(&self, action: Action) -> Acting {
         let (node, shared) = (self.node.clone(), Rc::clone(&self.shared));
-        Box::pin(async move {
+        // A task of its own: whoever asked may go away in the middle of it.
+        let task = tokio::task::spawn_local(async move {
             match action {
                 Action::Reload => super::reload::run(&node, &shared).await.answer(),
             }
-        })
+        });
+        Box::pin(async { task.await.unwrap_or_else(|e| (500, json!({ "error": e.to_string() }).to_string())) })
     }
 }

@@ -160,6 +160,9 @@ fn impossible(new: &HubSetup, old: &HubSetup) -> Option<String> {
 /// Reads the file and puts it in force, or nothing of it.
 pub(super) async fn run(node: &Node<Hub>, shared: &Rc<Shared>) -> Outcome {
     let Some(source) = &shared.source else { return Outcome::Refused("this hub runs without a file".to_owned()) };
+    if !shared.reloads.begin() {
+        return Outcome::Refused("another reload is under way; ask again".to_owned());
+    }
     let outcome = match attempt(node, shared, source).await {
         Ok(restart) => Outcome::Applied(restart),
         Err(why) => Outcome::Refused(why.to_string()),
