@@ -17,6 +17,7 @@ use nowconnect_core::id::{
     Cid, ConnKey, Epoch, Fence, Incarnation, Instance, Nonce, Secret, SessionId, SockKey, StreamKey, TargetIx,
 };
 use nowconnect_core::mux::{Input, NodeOut};
+use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::HubGrant;
 use nowconnect_core::rng::Seed;
 use nowconnect_core::session::TxBatch;
@@ -510,7 +511,17 @@ impl World {
         assert!(self.out.targets.is_empty(), "a target that no OPEN asked for (O4)");
         self.dials.append(&mut self.out.dial);
         self.out.wake.clear();
-        self.out.observed.clear();
+        for event in self.out.observed.drain(..) {
+            if let Observed::StartedOver { highest, offered } = event {
+                // Nothing of the instance before is left to be confused with.
+                assert_eq!(highest, self.highest, "it says which epoch it had");
+                assert!(offered <= highest, "nobody starts over for an epoch that rises (O2)");
+                assert_eq!(self.agent.mux().len(), 0, "a session outlives its instance");
+                self.highest = Epoch(0);
+                let before = std::mem::replace(&mut self.cast.instances[0], self.agent.tunnels().instance());
+                assert_ne!(before, self.cast.instances[0], "another instance");
+            }
+        }
         for (sock, op) in std::mem::take(&mut self.out.socks) {
             self.sock_op(sock, &op);
         }

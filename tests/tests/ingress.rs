@@ -170,7 +170,10 @@ async fn go_through(cluster: &mut Cluster, edges: &[Edge; 2]) {
             &cluster.hub_file(ix),
             &[
                 (format!("'ws://{}/mesh'", cluster.hubs[other].http()), peer),
-                ("require_mtls: false".to_owned(), format!("require_mtls: false\n    {tls}")),
+                (
+                    "require_mtls: false\n    insecure_allow_plaintext: true".to_owned(),
+                    format!("listen_tls: ingress\n    require_mtls: true\n    {tls}"),
+                ),
             ],
         );
     }

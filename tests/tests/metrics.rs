@@ -112,6 +112,7 @@ async fn every_documented_family_appears_and_moves() {
         ", jwks_url: 'http://127.0.0.1:1/keys', insecure_allow_plaintext_jwks: true, jwks_cache_file: {}",
         dir.path().join("keys.json").display()
     );
+    // An agent that names a CA bundle, to see when that ends.
     let _ca = Authority::create(dir.path(), "ca");
     let agent_extra = format!("tls: {{ ca_bundle: {} }}\n", dir.path().join("ca.pem").display());
     let plan = Plan { mesh_proxy: true, tunnel_proxy: true, jwt_extra, agent_extra, ..Plan::default() };
@@ -123,13 +124,6 @@ async fn every_documented_family_appears_and_moves() {
     fs::write(&file, text.replace("metrics: { ", "metrics: { legacy_names: true, ")).unwrap();
     cluster.kill_hub(1);
     cluster.start_hub(1);
-    // An agent that names a CA bundle, to see when that ends.
-    let file = cluster.agent_file();
-    let text = fs::read_to_string(&file).unwrap();
-    let bundle = cluster.dir().join("ca.pem");
-    fs::write(&file, format!("tls: {{ ca_bundle: {} }}\n{text}", bundle.display())).unwrap();
-    cluster.kill_agent();
-    cluster.start_agent();
     cluster.wait_ready().await;
 
     // Traffic, failures, a reader that lags, a cut.

@@ -15,8 +15,8 @@ const SETTINGS: [&str; 3] = ["maxmemory-policy", "appendonly", "save"];
 /// One thing to tell the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Advice {
-    /// Stable name of the log line.
-    pub(super) event: &'static str,
+    /// Which of them; a stable word of the log line.
+    pub(super) about: &'static str,
     /// What is wrong, and what to do.
     pub(super) text: String,
 }
@@ -55,26 +55,26 @@ impl Settings {
 
     fn advice(&self) -> Vec<Advice> {
         let mut all = Vec::new();
-        let mut say = |event, text: String| all.push(Advice { event, text });
+        let mut say = |about, text: String| all.push(Advice { about, text });
         let version = self.field("redis_version").and_then(|v| {
             let mut parts = v.split('.').map(|p| p.parse::<u32>().ok());
             Some((parts.next()??, parts.next()??))
         });
         match version {
             Some(v) if v < VERSION => say(
-                "registry_version",
+                "version",
                 format!("Redis {}.{} is older than 6.2, which this version is made for: upgrade it", v.0, v.1),
             ),
             Some(_) => {}
             None => say(
-                "registry_unchecked",
+                "unchecked",
                 "the version of Redis could not be checked: allow INFO to this user (ACL +info), or see that it is 6.2 or newer"
                     .to_owned(),
             ),
         }
         if self.field("redis_mode") == Some("cluster") {
             say(
-                "registry_cluster",
+                "cluster",
                 "this server is a node of a Redis Cluster, which is not supported: steps on keys of other nodes fail; name a single server or Sentinels"
                     .to_owned(),
             );
@@ -82,7 +82,7 @@ impl Settings {
         let [policy, appendonly, save] = &self.values;
         if let Some(policy) = policy.as_deref().filter(|p| *p != "noeviction") {
             say(
-                "registry_eviction",
+                "eviction",
                 format!(
                     "Redis may evict keys (maxmemory-policy is {}): set it to noeviction with CONFIG SET and in redis.conf; until then epochs depend on what agents remember",
                     plain(policy)
@@ -92,19 +92,19 @@ impl Settings {
         match (appendonly.as_deref(), save.as_deref()) {
             (Some("yes") | None, _) => {}
             (Some(_), Some("")) => say(
-                "registry_persistence",
+                "persistence",
                 "Redis restarts empty (appendonly is no and save is empty): set appendonly yes; until then hubs claim their agents again after a restart"
                     .to_owned(),
             ),
             (Some(_), _) => say(
-                "registry_persistence",
+                "persistence",
                 "Redis restarts without its last writes (appendonly is no): set appendonly yes; until then hubs claim their agents again after a restart"
                     .to_owned(),
             ),
         }
         if policy.is_none() || appendonly.is_none() {
             say(
-                "registry_unchecked",
+                "unchecked",
                 "eviction and persistence of Redis could not be checked: allow CONFIG GET to this user (ACL +config|get), or see to maxmemory-policy noeviction and appendonly yes"
                     .to_owned(),
             );
@@ -131,7 +131,7 @@ mod tests {
     }
 
     fn events(settings: &Settings) -> Vec<&'static str> {
-        settings.advice().iter().map(|a| a.event).collect()
+        settings.advice().iter().map(|a| a.about).collect()
     }
 
     #[test]
@@ -139,10 +139,10 @@ mod tests {
         assert_eq!(events(&settings("7.0.15", "noeviction", "yes", "")), [""; 0]);
         assert_eq!(events(&settings("6.2.0", "noeviction", "yes", "")), [""; 0]);
         for (s, event, says) in [
-            (settings("6.0.16", "noeviction", "yes", ""), "registry_version", "6.0 is older than 6.2"),
-            (settings("7.2.4", "allkeys-lru", "yes", ""), "registry_eviction", "allkeys-lru"),
-            (settings("7.2.4", "noeviction", "no", ""), "registry_persistence", "restarts empty"),
-            (settings("7.2.4", "noeviction", "no", "60 1"), "registry_persistence", "without its last writes"),
+            (settings("6.0.16", "noeviction", "yes", ""), "version", "6.0 is older than 6.2"),
+            (settings("7.2.4", "allkeys-lru", "yes", ""), "eviction", "allkeys-lru"),
+            (settings("7.2.4", "noeviction", "no", ""), "persistence", "restarts empty"),
+            (settings("7.2.4", "noeviction", "no", "60 1"), "persistence", "without its last writes"),
         ] {
             let advice = s.advice();
             assert_eq!(advice.len(), 1, "{advice:?}");
@@ -150,14 +150,14 @@ mod tests {
         }
         let mut cluster = settings("7.0.0", "noeviction", "yes", "");
         cluster.info = cluster.info.map(|i| i.replace("standalone", "cluster"));
-        assert_eq!(events(&cluster), ["registry_cluster"]);
+        assert_eq!(events(&cluster), ["cluster"]);
     }
 
     #[test]
     fn what_may_not_be_asked_is_said() {
         let silent = Settings::default();
         let advice = silent.advice();
-        assert_eq!(events(&silent), ["registry_unchecked"; 2]);
+        assert_eq!(events(&silent), ["unchecked"; 2]);
         assert!(advice[0].text.contains("+info") && advice[1].text.contains("+config|get"), "{advice:?}");
         assert!(!settings("7.0.0", "x y\nz", "yes", "").advice()[0].text.contains('\n'));
     }

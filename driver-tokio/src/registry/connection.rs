@@ -278,7 +278,7 @@ impl Shared {
         }
         if !self.advised.swap(true, Ordering::Relaxed) {
             for advice in advice::ask(&mut con).await {
-                tracing::warn!(event = advice.event, address, "{}", advice.text);
+                tracing::warn!(event = "registry_advice", about = advice.about, address, "{}", advice.text);
             }
         }
         Ok((con, address))
