@@ -286,8 +286,8 @@ pub enum Fault {
         /// Time it gets.
         ms: u64,
     },
-    /// A hub is stopped and comes back in another mode until the healing (X1,
-    /// as far as it goes without reload).
+    /// A hub is in another mode until the healing, by a reload (X1); sometimes
+    /// with less room for clients than it has.
     Mode {
         /// The hub.
         hub: u8,

@@ -154,10 +154,11 @@ impl World {
             }
             Fault::Mode { hub, mode } => {
                 let node = u16::from(hub);
-                self.nodes[usize::from(node)].mode = Some(mode);
-                if self.nodes[usize::from(node)].is_up() && !self.nodes[usize::from(node)].paused {
-                    self.stop(node);
-                    self.boot(node);
+                if self.nodes[usize::from(node)].paused {
+                    // Nobody there takes a signal: the next process has it.
+                    self.nodes[usize::from(node)].mode = Some(mode);
+                } else {
+                    self.flip(node, Some(mode));
                 }
             }
             Fault::Swizzle { order, .. } => self.swizzle(order, lasts),
@@ -194,7 +195,7 @@ impl World {
     }
 
     /// An orderly stop: the machine says good-bye, its connections are flushed.
-    fn stop(&mut self, node: u16) {
+    pub(crate) fn stop(&mut self, node: u16) {
         if self.nodes[usize::from(node)].paused {
             return;
         }
@@ -492,6 +493,9 @@ impl World {
             self.wake_up(ix);
             // Also of a hub that is down just now and comes back later.
             let changed = self.nodes[usize::from(ix)].mode.take().is_some();
+            if changed && self.nodes[usize::from(ix)].is_up() && !self.is_frozen(ix) {
+                self.flip(ix, None);
+            }
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
                 self.crash(ix, false);
@@ -499,7 +503,7 @@ impl World {
                 let silent = self.plan.frozen.is_some_and(|f| f.silent);
                 self.crash(ix, silent);
                 self.nodes[usize::from(ix)].silent = silent;
-            } else if n.is_up() && (self.check.drains.contains(&ix) || changed || self.has_short_token(ix)) {
+            } else if n.is_up() && (self.check.drains.contains(&ix) || self.has_short_token(ix)) {
                 self.stop(ix);
                 self.boot(ix);
             } else {

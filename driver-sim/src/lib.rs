@@ -15,6 +15,7 @@ pub mod emit;
 mod event;
 pub mod explain;
 pub mod faults;
+mod flip;
 mod hostile;
 mod inject;
 pub mod marks;

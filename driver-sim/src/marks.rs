@@ -74,7 +74,7 @@ marks! {
     Split = "a hub was split and its notes were late";
     Drained = "a node was drained to its last stream";
     DrainDeadline = "a drained node was stopped with streams left";
-    ModeFlip = "a mode flipped under cross-hub streams" later "switching modes comes with reload";
+    ModeFlip = "a mode flipped under cross-hub streams";
     TokenExpired = "a token ran out on a live tunnel";
     TokenRenewed = "a fresh token came on a live tunnel and was taken";
     TokenRefused = "a fresh token came on a live tunnel and was refused";

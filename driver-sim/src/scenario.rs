@@ -98,7 +98,7 @@ pub(crate) fn sweep_between(plan: &mut Plan, l: &mut Lane) {
     }
 }
 
-/// {drain during a mode flip}. A flip is a restart until there is reload.
+/// {drain during a mode flip}.
 pub(crate) fn drain_in_flip(plan: &mut Plan, l: &mut Lane) {
     first_agent_roams(plan);
     let mut at = l.between(6000, 10_000);

@@ -1,12 +1,14 @@
-//! The operator's view of one process, read-only: `/status`, `/metrics`,
-//! `/healthz`, `/readyz`, on a Unix socket or a TCP port of its own
-//! (`admin.socket`, `admin.bind`; semantics 9, 10).
+//! The operator's view of one process, `/status`, `/metrics`, `/healthz`,
+//! `/readyz`, and what may be asked of it by POST ([`Action`]), on a Unix socket
+//! or a TCP port of its own (`admin.socket`, `admin.bind`; semantics 9, 10).
 //!
 //! The socket is for the user of the process alone (mode 0600); TCP beyond
 //! loopback asks for a bearer token, compared in constant time (attack 60). A
 //! browser's cross-site or rebound request gets nothing. Connections, request
 //! sizes and times are capped as on the public port (attacks 1 to 3). What is
 //! shown belongs to the [`AdminApp`] behind; this module knows no machine.
+
+mod actions;
 
 use std::convert::Infallible;
 use std::io;
@@ -33,6 +35,8 @@ use crate::config::AdminSetup;
 use crate::http::{Body, HttpLimits, json, page, text, wrong_method};
 use crate::{net, secret};
 
+pub use actions::{Acting, Action};
+
 /// Exchanges at once on one endpoint; further connections wait in the kernel.
 const EXCHANGES_MAX: usize = 16;
 /// Connections the kernel queues.
@@ -52,6 +56,8 @@ pub trait AdminApp {
     fn metrics(&self) -> Option<(&'static str, Vec<u8>)>;
     /// The JSON of `/status`.
     fn status(&self) -> serde_json::Value;
+    /// Does what is asked; status and JSON of the answer.
+    fn act(&self, action: Action) -> Acting;
 }
 
 /// Endpoints that are bound and not served yet.
@@ -217,8 +223,8 @@ impl Server {
     async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(self: Rc<Self>, stream: S) {
         let limits = HttpLimits::default();
         let service = service_fn(|request| {
-            let response = self.answer(&request);
-            async { Ok::<_, Infallible>(response) }
+            let server = Rc::clone(&self);
+            async move { Ok::<_, Infallible>(server.answer(&request).await) }
         });
         let exchange = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -228,12 +234,18 @@ impl Server {
             .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service);
         // Whoever broke off or was too slow has seen it.
-        let _ = timeout(limits.exchange_timeout, exchange).await;
+        let _ = timeout(limits.exchange_timeout, Box::pin(exchange)).await;
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         if let Err(refusal) = self.admit(request) {
             return *refusal;
+        }
+        if let Some(action) = Action::of(request.uri().path()) {
+            if request.method() != Method::POST {
+                return wrong_method("POST");
+            }
+            return json(self.app.act(action).await);
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return wrong_method("GET, HEAD");
@@ -253,9 +265,10 @@ impl Server {
             "/status" => json((200, self.app.status().to_string())),
             _ => match path.strip_prefix("/readyz/") {
                 Some(name) => json(self.app.readyz_listener(name)),
-                None => {
-                    text(StatusCode::NOT_FOUND, "expected /status, /metrics, /healthz, /readyz or /readyz/<listener>\n")
-                }
+                None => text(
+                    StatusCode::NOT_FOUND,
+                    "expected /status, /metrics, /healthz, /readyz, /readyz/<listener> or POST /reload\n",
+                ),
             },
         }
     }

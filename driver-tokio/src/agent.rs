@@ -1,11 +1,12 @@
 //! An agent process: hubs, targets and signals around the core's `Agent`.
 
 mod app;
+mod reload;
 mod renewal;
 mod token;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,15 +21,19 @@ use nowconnect_core::observed::{CarriedRecord, Observed};
 use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::{Plane, SecretText};
 
+pub use reload::RESTART;
+
+use crate::certs::{self, Certs};
 use crate::cli::RunError;
 use crate::clock::Monotonic;
 use crate::config::AgentSetup;
-use crate::dial::WsUrl;
 use crate::dialer::{self, Target};
 use crate::limiter::Limiter;
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
-use crate::{admin, expiry, observe, secret, signals, target, tls};
+use crate::reload::{Outcome, Reloads};
+use crate::signals::Asked;
+use crate::{admin, observe, secret, signals, target};
 
 /// Largest token file, bytes: what the `Authorization` header may carry.
 const TOKEN_MAX_BYTES: u64 = 8 * 1024;
@@ -40,18 +45,23 @@ const DRAIN: Duration = Duration::from_secs(60);
 /// # Errors
 /// When its configuration cannot be used (exit code 2), or when every hub was
 /// given up after `reconnect.max_retries` (exit code 1).
-pub fn run(setup: AgentSetup) -> Result<(), RunError> {
+pub fn run(setup: AgentSetup, source: Source) -> Result<(), RunError> {
     signals::raise_file_limit();
     signals::block_on(async move {
         let mut signals = signals::Signals::new()?;
-        let agent = start(setup)?;
-        tokio::select! {
-            () = signals.first() => {}
-            () = agent.gave_up() => return Err(RunError::Failed("every hub was given up (reconnect.max_retries)".to_owned())),
+        let agent = start(setup, Some(source))?;
+        loop {
+            tokio::select! {
+                asked = signals.wait() => match asked {
+                    Asked::Reload => drop(agent.reload()),
+                    Asked::Stop => break,
+                },
+                () = agent.gave_up() => return Err(RunError::Failed("every hub was given up (reconnect.max_retries)".to_owned())),
+            }
         }
         tokio::select! {
             () = agent.leave() => {}
-            () = signals.next() => agent.stop().await,
+            () = signals.stop() => agent.stop().await,
         }
         Ok(())
     })
@@ -65,7 +75,11 @@ pub struct RunningAgent {
     pub admin: admin::Serving,
     shared: Rc<Shared>,
     renewal: tokio::task::JoinHandle<()>,
+    watch: tokio::task::JoinHandle<()>,
 }
+
+/// Reads the configuration file, checked in full.
+pub type Source = Box<dyn Fn() -> Result<AgentSetup, RunError>>;
 
 impl std::fmt::Debug for RunningAgent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -75,8 +89,13 @@ impl std::fmt::Debug for RunningAgent {
 
 /// What an agent's parts share.
 struct Shared {
-    setup: AgentSetup,
-    targets: Vec<Target>,
+    setup: RefCell<Rc<AgentSetup>>,
+    targets: RefCell<BTreeMap<String, Target>>,
+    certs: Certs,
+    reloads: Reloads,
+    /// Keys of the file that wait for a restart.
+    restart: RefCell<Vec<&'static str>>,
+    source: Option<Source>,
     lines: Limiter,
     metrics: Metrics,
     /// Connectors of the streams that were opened, for their records.
@@ -84,33 +103,29 @@ struct Shared {
     /// Opens that failed here, by connector and reason.
     failures: RefCell<BTreeMap<(Name, &'static str), u64>>,
     protocol_errors: RefCell<BTreeMap<&'static str, u64>>,
-    /// When the certificates in use end.
-    certificates: expiry::Ends,
     leaving: Cell<bool>,
     /// The latest token was not taken by some hub.
     token_refused: Cell<bool>,
     /// When the token ends, in seconds since 1970, if it says.
     token_ends: Cell<Option<u64>>,
-    given_up: Cell<usize>,
+    given_up: RefCell<BTreeSet<u16>>,
     gave_up: tokio::sync::Notify,
+}
+
+impl Shared {
+    /// The configuration in force.
+    fn setup(&self) -> Rc<AgentSetup> {
+        Rc::clone(&self.setup.borrow())
+    }
 }
 
 /// Starts the machine.
 ///
 /// # Errors
 /// As [`run`].
-pub fn start(setup: AgentSetup) -> Result<RunningAgent, RunError> {
-    let needs_tls = setup.core.hubs.iter().any(|h| h.starts_with("wss:"));
-    let client = if needs_tls {
-        Some(tls::tunnel_client(setup.tls_ca_bundle.as_deref()).map_err(|e| RunError::Config(e.to_string()))?)
-    } else {
-        None
-    };
-    let mut targets = Vec::new();
-    for hub in &setup.core.hubs {
-        let url = WsUrl::parse(hub).map_err(|e| RunError::Config(format!("hubs: {hub}: {e}")))?;
-        targets.push(Target { url, tls: client.clone(), dialects: setup.wire.dialects(Plane::Tunnel) });
-    }
+pub fn start(setup: AgentSetup, source: Option<Source>) -> Result<RunningAgent, RunError> {
+    let certs = Certs::new(certs::Set::of_agent(&setup).map_err(|e| RunError::Config(e.to_string()))?);
+    let targets = reload::targets(&setup)?;
     let endpoints = admin::bind(&setup.admin)?;
     let metrics = Metrics::of_agent().map_err(|e| RunError::Failed(e.to_string()))?;
     let clock = Monotonic::new();
@@ -120,27 +135,37 @@ pub fn start(setup: AgentSetup) -> Result<RunningAgent, RunError> {
         carried: RefCell::default(),
         failures: RefCell::default(),
         protocol_errors: RefCell::default(),
-        certificates: expiry::of_agent(&setup),
         leaving: Cell::new(false),
         token_refused: Cell::new(false),
         token_ends: Cell::new(None),
-        given_up: Cell::new(0),
+        given_up: RefCell::default(),
         gave_up: tokio::sync::Notify::new(),
-        targets,
-        setup,
+        targets: RefCell::new(targets),
+        certs,
+        reloads: Reloads::at_start(),
+        restart: RefCell::default(),
+        source,
+        setup: RefCell::new(Rc::new(setup)),
     });
+    let setup = shared.setup();
     // Before the first dial, so that no change falls between.
-    let token = read_token(&shared.setup.token_file).ok();
+    let token = read_token(&setup.token_file).ok();
     let mut out = NodeOut::default();
-    let machine = Agent::new(Arc::new(shared.setup.core.clone()), signals::os_seed(), clock.now(), &mut out);
+    let machine = Agent::new(Arc::new(setup.core.clone()), signals::os_seed(), clock.now(), &mut out);
     let node = Node::start(machine, out, clock, Box::new(AgentEffects(Rc::clone(&shared))));
     let app: Rc<dyn admin::AdminApp> = Rc::new(app::App { node: node.clone(), shared: Rc::clone(&shared) });
     let admin = endpoints.serve(&app).map_err(|e| RunError::Failed(e.to_string()))?;
     let renewal = tokio::task::spawn_local(renewal::run(node.clone(), Rc::clone(&shared), token));
-    Ok(RunningAgent { node, admin, shared, renewal })
+    let watch = tokio::task::spawn_local(reload::watch(node.clone(), Rc::clone(&shared)));
+    Ok(RunningAgent { node, admin, shared, renewal, watch })
 }
 
 impl RunningAgent {
+    /// Reads the configuration file and puts it in force, or nothing of it.
+    pub fn reload(&self) -> Outcome {
+        reload::run(&self.node, &self.shared)
+    }
+
     /// Withdraws the connectors, lets streams end, then stops.
     pub async fn leave(&self) {
         tracing::info!(event = "draining", timeout_ms = DRAIN.as_millis() as u64);
@@ -155,6 +180,8 @@ impl RunningAgent {
     /// Ends at once.
     pub async fn stop(&self) {
         self.renewal.abort();
+        self.watch.abort();
+        self.shared.leaving.set(true);
         self.node.input(Input::Shutdown);
         self.node.flushed(Duration::from_secs(1)).await;
         tracing::info!(event = "stopped");
@@ -176,7 +203,8 @@ struct AgentEffects(Rc<Shared>);
 impl AgentEffects {
     fn record(&self, node: &Node<Agent>, r: &CarriedRecord) {
         let Some(connector) = self.0.carried.borrow_mut().remove(&r.stream) else { return };
-        let core = &self.0.setup.core;
+        let setup = self.0.setup();
+        let core = &setup.core;
         let target = core.connectors.iter().find(|c| c.name == connector).map_or("", |c| c.target.as_str());
         let owner = node.look(|agent| {
             let entry = r.session.and_then(|key| agent.mux().get(key))?;
@@ -188,16 +216,20 @@ impl AgentEffects {
 
 impl Effects<Agent> for AgentEffects {
     fn dial(&self, node: &Node<Agent>, ix: TargetIx) {
-        if let Some(t) = self.0.targets.get(usize::from(ix.0)) {
+        let url = node.look(|agent| agent.tunnels().config().hubs.get(usize::from(ix.0)).cloned());
+        let known = url.and_then(|url| self.0.targets.borrow().get(&url).cloned());
+        if let Some(t) = known {
             let shared = Rc::clone(&self.0);
-            let bearer = move || read_token(&shared.setup.token_file).map(Some);
-            dialer::start(node, ix, t, bearer, &self.0.lines);
+            let bearer = move || read_token(&shared.setup().token_file).map(Some);
+            let t = Target { tls: self.0.certs.dialer(), ..t };
+            dialer::start(node, ix, &t, bearer, &self.0.lines);
         }
     }
 
     fn connect(&self, node: &Node<Agent>, stream: StreamKey, connector: Name) {
         self.0.carried.borrow_mut().insert(stream, connector.clone());
-        match self.0.setup.core.connectors.iter().find(|c| c.name == connector) {
+        let setup = self.0.setup();
+        match setup.core.connectors.iter().find(|c| c.name == connector) {
             Some(c) => {
                 let (shared, address) = (Rc::clone(&self.0), c.target.clone());
                 let failed = move |code: RstCode| {
@@ -213,7 +245,7 @@ impl Effects<Agent> for AgentEffects {
                     }
                     *shared.failures.borrow_mut().entry((connector, code.name())).or_default() += 1;
                 };
-                target::start(node, stream, c.target.clone(), self.0.setup.core.target_timeout, failed);
+                target::start(node, stream, c.target.clone(), setup.core.target_timeout, failed);
             }
             None => {
                 let node = node.clone();
@@ -243,10 +275,12 @@ impl Effects<Agent> for AgentEffects {
         if let Observed::TokenAnswered { accepted: false, .. } = event {
             self.0.token_refused.set(true);
         }
-        if let Observed::GaveUp { .. } = event {
-            let n = self.0.given_up.get() + 1;
-            self.0.given_up.set(n);
-            if n >= self.0.targets.len() {
+        if let Observed::GaveUp { target, .. } = event {
+            self.0.given_up.borrow_mut().insert(target);
+            let known = node.look(|agent| agent.tunnels().config().hubs.clone());
+            let listed = |url: &String| self.0.setup().core.hubs.contains(url);
+            let left = known.iter().zip(0..).filter(|(url, ix)| listed(url) && !self.0.given_up.borrow().contains(ix));
+            if left.count() == 0 {
                 self.0.gave_up.notify_one();
             }
         }

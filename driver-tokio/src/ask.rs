@@ -30,6 +30,28 @@ pub(crate) enum Place<'a> {
 /// For a URL of another form (exit code 2), when nobody answers in time, or
 /// with another status than 200 (exit code 1).
 pub(crate) fn get(place: Place<'_>, path: &str, timeout: Duration) -> Result<String, RunError> {
+    let (status, body) = request("GET", place, path, timeout)?;
+    if status == "200" { Ok(body) } else { Err(RunError::Failed(format!("{}: status {status}", place.name()))) }
+}
+
+/// Status and body of what a POST to `path` is answered with.
+///
+/// # Errors
+/// As [`get`], but for the status.
+pub(crate) fn post(place: Place<'_>, path: &str, timeout: Duration) -> Result<(String, String), RunError> {
+    request("POST", place, path, timeout)
+}
+
+impl Place<'_> {
+    fn name(&self) -> String {
+        match self {
+            Self::Url(url, _) => (*url).to_owned(),
+            Self::Socket(path) => path.display().to_string(),
+        }
+    }
+}
+
+fn request(method: &str, place: Place<'_>, path: &str, timeout: Duration) -> Result<(String, String), RunError> {
     match place {
         Place::Socket(socket) => {
             let name = socket.display().to_string();
@@ -37,7 +59,7 @@ pub(crate) fn get(place: Place<'_>, path: &str, timeout: Duration) -> Result<Str
             let stream = UnixStream::connect(socket).map_err(failed)?;
             stream.set_read_timeout(Some(timeout)).map_err(failed)?;
             stream.set_write_timeout(Some(timeout)).map_err(failed)?;
-            exchange(stream, &name, "localhost", path, None)
+            exchange(stream, &name, "localhost", &format!("{method} {path}"), None)
         }
         Place::Url(url, token) => {
             let usage = || RunError::Config(format!("--url: expected http://HOST:PORT/PATH, got {url:?}"));
@@ -51,7 +73,8 @@ pub(crate) fn get(place: Place<'_>, path: &str, timeout: Duration) -> Result<Str
             stream.set_read_timeout(Some(timeout)).map_err(failed)?;
             stream.set_write_timeout(Some(timeout)).map_err(failed)?;
             let own = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-            exchange(stream, url, authority.as_str(), if own == "/" { path } else { own }, token)
+            let path = if own == "/" { path } else { own };
+            exchange(stream, url, authority.as_str(), &format!("{method} {path}"), token)
         }
     }
 }
@@ -60,22 +83,19 @@ fn exchange(
     mut stream: impl Read + Write,
     place: &str,
     host: &str,
-    path: &str,
+    line: &str,
     token: Option<&str>,
-) -> Result<String, RunError> {
+) -> Result<(String, String), RunError> {
     let failed = |e: std::io::Error| RunError::Failed(format!("{place}: {e}"));
     let bearer = token.map_or(String::new(), |t| format!("Authorization: Bearer {t}\r\n"));
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n{bearer}Connection: close\r\n\r\n");
+    let request = format!("{line} HTTP/1.0\r\nHost: {host}\r\n{bearer}Content-Length: 0\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).map_err(failed)?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX_BYTES).read_to_end(&mut answer).map_err(failed)?;
     let answer = String::from_utf8_lossy(&answer);
     let status = answer.split_whitespace().nth(1).unwrap_or("no HTTP answer");
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
-    if status != "200" {
-        return Err(RunError::Failed(format!("{place}: status {status}")));
-    }
-    Ok(body.to_owned())
+    Ok((status.to_owned(), body.to_owned()))
 }
 
 /// `/status` for a person: a line of facts, then a table for each kind of thing.
@@ -139,11 +159,16 @@ fn section(columns: &[(&str, &str)], rows: &[Value]) -> String {
     out
 }
 
+/// Text from another process must not steer a terminal; lines stay lines.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
+}
+
 /// A value in a cell. Text from another process must not steer a terminal.
 fn show(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
+        Value::String(text) => printable(text).replace('\n', " "),
         Value::Number(n) if n.is_f64() => format!("{:.1}", n.as_f64().unwrap_or_default()),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     }

@@ -77,7 +77,7 @@ impl From<KindArg> for Kind {
     }
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct FileArgs {
     /// The configuration file.
     #[arg(long, short, env = "NC_CONFIG", value_name = "FILE")]
@@ -133,6 +133,8 @@ enum Command {
     },
     /// Show what a running process does: its sessions, epochs, streams, memory.
     Status(StatusArgs),
+    /// Make a running process read its configuration file again; 0 when it is in force.
+    Reload(ReloadArgs),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -154,8 +156,9 @@ enum ConfigCommand {
     },
 }
 
+/// Where a process is asked by its operator.
 #[derive(Debug, Args)]
-struct StatusArgs {
+struct AdminArgs {
     /// Its admin.socket.
     #[arg(long, default_value = "/run/nowconnect/admin.sock", value_name = "PATH")]
     socket: PathBuf,
@@ -165,6 +168,35 @@ struct StatusArgs {
     /// File with the bearer token that admin.token_file asks for.
     #[arg(long, requires = "url", value_name = "FILE")]
     token_file: Option<PathBuf>,
+}
+
+impl AdminArgs {
+    /// Asks there.
+    fn ask<R>(&self, ask: impl FnOnce(ask::Place<'_>) -> Result<R, RunError>) -> Result<R, RunError> {
+        let token = match &self.token_file {
+            Some(path) => Some(secret::read("--token-file", path, 4096).map_err(RunError::Config)?),
+            None => None,
+        };
+        ask(match &self.url {
+            Some(url) => ask::Place::Url(url, token.as_deref()),
+            None => ask::Place::Socket(&self.socket),
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+struct ReloadArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// How long to wait for the answer, such as 10s.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
     /// A table to read, or JSON as it came.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -278,8 +310,8 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), RunError> {
     match command {
-        Command::Hub(args) => crate::hub::run(hub_setup(&args)?),
-        Command::Agent(args) => crate::agent::run(agent_setup(&args)?),
+        Command::Hub(args) => crate::hub::run(hub_setup(&args)?, Box::new(move || hub_setup(&args))),
+        Command::Agent(args) => crate::agent::run(agent_setup(&args)?, Box::new(move || agent_setup(&args))),
         Command::Demo { target, port_base } => crate::demo::run(DemoOptions { target, port_base }),
         Command::CheckConfig { config, kind, allow_unknown_keys } => {
             check_config(&config, kind, ParseOptions { allow_unknown_keys })
@@ -296,6 +328,7 @@ fn run(command: Command) -> Result<(), RunError> {
             emit(&ask::get(place, "/readyz", timeout)?)
         }
         Command::Status(args) => status(&args),
+        Command::Reload(args) => reload(&args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "nowconnect", &mut text);
@@ -509,15 +542,7 @@ fn now_unix() -> Result<u64, RunError> {
 }
 
 fn status(args: &StatusArgs) -> Result<(), RunError> {
-    let token = match &args.token_file {
-        Some(path) => Some(secret::read("--token-file", path, 4096).map_err(RunError::Config)?),
-        None => None,
-    };
-    let place = match &args.url {
-        Some(url) => ask::Place::Url(url, token.as_deref()),
-        None => ask::Place::Socket(&args.socket),
-    };
-    let body = ask::get(place, "/status", args.timeout)?;
+    let body = args.admin.ask(|place| ask::get(place, "/status", args.timeout))?;
     match args.output {
         Output::Json => emit(&body),
         Output::Text => {
@@ -526,4 +551,19 @@ fn status(args: &StatusArgs) -> Result<(), RunError> {
             emit(&ask::table(&status))
         }
     }
+}
+
+/// Says what needs a restart; the refusal is the error.
+fn reload(args: &ReloadArgs) -> Result<(), RunError> {
+    let (status, body) = args.admin.ask(|place| ask::post(place, "/reload", args.timeout))?;
+    let answer: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+    if status != "200" {
+        let why = answer["error"].as_str().map_or(format!("status {status}"), ask::printable);
+        return Err(RunError::Failed(why));
+    }
+    let keys = answer["needs_restart"].as_array().into_iter().flatten().filter_map(|k| k.as_str());
+    for key in keys {
+        emit(&format!("{}: takes effect with a restart", ask::printable(key)))?;
+    }
+    emit("applied")
 }

@@ -28,6 +28,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Runs a connection under `key` until it ends, and tells the machine.
 /// `trusted`: the full message size is allowed from the start (we dialled).
 pub async fn run<M: Machine>(node: Node<M>, key: ConnKey, mut ws: WsConn, trusted: bool) {
+    let chain = ws.io().peer_chain().map(Into::into);
+    node.with_conn(key, |slot| slot.chain = chain);
     let mut batch = TxBatch::default();
     let mut large = trusted;
     if large {

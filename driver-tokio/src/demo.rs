@@ -49,10 +49,10 @@ pub fn run(options: DemoOptions) -> Result<(), RunError> {
         let mut signals = signals::Signals::new()?;
         let demo = tokio::select! {
             demo = start(&options) => demo?,
-            () = signals.first() => return Ok(()),
+            () = signals.stop() => return Ok(()),
         };
         emit(&demo.greeting)?;
-        signals.first().await;
+        signals.stop().await;
         demo.agent.stop().await;
         for hub in &demo.hubs {
             hub.stop().await;
@@ -105,7 +105,7 @@ async fn start(options: &DemoOptions) -> Result<Demo, RunError> {
         let text = hub_text(name, clients, http, peer, &files.path().join("hmac"));
         let setup =
             parse_hub(&text, &|_| None, ParseOptions::default()).map_err(|e| RunError::Failed(e.to_string()))?;
-        hubs.push(hub::start(setup, Some(Registry::Memory(memory.clone())), Some(printer(name))).await?);
+        hubs.push(hub::start(setup, None, Some(Registry::Memory(memory.clone())), Some(printer(name))).await?);
     }
     let hubs: [RunningHub; 2] =
         hubs.try_into().map_err(|_| RunError::Failed("two hubs were to be started".to_owned()))?;
@@ -117,7 +117,7 @@ async fn start(options: &DemoOptions) -> Result<Demo, RunError> {
     let text = agent_text(http_a, &target, &files.path().join("token"));
     let setup = parse_agent(&text, &|_| None, ParseOptions::default())
         .map_err(|e| RunError::Config(format!("--target {target}: {e}")))?;
-    let agent = agent::start(setup)?;
+    let agent = agent::start(setup, None)?;
     ready(&hubs).await?;
 
     let addresses =

@@ -1,7 +1,9 @@
 //! A hub process: ports, registry, signals around the core's `Hub`.
 
 mod app;
+mod keys;
 mod readiness;
+mod reload;
 mod snapshot;
 mod status;
 
@@ -12,33 +14,32 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{ConnKey, ListenerIx, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::{Cause, Observed, StreamRecord};
-use nowconnect_core::principal::AgentGrant;
 use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::{Plane, SecretText};
 use tokio::net::TcpListener;
 
-use crate::auth::{AuthReject, TokenGrant, TunnelAuth};
+pub use reload::RESTART;
+
+use crate::certs::{self, Certs};
 use crate::cli::RunError;
 use crate::clock::{Monotonic, unix_millis};
 use crate::config::{HubSetup, ListenTls};
-use crate::dial::WsUrl;
 use crate::dialer::{self, Target};
-use crate::http::{HttpLimits, HttpListener, Routes};
-use crate::identity::MeshIdentity;
-use crate::jwks::Jwks;
+use crate::http::{HttpLimits, HttpListener, Routes, TlsSource};
 use crate::limiter::Limiter;
-use crate::listener::{self, Clients};
+use crate::listener::Clients;
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
 use crate::registry::{RedisPlace, RedisRegistry, RedisTimeouts, Registry, SharedMemory};
-use crate::{admin, expiry, net, observe, signals, tls};
+use crate::reload::{Outcome, Reloads};
+use crate::signals::Asked;
+use crate::{admin, net, observe, signals};
 
 /// Connections the kernel queues per listening socket.
 const BACKLOG: i32 = 1024;
@@ -48,69 +49,38 @@ pub type RecordHook = Rc<dyn Fn(&StreamRecord, Option<SocketAddr>)>;
 
 /// What a hub's parts share.
 pub(crate) struct Shared {
-    pub(crate) setup: HubSetup,
-    pub(crate) auth: Rc<TunnelAuth>,
-    /// The keys by URL.
-    pub(crate) jwks: Option<Rc<Jwks>>,
-    keys_checked: Cell<u64>,
-    pub(crate) registry: Rc<Registry>,
+    setup: RefCell<Rc<HubSetup>>,
+    keys: RefCell<Rc<keys::Keys>>,
+    pub(crate) registry: RefCell<Rc<Registry>>,
+    pub(crate) certs: Certs,
+    pub(crate) reloads: Reloads,
+    /// Keys of the file that wait for a restart.
+    pub(crate) restart: RefCell<Vec<&'static str>>,
+    source: Option<Source>,
     pub(crate) metrics: Metrics,
     pub(crate) lines: Limiter,
     pub(crate) clients: Clients,
     pub(crate) counts: app::Counts,
     pub(crate) leaving: Cell<bool>,
-    /// Bound client ports, in the order of the configuration.
-    pub(crate) bound: RefCell<Vec<SocketAddr>>,
-    /// What this hub signs with on the mesh, and whom it believes; storing
-    /// another one counts from the next handshake.
-    pub(crate) identity: ArcSwapOption<MeshIdentity>,
-    /// When the certificates in use end.
-    pub(crate) certificates: expiry::Ends,
-    /// Whether each of them listens now.
-    pub(crate) listening: Vec<Rc<Cell<bool>>>,
-    targets: Vec<Target>,
+    /// Open client ports, in the order of the configuration.
+    pub(crate) open: RefCell<Vec<reload::OpenListener>>,
+    targets: RefCell<BTreeMap<String, Target>>,
     hook: Option<RecordHook>,
 }
 
 impl Shared {
-    /// What a token grants, on the core's clock. A refusal is counted and told;
-    /// an unknown key makes the key set by URL look again.
-    pub(crate) fn grant(
-        &self,
-        clock: &Monotonic,
-        verify: impl FnOnce(&TunnelAuth, u64) -> Result<TokenGrant, AuthReject>,
-    ) -> Result<AgentGrant, AuthReject> {
-        let now = unix_millis();
-        self.refresh_keys(now);
-        let result = verify(&self.auth, now / 1000);
-        if let Err(reject) = &result {
-            if let (AuthReject::UnknownKey, Some(jwks)) = (reject, &self.jwks) {
-                jwks.ask();
-            }
-            if let Some(suppressed) = self.lines.allow("auth_rejected", reject.name()) {
-                tracing::warn!(event = "auth_rejected", reason = reject.name(), suppressed, "{reject}");
-            }
-            self.counts.refusal(reject.name());
-        }
-        result.map(|grant| grant.on_clock(now / 1000, clock.now()))
+    /// The configuration in force.
+    pub(crate) fn setup(&self) -> Rc<HubSetup> {
+        Rc::clone(&self.setup.borrow())
     }
 
-    /// Key files are looked at again at most once a second.
-    fn refresh_keys(&self, now_millis: u64) {
-        if now_millis.saturating_sub(self.keys_checked.replace(now_millis)) < 1000 {
-            return;
-        }
-        match self.auth.reload_if_changed() {
-            Ok(true) => tracing::info!(event = "keys_reloaded"),
-            Ok(false) => {}
-            Err(e) => {
-                if let Some(suppressed) = self.lines.allow("keys_unusable", "") {
-                    tracing::error!(event = "keys_unusable", suppressed, "the last good keys stay in use: {e}");
-                }
-            }
-        }
+    fn stop_accepting(&self) {
+        self.open.borrow_mut().iter_mut().for_each(reload::OpenListener::pause);
     }
 }
+
+/// Reads the configuration file, checked in full.
+pub type Source = Box<dyn Fn() -> Result<HubSetup, RunError>>;
 
 /// A hub that runs in the current `LocalSet`.
 pub struct RunningHub {
@@ -125,9 +95,7 @@ pub struct RunningHub {
     /// The operator's endpoints.
     pub admin: admin::Serving,
     shared: Rc<Shared>,
-    accepting: Vec<tokio::task::JoinHandle<()>>,
-    /// The key set by URL.
-    fetching: Option<tokio::task::JoinHandle<()>>,
+    watch: tokio::task::JoinHandle<()>,
 }
 
 impl std::fmt::Debug for RunningHub {
@@ -140,16 +108,19 @@ impl std::fmt::Debug for RunningHub {
 ///
 /// # Errors
 /// When its configuration cannot be used (exit code 2) or a port cannot be bound.
-pub fn run(setup: HubSetup) -> Result<(), RunError> {
+pub fn run(setup: HubSetup, source: Source) -> Result<(), RunError> {
     signals::raise_file_limit();
     signals::block_on(async move {
         let mut signals = signals::Signals::new()?;
-        let hub = start(setup, None, None).await?;
-        tracing::info!(event = "ready", replica = %hub.shared.setup.core.replica_id, http = %hub.http, mode = hub.shared.setup.core.mode.name());
-        signals.first().await;
+        let (replica, mode) = (setup.core.replica_id.clone(), setup.core.mode);
+        let hub = start(setup, Some(source), None, None).await?;
+        tracing::info!(event = "ready", %replica, http = %hub.http, mode = mode.name());
+        while signals.wait().await == Asked::Reload {
+            hub.reload().await;
+        }
         tokio::select! {
             () = hub.leave() => {}
-            () = signals.next() => hub.stop().await,
+            () = signals.stop() => hub.stop().await,
         }
         Ok(())
     })
@@ -161,45 +132,22 @@ pub fn run(setup: HubSetup) -> Result<(), RunError> {
 /// As [`run`].
 pub async fn start(
     setup: HubSetup,
+    source: Option<Source>,
     registry: Option<Registry>,
     hook: Option<RecordHook>,
 ) -> Result<RunningHub, RunError> {
     let config = |e: &dyn std::fmt::Display| RunError::Config(e.to_string());
-    let auth = Rc::new(TunnelAuth::from_setup(&setup.auth).map_err(|e| config(&e))?);
-    let jwks = setup.auth.jwks.as_ref().map(|j| Jwks::new(j, &auth)).transpose().map_err(|e| config(&e))?.map(Rc::new);
-    let mesh_client = match &setup.mesh_tls {
-        Some(files) if setup.core.peers.iter().any(|p| p.url.starts_with("wss:")) => {
-            Some(tls::mesh_client(files).map_err(|e| config(&e))?)
-        }
-        _ => None,
-    };
-    let identity = setup.mesh_tls.as_ref().map(MeshIdentity::load).transpose().map_err(|e| config(&e))?;
-    if let (Some(identity), Some(files)) = (&identity, &setup.mesh_tls) {
+    let keys = keys::Keys::load(&setup.auth)?;
+    let certs = Certs::new(certs::Set::of_hub(&setup).map_err(|e| config(&e))?);
+    if let (Some(identity), Some(files)) = (certs.identity(), &setup.mesh_tls) {
         for doubt in identity.doubts(&setup.core.replica_id, unix_millis() / 1000, &files.cert_file) {
             tracing::warn!(event = "mesh_certificate", "{doubt}");
         }
     }
-    let mut targets = Vec::new();
-    for peer in &setup.core.peers {
-        let url = WsUrl::parse(&peer.url).map_err(|e| RunError::Config(format!("ha.mesh.peers: {}: {e}", peer.url)))?;
-        targets.push(Target { url, tls: mesh_client.clone(), dialects: setup.mesh_wire.dialects(Plane::Mesh) });
-    }
-    let registry = match (registry, &setup.redis_url) {
-        (Some(r), _) => r,
-        (None, Some(url)) => {
-            let timeouts = RedisTimeouts { op: setup.core.registry.op_timeout, ..RedisTimeouts::default() };
-            let place = RedisPlace {
-                url: url.reveal().to_owned(),
-                password_file: setup.redis_password_file.clone(),
-                ca_bundle: setup.redis_ca_bundle.clone(),
-                identity: setup.redis_identity.as_ref().map(|f| (f.cert_file.clone(), f.key_file.clone())),
-            };
-            let redis = RedisRegistry::open(place, setup.core.namespace.clone(), timeouts)
-                .await
-                .map_err(|e| RunError::Config(e.to_string()))?;
-            Registry::Redis(Box::new(redis))
-        }
-        (None, None) => Registry::Memory(SharedMemory::default()),
+    let targets = reload::targets(&setup)?;
+    let registry = match registry {
+        Some(registry) => registry,
+        None => connect_registry(&setup).await?,
     };
     let metrics = Metrics::new().map_err(|e| RunError::Failed(e.to_string()))?;
 
@@ -211,84 +159,86 @@ pub async fn start(
     let metrics_port = setup.metrics_bind.map(|addr| bind(addr, "metrics.bind")).transpose()?;
     let mesh_port = setup.mesh_listen.as_ref().map(|m| bind(m.addr, "ha.mesh.listen")).transpose()?;
     let admin_ports = admin::bind(&setup.admin)?;
-    let http_tls = setup.http_tls.as_ref().map(tls::http_server).transpose().map_err(|e| config(&e))?;
-    let mesh_tls = match (&setup.mesh_listen, &setup.mesh_tls) {
-        (Some(m), Some(files)) if m.tls == ListenTls::Native => Some(tls::mesh_server(files).map_err(|e| config(&e))?),
-        (Some(m), None) if m.tls == ListenTls::Native => {
-            return Err(RunError::Config("ha.mesh.listen_tls: native needs ha.mesh.tls".to_owned()));
-        }
-        _ => None,
-    };
+    if let (Some(m), None) = (&setup.mesh_listen, &setup.mesh_tls)
+        && m.tls == ListenTls::Native
+    {
+        return Err(RunError::Config("ha.mesh.listen_tls: native needs ha.mesh.tls".to_owned()));
+    }
 
     let clock = Monotonic::new();
     let lines = Limiter::new(clock);
-    let fetching = jwks.as_ref().map(|j| tokio::task::spawn_local(Rc::clone(j).run(Rc::clone(&auth))));
     let shared = Rc::new(Shared {
-        auth,
-        jwks,
-        keys_checked: Cell::new(0),
-        registry: Rc::new(registry),
+        keys: RefCell::new(Rc::new(keys)),
+        registry: RefCell::new(Rc::new(registry)),
+        certs,
+        reloads: Reloads::at_start(),
+        restart: RefCell::default(),
+        source,
         metrics,
         lines: lines.clone(),
         clients: Clients::default(),
         counts: app::Counts::default(),
         leaving: Cell::new(false),
-        bound: RefCell::default(),
-        identity: ArcSwapOption::from_pointee(identity),
-        certificates: expiry::of_hub(&setup),
-        listening: setup.listeners.iter().map(|_| Rc::default()).collect(),
-        targets,
+        open: RefCell::default(),
+        targets: RefCell::new(targets),
         hook,
-        setup,
+        setup: RefCell::new(Rc::new(setup)),
     });
+    let setup = shared.setup();
     let mut out = NodeOut::default();
-    let core = Arc::new(shared.setup.core.clone());
+    let core = Arc::new(setup.core.clone());
     let machine = Hub::new(core, signals::os_seed(), clock.now(), &mut out);
     let node = Node::start(machine, out, clock, Box::new(HubEffects(Rc::clone(&shared))));
 
     let local = |s: &TcpListener| s.local_addr().map_err(|e| RunError::Failed(e.to_string()));
     let own = Rc::new(app::App::new(node.clone(), Rc::clone(&shared)));
     let app: Rc<dyn crate::http::HttpApp> = Rc::clone(&own) as _;
-    let mut accepting = Vec::new();
     let mut listeners = Vec::new();
-    let settings = shared.setup.listeners.iter().zip(&shared.setup.core.listeners).zip(&shared.listening).zip(0..);
-    for (socket, (((l, core), listening), ix)) in bound.into_iter().zip(settings) {
+    for (socket, l) in bound.into_iter().zip(&setup.listeners) {
         listeners.push(local(&socket)?);
-        let setting = listener::Setting {
-            ix: ListenerIx(ix),
-            name: l.name.clone(),
-            connector: core.connector.clone(),
-            allow: l.allow.clone(),
-            when_unavailable: l.when_unavailable,
-            listening: Rc::clone(listening),
-        };
-        let (clients, lines) = (Rc::clone(&shared.clients), lines.clone());
-        accepting.push(tokio::task::spawn_local(listener::run(node.clone(), setting, socket, clients, lines)));
+        let mut open = reload::OpenListener::new(l.clone(), socket)
+            .map_err(|e| RunError::Failed(format!("listeners[{}].bind: {e}", l.name)))?;
+        open.accept(&node, &shared);
+        shared.open.borrow_mut().push(open);
     }
-    shared.bound.borrow_mut().clone_from(&listeners);
-    let serve = |socket: TcpListener, routes: Routes, tls: Option<Arc<rustls::ServerConfig>>| {
+    let serve = |socket: TcpListener, routes: Routes, tls: Option<TlsSource>| {
         let limits = HttpLimits {
-            connections_max: shared.setup.core.limits.max_handshakes as usize,
-            connections_per_ip_max: shared.setup.core.limits.max_handshakes as usize,
+            connections_max: setup.core.limits.max_handshakes as usize,
+            connections_per_ip_max: setup.core.limits.max_handshakes as usize,
             ..HttpLimits::default()
         };
-        let tls = tls.map(|t| Arc::new(arc_swap::ArcSwap::new(t)));
         let setting = HttpListener { routes, tls, limits };
         tokio::task::spawn_local(crate::http::serve(socket, setting, Rc::clone(&app), std::future::pending()));
     };
     let http_addr = local(&http)?;
     let metrics_addr = metrics_port.as_ref().map(local).transpose()?;
     let public = Routes { mesh: mesh_port.is_none(), ..Routes::PUBLIC };
-    serve(http, public, http_tls);
+    serve(http, public, shared.certs.http());
     if let Some(socket) = metrics_port {
         serve(socket, Routes::METRICS, None);
     }
     if let Some(socket) = mesh_port {
-        serve(socket, Routes::MESH, mesh_tls);
+        serve(socket, Routes::MESH, shared.certs.mesh());
     }
     let operator: Rc<dyn admin::AdminApp> = own;
     let admin = admin_ports.serve(&operator).map_err(|e| RunError::Failed(e.to_string()))?;
-    Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, admin, shared, accepting, fetching })
+    let watch = tokio::task::spawn_local(reload::watch(node.clone(), Rc::clone(&shared)));
+    Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, admin, shared, watch })
+}
+
+async fn connect_registry(setup: &HubSetup) -> Result<Registry, RunError> {
+    let Some(url) = &setup.redis_url else { return Ok(Registry::Memory(SharedMemory::default())) };
+    let timeouts = RedisTimeouts { op: setup.core.registry.op_timeout, ..RedisTimeouts::default() };
+    let place = RedisPlace {
+        url: url.reveal().to_owned(),
+        password_file: setup.redis_password_file.clone(),
+        ca_bundle: setup.redis_ca_bundle.clone(),
+        identity: setup.redis_identity.as_ref().map(|f| (f.cert_file.clone(), f.key_file.clone())),
+    };
+    let redis = RedisRegistry::open(place, setup.core.namespace.clone(), timeouts)
+        .await
+        .map_err(|e| RunError::Config(e.to_string()))?;
+    Ok(Registry::Redis(Box::new(redis)))
 }
 
 fn bind(addr: SocketAddr, key: &str) -> Result<TcpListener, RunError> {
@@ -296,11 +246,16 @@ fn bind(addr: SocketAddr, key: &str) -> Result<TcpListener, RunError> {
 }
 
 impl RunningHub {
+    /// Reads the configuration file and puts it in force, or nothing of it.
+    pub async fn reload(&self) -> Outcome {
+        reload::run(&self.node, &self.shared).await
+    }
+
     /// Leaves in order: readiness first, listeners stay open for
     /// `drain.lameduck`, then no new streams, and an end when all are gone or
     /// `drain.timeout` has passed.
     pub async fn leave(&self) {
-        let drain = &self.shared.setup.drain;
+        let drain = self.shared.setup().drain;
         tracing::info!(
             event = "draining",
             lameduck_ms = drain.lameduck.as_millis() as u64,
@@ -308,9 +263,7 @@ impl RunningHub {
         );
         self.shared.leaving.set(true);
         tokio::time::sleep(drain.lameduck).await;
-        for a in &self.accepting {
-            a.abort();
-        }
+        self.shared.stop_accepting();
         self.node.input(Input::Drain);
         if tokio::time::timeout(drain.timeout, self.node.drained()).await.is_err() {
             tracing::warn!(event = "drain_deadline", "drain.timeout passed; the remaining streams are reset");
@@ -320,12 +273,9 @@ impl RunningHub {
 
     /// Ends at once: streams are reset, peers are told.
     pub async fn stop(&self) {
-        for a in &self.accepting {
-            a.abort();
-        }
-        if let Some(task) = &self.fetching {
-            task.abort();
-        }
+        self.watch.abort();
+        self.shared.leaving.set(true);
+        self.shared.stop_accepting();
         self.node.input(Input::Shutdown);
         self.node.flushed(Duration::from_secs(1)).await;
         tracing::info!(event = "stopped");
@@ -335,15 +285,29 @@ impl RunningHub {
 struct HubEffects(Rc<Shared>);
 
 impl HubEffects {
-    fn listener(&self, ix: ListenerIx) -> (&str, &str) {
-        self.0.setup.core.listeners.get(usize::from(ix.0)).map_or(("", ""), |l| (l.name.as_str(), l.connector.as_str()))
+    /// Name and connector of a listener, also of one that is gone.
+    fn listener(node: &Node<Hub>, ix: ListenerIx) -> (String, String) {
+        node.look(|hub| {
+            let l = hub.control().config().listeners.get(usize::from(ix.0));
+            l.map_or_else(Default::default, |l| (l.name.to_string(), l.connector.to_string()))
+        })
     }
 }
 
 impl Effects<Hub> for HubEffects {
     fn dial(&self, node: &Node<Hub>, target: TargetIx) {
-        if let Some(t) = self.0.targets.get(usize::from(target.0)) {
-            dialer::start(node, target, t, || Ok(None), &self.0.lines);
+        let url = node.look(|hub| hub.control().config().peers.get(usize::from(target.0)).map(|p| p.url.clone()));
+        let known = url.and_then(|url| self.0.targets.borrow().get(&url).cloned());
+        match known {
+            Some(t) => {
+                let t = Target { tls: self.0.certs.dialer(), ..t };
+                dialer::start(node, target, &t, || Ok(None), &self.0.lines);
+            }
+            // Of a peer that was removed: its session cannot come back.
+            None => {
+                let node = node.clone();
+                tokio::task::spawn_local(async move { node.input(Input::DialFailed { target }) });
+            }
         }
     }
 
@@ -355,7 +319,8 @@ impl Effects<Hub> for HubEffects {
         let (node, shared) = (node.clone(), Rc::clone(&self.0));
         tokio::task::spawn_local(async move {
             let started = node.clock().now();
-            let result = shared.registry.execute(&op).await;
+            let registry = Rc::clone(&shared.registry.borrow());
+            let result = registry.execute(&op).await;
             shared.metrics.observe_registry(&op, node.clock().now().since(started), &result);
             node.input(Input::Registry { token, result });
         });
@@ -363,7 +328,7 @@ impl Effects<Hub> for HubEffects {
 
     fn prove(&self, node: &Node<Hub>, conn: ConnKey, proof: Proof) {
         const NONE: &str = "this hub has no mesh key: ha.mesh.tls is missing";
-        let identity = self.0.identity.load();
+        let identity = self.0.certs.identity();
         node.input(match (proof, identity.as_deref()) {
             (Proof::Sign { statement }, own) => {
                 Input::Signed { conn, result: own.ok_or(NONE).and_then(|i| i.sign(&statement)) }
@@ -380,13 +345,14 @@ impl Effects<Hub> for HubEffects {
         node.input(Input::Judged { session, grant });
     }
 
-    fn observe(&self, _node: &Node<Hub>, event: Observed) {
+    fn observe(&self, node: &Node<Hub>, event: Observed) {
         let s = &self.0;
         match &event {
             Observed::Stream(r) => {
-                let (listener, connector) = self.listener(r.listener);
+                let (listener, connector) = Self::listener(node, r.listener);
+                let (listener, connector) = (listener.as_str(), connector.as_str());
                 let client = r.sock.and_then(|k| s.clients.borrow().get(&k).copied());
-                observe::stream_record(r, listener, connector, s.setup.core.replica_id.as_str(), client);
+                observe::stream_record(r, listener, connector, s.setup().core.replica_id.as_str(), client);
                 if let (Cause::Reset(code), None) = (r.cause, r.open)
                     && let Some(suppressed) = s.lines.allow("open_failed", &format!("{code} {connector}"))
                 {

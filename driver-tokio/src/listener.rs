@@ -5,7 +5,7 @@
 //! closing the listening socket touches no client that is connected. Must not
 //! know why there is no candidate.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -44,32 +44,21 @@ pub struct Setting {
     pub allow: Vec<Cidr>,
     /// What happens while nothing serves the connector.
     pub when_unavailable: WhenUnavailable,
-    /// Whether its socket listens now, for readiness and metrics.
-    pub listening: Rc<Cell<bool>>,
 }
 
-/// Says that a port listens no more when its task is dropped.
-struct Shut(Rc<Cell<bool>>);
-
-impl Drop for Shut {
-    fn drop(&mut self) {
-        self.0.set(false);
-    }
-}
+/// A port's socket while it listens. The task that serves the port closes and
+/// reopens it; whoever configures ports keeps it from one task to the next.
+pub type Port = Rc<RefCell<Option<Rc<TcpListener>>>>;
 
 /// Serves one client port until the task is dropped.
-pub async fn run(node: Node<Hub>, at: Setting, socket: TcpListener, clients: Clients, lines: Limiter) {
-    at.listening.set(true);
-    let _shut = Shut(Rc::clone(&at.listening));
-    let Ok(addr) = socket.local_addr() else { return accept(&node, &at, &socket, &clients, &lines).await };
-    let mut socket = Some(socket);
+pub async fn run(node: Node<Hub>, at: Setting, port: Port, addr: SocketAddr, clients: Clients, lines: Limiter) {
     loop {
-        at.listening.set(socket.is_some());
-        if let Some(open) = &socket {
+        let open = port.borrow().clone();
+        if let Some(open) = open {
             tokio::select! {
-                () = accept(&node, &at, open, &clients, &lines) => {}
+                () = accept(&node, &at, &open, &clients, &lines) => {}
                 () = unavailable(&node, &at) => {
-                    socket = None;
+                    port.replace(None);
                     tracing::warn!(
                         event = "listener_closed", listener = %at.name, connector = %at.connector,
                         "no hub holds an attachment for this connector; clients are refused until one does (listeners[].when_unavailable)"
@@ -83,7 +72,7 @@ pub async fn run(node: Node<Hub>, at: Setting, socket: TcpListener, clients: Cli
         }
         match net::listen(addr, BACKLOG) {
             Ok(again) => {
-                socket = Some(again);
+                port.replace(Some(Rc::new(again)));
                 tracing::info!(event = "listener_reopened", listener = %at.name, connector = %at.connector);
             }
             Err(e) => {

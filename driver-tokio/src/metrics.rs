@@ -109,6 +109,9 @@ families! {
     ReplicaIdConflicts = Counter "nowconnect_replica_id_conflicts_total" [] "Renewals refused because another run of this ha.replica_id holds the lease.";
     DuplicateAgents = Counter "nowconnect_duplicate_agents_total" [] "Times two live processes with one agent_id took it from each other three times within 60 s.";
     DuplicateAgentRefusals = Counter "nowconnect_duplicate_agent_refusals_total" [] "Handshakes refused because another live process holds the agent_id.";
+    ConfigReloads = Counter "nowconnect_config_reloads_total" ["result"] "Reloads of the configuration file: applied or refused.";
+    ConfigLastReload = Gauge "nowconnect_config_last_reload_success_timestamp_seconds" [] "When the configuration in force was read, seconds since 1970.";
+    CertificateReloads = Counter "nowconnect_certificate_reloads_total" ["result"] "Certificates, keys and CA bundles read anew because a file changed: applied, or refused with the last good set kept.";
     RegistryCorruptValues = Counter "nowconnect_registry_corrupt_values_total" [] "Values in the registry that were no records of ours and counted as absent.";
 }
 

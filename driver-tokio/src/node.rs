@@ -30,6 +30,7 @@ use nowconnect_core::slots::Slots;
 use nowconnect_core::time::{Deadline, Instant};
 use nowconnect_core::wire::SecretText;
 
+use crate::certs::Chain;
 use crate::clock::Monotonic;
 
 /// What hub and agent have in common for a driver.
@@ -111,6 +112,8 @@ pub(crate) struct ConnSlot {
     pub(crate) waker: Option<Waker>,
     pub(crate) dirty: bool,
     pub(crate) close: Option<CloseCode>,
+    /// What the peer's TLS showed.
+    pub(crate) chain: Option<Chain>,
 }
 
 /// What waits for a socket's pump.
@@ -322,6 +325,23 @@ impl<M: Machine> Node<M> {
 
     pub(crate) fn add_conn(&self) -> ConnKey {
         self.0.conns.borrow_mut().insert(ConnSlot::default())
+    }
+
+    /// The connections whose peer showed a certificate, with its chain.
+    pub(crate) fn chains(&self) -> Vec<(ConnKey, Chain)> {
+        let conns = self.0.conns.borrow();
+        conns.iter().filter_map(|(key, slot)| Some((key, slot.chain.clone()?))).collect()
+    }
+
+    /// Ends a connection; its session lives on.
+    pub(crate) fn close(&self, key: ConnKey, code: CloseCode) {
+        let waker = self.with_conn(key, |slot| {
+            slot.close = Some(code);
+            slot.waker.take()
+        });
+        if let Some(w) = waker.flatten() {
+            w.wake();
+        }
     }
 
     pub(crate) fn remove_conn(&self, key: ConnKey) {

@@ -23,7 +23,7 @@ pub fn block_on(future: impl Future<Output = Result<(), RunError>>) -> Result<()
     outcome
 }
 
-/// SIGTERM and SIGINT; SIGHUP is answered with a log line.
+/// SIGTERM, SIGINT and SIGHUP.
 #[derive(Debug)]
 pub struct Signals {
     term: Signal,
@@ -45,25 +45,31 @@ impl Signals {
         })
     }
 
-    /// Waits for the first one.
-    pub async fn first(&mut self) {
-        self.next().await;
-    }
-
-    /// Waits for the next one.
-    pub async fn next(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.term.recv() => return,
-                _ = self.int.recv() => return,
-                // Its default would end every stream of a process that somebody
-                // asked to reload.
-                _ = self.hup.recv() => {
-                    tracing::warn!(event = "no_reload", "SIGHUP: this version does not reload; restart to apply a changed configuration");
-                }
-            }
+    /// Waits for what is asked next.
+    pub async fn wait(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.term.recv() => Asked::Stop,
+            _ = self.int.recv() => Asked::Stop,
+            _ = self.hup.recv() => Asked::Reload,
         }
     }
+
+    /// Waits until the process is asked to stop. It reloads nothing: it has no
+    /// file, or it is leaving.
+    pub async fn stop(&mut self) {
+        while self.wait().await == Asked::Reload {
+            tracing::warn!(event = "config_refused", "SIGHUP: there is no file to read, or the process is leaving");
+        }
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// SIGTERM or SIGINT.
+    Stop,
+    /// SIGHUP.
+    Reload,
 }
 
 /// A seed from the operating system, through the TLS library's generator.

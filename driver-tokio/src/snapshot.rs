@@ -1,8 +1,6 @@
 //! What hubs and agents have in common at a scrape: the totals of the shards
 //! and of the sessions, copied from the core's plain integers.
 
-use std::collections::BTreeMap;
-
 use nowconnect_core::config::Limits;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::mux::Mux;
@@ -97,13 +95,6 @@ pub(crate) fn limits(s: &mut Snapshot, mux: &Mux, limits: &Limits, streams: usiz
         ("per_link_max_inflight_bytes", fullest(Session::inflight_bytes), limits.inflight_bytes),
     ] {
         s.add_share(Family::LimitUsed, &[limit, ""], used, most);
-    }
-}
-
-/// When certificates end, by use.
-pub(crate) fn certificates(s: &mut Snapshot, ends: &BTreeMap<&'static str, u64>) {
-    for (usage, end) in ends {
-        s.add(Family::CertificateNotAfter, &[usage], *end);
     }
 }
 

@@ -9,6 +9,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -206,6 +207,22 @@ pub fn https_client(key: &'static str, ca_bundle: Option<&Path>) -> Result<Arc<C
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Whether a chain that was shown, its own certificate first, still reaches one
+/// of `roots`. Names and use were judged when it was shown.
+///
+/// # Errors
+/// Why it does not.
+pub(crate) fn reaches(roots: &RootCertStore, chain: &[CertificateDer<'_>]) -> Result<(), webpki::Error> {
+    let Some((own, between)) = chain.split_first() else { return Err(webpki::Error::UnknownIssuer) };
+    let parsed = webpki::EndEntityCert::try_from(own)?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    let millis = Duration::from_millis(crate::clock::unix_millis());
+    let now = rustls::pki_types::UnixTime::since_unix_epoch(millis);
+    let judge = |usage| parsed.verify_for_usage(algorithms, &roots.roots, between, now, usage, None, None);
+    // A hub that never accepts or never dials may have a certificate for one of the two.
+    judge(webpki::KeyUsage::server_auth()).or_else(|_| judge(webpki::KeyUsage::client_auth())).map(|_| ())
 }
 
 /// The dNSNames of a certificate; common names do not count (attack 26).

@@ -171,8 +171,6 @@ pub struct Control {
     /// When the next token of an attachment may run out.
     pub(super) expiry_at: Option<Instant>,
     pub(super) draining: bool,
-    /// It was told to stop.
-    pub(super) stopped: bool,
     /// Links that end when their last stream does, or at their deadline.
     pub(super) quitting: BTreeMap<SessionKey, Option<Instant>>,
     /// Links changed: what other hubs hold is looked at again as a whole.
@@ -222,7 +220,6 @@ impl Control {
             sweep_at: None,
             expiry_at: None,
             draining: false,
-            stopped: false,
             quitting: BTreeMap::new(),
             routes_dirty: true,
             last_status: None,
@@ -499,7 +496,6 @@ impl Control {
 
     pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         self.draining = true;
-        self.stopped = true;
         if self.config.mode != Mode::Off {
             // Before the releases: with the lease every attachment goes from the
             // listings at once, and the process may end before all are answered.

@@ -244,7 +244,6 @@ impl Control {
     }
 
     /// The same; the peer may come back after `wait` (zero: when it likes).
-    #[expect(clippy::too_many_arguments, reason = "one refusal's facts")]
     pub(super) fn refuse_for(
         &mut self,
         now: Instant,

@@ -26,6 +26,7 @@ use nowconnect_core::wire::{Body, Frame, Open, Plane};
 use crate::actor::{Fate, side};
 use crate::event::Event;
 use crate::faults::{At, Fault, Point};
+use crate::flip::Path;
 use crate::marks::Mark;
 use crate::node::connector;
 use crate::plan::{ClientPlan, Ending, FlowPlan, MS, ModePlan, Plan, TargetPlan};
@@ -226,7 +227,9 @@ impl World {
                 Part::Origin(o) => o.carrier.as_ref().filter(|c| c.local).map(|c| c.agent_id.clone()),
                 Part::Owner | Part::Agent => None,
             };
+            let path = Path::of(stream);
             if cid.0 != 0 && self.cids.insert(cid, *client).is_none() {
+                path.into_iter().for_each(|path| self.judge_path(ix, &path));
                 if !self.check.tried.insert(*client) {
                     self.marks.hit(Mark::Retried);
                 }
@@ -400,6 +403,7 @@ impl World {
             self.check.probed = true;
             self.check_relations();
             self.check_registry();
+            self.check_silence();
             self.start_probes();
         } else if self.check.probed && alive == 0 {
             if !self.next_probe() {

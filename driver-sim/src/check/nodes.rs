@@ -33,6 +33,8 @@ const REFUSED_WITHIN: u64 = 100 * MS;
 /// What is known of a process.
 #[derive(Debug, Default)]
 pub(crate) struct NodeGhost {
+    /// Its mode changed while it ran: what is open may be of an earlier one.
+    pub(crate) flipped: bool,
     /// It has run undisturbed since.
     pub(crate) calm_since: u64,
     /// Its registry answered last, has been out since, and is back since.
@@ -67,6 +69,11 @@ impl World {
         self.check.held.retain(|(hub, _), _| *hub != ix);
     }
 
+    /// Its mode changed at run time.
+    pub(crate) fn ghost_flipped(&mut self, ix: u16) {
+        self.ghost(ix).flipped = true;
+    }
+
     /// Since when a process has run undisturbed; `None` while it does not.
     pub(super) fn calm(&self, ix: u16) -> Option<u64> {
         let n = &self.nodes[usize::from(ix)];
@@ -76,7 +83,9 @@ impl World {
 
     pub(crate) fn ghost_asked(&mut self, ix: u16, token: Token, op: &RegistryOp) {
         let at = self.nodes[usize::from(ix)].clock(self.now);
-        if self.nodes[usize::from(ix)].hub().is_some_and(|h| h.mode() == nowconnect_core::config::Mode::Off) {
+        let off = |h: &Hub| h.mode() == nowconnect_core::config::Mode::Off;
+        // The last word of a hub that goes off gives its lease back.
+        if self.nodes[usize::from(ix)].hub().is_some_and(off) && !matches!(op, RegistryOp::Resign { .. }) {
             self.fail("M1", format!("node {ix} asks the registry in mode off: {op:?}"));
         }
         if matches!(op, RegistryOp::Renew { .. }) {

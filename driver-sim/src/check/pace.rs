@@ -108,7 +108,8 @@ impl World {
         let (run, calm) = (node.run, self.calm(from));
         // Of several hubs an agent may want another one first.
         let wants = match node.at {
-            At::Hub(_) => true,
+            // Off, or about to be: its links are not wanted.
+            At::Hub(_) => self.check.nodes.get(&from).is_none_or(|g| !g.flipped),
             At::Agent(n) => {
                 let a = &self.plan.agents[usize::from(n)];
                 a.hubs.len() <= usize::from(a.parallel)

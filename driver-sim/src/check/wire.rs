@@ -176,6 +176,15 @@ impl Ghost<'_> {
         &self.world.nodes[usize::from(self.world.conns[self.conn as usize].nodes[self.end])]
     }
 
+    fn flipped(&self) -> bool {
+        let ix = self.world.conns[self.conn as usize].nodes[self.end];
+        self.world.check.nodes.get(&ix).is_some_and(|g| g.flipped)
+    }
+
+    fn has_links(&self) -> bool {
+        self.node().hub().is_some_and(|h| h.mux().iter().any(|(_, e)| e.plane == Plane::Mesh))
+    }
+
     fn what(&self, cid: Cid) -> String {
         let client = self.world.cids.get(&cid).map_or_else(|| "nobody's".to_owned(), |c| format!("client {c}'s"));
         format!("{} on conn {} about {client} stream {cid}", self.node().name, self.conn)
@@ -322,6 +331,11 @@ impl Wire {
     /// M1, M2: what a mode forbids on the mesh.
     fn judge_mode(&self, g: &Ghost<'_>, plane: Plane, frames: &[Frame]) -> Result<(), Violation> {
         let Some(mode) = g.node().hub().map(Hub::mode).filter(|_| plane == Plane::Mesh) else { return Ok(()) };
+        // What was open before a flip goes on: then the way is judged where it
+        // is chosen. A hub that is off may speak over links it still has.
+        if g.flipped() && (mode == Mode::Shadow || g.has_links()) {
+            return Ok(());
+        }
         for f in frames {
             let (id, forbidden) = match mode {
                 Mode::Active => return Ok(()),

@@ -21,6 +21,9 @@ impl AdminApp for Shown {
         self.0.set(self.0.get() + 1);
         serde_json::json!({ "asked": self.0.get() })
     }
+    fn act(&self, action: Action) -> Acting {
+        Box::pin(async move { (200, format!("{action:?}")) })
+    }
 }
 
 fn app() -> Rc<dyn AdminApp> {
@@ -54,6 +57,8 @@ async fn the_socket_is_private_answers_and_goes_with_the_process() {
         ("GET /metrics", 200, "a_total 1\n"),
         ("GET /status", 200, "{\"asked\":1}"),
         ("POST /status", 405, "expected GET, HEAD\n"),
+        ("POST /reload", 200, "Reload"),
+        ("GET /reload", 405, "expected POST\n"),
     ] {
         let stream = tokio::net::UnixStream::connect(&path).await.unwrap();
         let answer = talk(stream, &format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n")).await;

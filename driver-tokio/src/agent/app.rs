@@ -8,11 +8,11 @@ use nowconnect_core::wire::Plane;
 use serde_json::{Value, json};
 
 use super::Shared;
-use crate::admin::AdminApp;
+use crate::admin::{Acting, Action, AdminApp};
 use crate::metrics::{Family, Snapshot};
 use crate::node::Node;
-use crate::snapshot;
 use crate::status::{self, STATES};
+use crate::{reload, snapshot};
 
 const DRAINING: &str = "draining";
 const TUNNELS_MISSING: &str = "tunnels_missing";
@@ -46,7 +46,8 @@ impl App {
     /// Ready with as many tunnels as asked for; degraded with fewer.
     fn readiness(&self, agent: &Agent) -> Readiness {
         let serving = agent.tunnels().hubs().filter(|(_, _, session)| Self::connected(agent, *session)).count();
-        let wanted = usize::from(self.shared.setup.core.parallel).min(self.shared.setup.core.hubs.len());
+        let setup = self.shared.setup();
+        let wanted = usize::from(setup.core.parallel).min(setup.core.hubs.len());
         let mut reasons = Vec::new();
         if self.shared.leaving.get() {
             reasons.push(DRAINING);
@@ -85,7 +86,8 @@ impl AdminApp for App {
                 "degraded" if !strict && r.serving > 0 => 200,
                 _ => 503,
             };
-            let hubs: Vec<Value> = (agent.tunnels().hubs().zip(&self.shared.setup.core.hubs))
+            let hubs: Vec<Value> = (agent.tunnels().hubs().zip(&agent.tunnels().config().hubs))
+                .filter(|((_, _, session), url)| session.is_some() || self.shared.setup().core.hubs.contains(url))
                 .map(|((state, replica, _), url)| {
                     json!({ "url": url, "replica": replica.map(|r| r.as_str()), "state": label(state) })
                 })
@@ -112,12 +114,11 @@ impl AdminApp for App {
         self.node.look(|agent| {
             snapshot::shards(&mut s, agent.shard().counters(), agent.shard().streams());
             snapshot::sessions(&mut s, agent.mux(), &[Plane::Tunnel]);
-            let (shard, limits) = (agent.shard(), &self.shared.setup.core.limits);
+            let (shard, limits) = (agent.shard(), &self.shared.setup().core.limits);
             snapshot::limits(&mut s, agent.mux(), limits, shard.streams(), shard.pending_opens());
             s.add(Family::StreamsSuspended, &[], shard.suspended() as u64);
             self.readiness_of(&mut s, agent);
         });
-        snapshot::certificates(&mut s, &self.shared.certificates);
         if let Some(end) = self.shared.token_ends.get() {
             s.add(Family::TokenNotAfter, &["self"], end);
         }
@@ -127,6 +128,8 @@ impl AdminApp for App {
         for (kind, n) in self.shared.protocol_errors.borrow().iter() {
             s.add(Family::ProtocolErrors, &["tunnel", kind], *n);
         }
+        self.shared.reloads.add_to(&mut s);
+        reload::add_certs(&mut s, &self.shared.certs);
         match self.shared.metrics.render(&s) {
             Ok(page) => Some(page),
             Err(e) => {
@@ -136,16 +139,28 @@ impl AdminApp for App {
         }
     }
 
+    fn act(&self, action: Action) -> Acting {
+        let (node, shared) = (self.node.clone(), Rc::clone(&self.shared));
+        Box::pin(async move {
+            match action {
+                Action::Reload => super::reload::run(&node, &shared).answer(),
+            }
+        })
+    }
+
     fn status(&self) -> Value {
         let now = self.node.clock().now();
-        let config = &self.shared.setup.core;
+        let setup = self.shared.setup();
+        let config = &setup.core;
         self.node.look(|agent| {
             let r = self.readiness(agent);
             let mux = agent.mux();
             let epoch = |session| {
                 agent.shard().attachments().find(|a| Some(a.session) == session).map(|a| a.fence.epoch.to_string())
             };
-            let hubs: Vec<Value> = (agent.tunnels().hubs().zip(&config.hubs))
+            let hubs: Vec<Value> = (agent.tunnels().hubs().zip(&agent.tunnels().config().hubs))
+                // One that was removed is shown while it is used up.
+                .filter(|((_, _, session), url)| session.is_some() || config.hubs.contains(url))
                 .map(|((state, replica, session), url)| {
                     json!({
                         "url": url,
@@ -170,6 +185,7 @@ impl AdminApp for App {
                 "hubs": hubs,
                 "connectors": connectors,
                 "streams": agent.shard().streams(),
+                "needs_restart": *self.shared.restart.borrow(),
                 "memory": status::memory(mux),
             })
         })

@@ -31,7 +31,7 @@ pub(super) async fn run(node: Node<Agent>, shared: Rc<Shared>, mut used: Option<
         tokio::time::sleep(LOOK_EVERY).await;
         let now = unix_millis() / 1000;
         // Unreadable or empty: somebody is writing it. The dials say so.
-        if let Ok(token) = read_token(&shared.setup.token_file)
+        if let Ok(token) = read_token(&shared.setup().token_file)
             && used.as_ref() != Some(&token)
         {
             tracing::info!(event = "token_changed", "the new token is sent to the hubs");

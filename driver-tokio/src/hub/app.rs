@@ -7,15 +7,15 @@ use http::HeaderMap;
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::ProtocolErrorKind;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::ListenerIx;
 use nowconnect_core::mux::Input;
 use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::{HubGrant, Principal};
 use nowconnect_core::wire::Plane;
+use serde_json::json;
 
 use super::readiness::{self, Readiness};
 use super::{Shared, Totals, snapshot, status};
-use crate::admin::AdminApp;
+use crate::admin::{Acting, Action, AdminApp};
 use crate::conn;
 use crate::http::{HttpApp, Refusal, Reject, Upgraded};
 use crate::node::Node;
@@ -82,7 +82,9 @@ impl App {
 impl HttpApp for App {
     fn authenticate(&self, plane: Plane, headers: &HeaderMap, tls: HubGrant) -> Result<Principal, Reject> {
         if plane == Plane::Mesh {
-            if self.shared.setup.core.mode == Mode::Off {
+            // A link that is kept for its streams may come back (M1).
+            let closed = |hub: &Hub| hub.mode() == Mode::Off && hub.mux().iter().all(|(_, e)| e.plane != Plane::Mesh);
+            if self.node.look(closed) {
                 let message = "this hub runs with ha.mode off".to_owned();
                 return Err(Reject { status: 404, reason_label: "mode_off", message });
             }
@@ -114,20 +116,19 @@ impl HttpApp for App {
         let status = match state {
             "ready" => 200,
             "degraded" if strict => 503,
-            "degraded" => self.shared.setup.degraded_status,
+            "degraded" => self.shared.setup().degraded_status,
             _ => 503,
         };
         (status, json)
     }
 
     fn readyz_listener(&self, name: &str) -> (u16, String) {
-        let mut listeners = self.shared.setup.core.listeners.iter().zip(0..);
-        let Some((l, ix)) = listeners.find(|(l, _)| l.name.as_str() == name) else {
-            return (404, serde_json::json!({ "error": "no listener of this name" }).to_string());
+        let state = self.node.look(|hub| readiness::listener(hub, &self.shared, name));
+        let Some(state) = state else {
+            return (404, json!({ "error": "no listener of this name" }).to_string());
         };
-        let state = self.node.look(|hub| readiness::listener(hub, &self.shared, ListenerIx(ix)));
         let mut body = state.json();
-        body["listener"] = l.name.as_str().into();
+        body["listener"] = name.into();
         (if state.unready.is_none() { 200 } else { 503 }, body.to_string())
     }
 
@@ -161,5 +162,16 @@ impl AdminApp for App {
 
     fn status(&self) -> serde_json::Value {
         status::take(&self.node, &self.shared)
+    }
+
+    fn act(&self, action: Action) -> Acting {
+        let (node, shared) = (self.node.clone(), Rc::clone(&self.shared));
+        // A task of its own: whoever asked may go away in the middle of it.
+        let task = tokio::task::spawn_local(async move {
+            match action {
+                Action::Reload => super::reload::run(&node, &shared).await.answer(),
+            }
+        });
+        Box::pin(async { task.await.unwrap_or_else(|e| (500, json!({ "error": e.to_string() }).to_string())) })
     }
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use nowconnect_core::config::Mode;
 use nowconnect_core::hub::{Hub, Unready};
-use nowconnect_core::id::ListenerIx;
 use nowconnect_core::time::Instant;
 use serde_json::{Value, json};
 
@@ -122,8 +121,8 @@ impl Readiness {
                 })
             })
             .collect();
-        let listeners = (shared.setup.core.listeners.iter().zip(0..))
-            .map(|(l, ix)| (l.name.as_str().to_owned(), listener(hub, shared, ListenerIx(ix))))
+        let listeners = (shared.setup().core.listeners.iter())
+            .filter_map(|l| Some((l.name.as_str().to_owned(), listener(hub, shared, l.name.as_str())?)))
             .collect();
         Self {
             state,
@@ -155,11 +154,17 @@ impl Readiness {
     }
 }
 
-/// What listener `ix` could do now.
-pub(super) fn listener(hub: &Hub, shared: &Shared, ix: ListenerIx) -> ListenerState {
-    let unready = if shared.leaving.get() { Some(Unready::Draining) } else { hub.unready(ix) };
-    let listening = shared.listening.get(usize::from(ix.0)).is_some_and(|l| l.get());
-    ListenerState { unready: unready.map(Unready::name), listening }
+/// What the listener of this name could do now; `None` when there is none.
+pub(super) fn listener(hub: &Hub, shared: &Shared, name: &str) -> Option<ListenerState> {
+    let setup = shared.setup();
+    let l = setup.core.listeners.iter().find(|l| l.name.as_str() == name)?;
+    let unready = match hub.listener(l) {
+        _ if shared.leaving.get() => Some(Unready::Draining),
+        Some(ix) => hub.unready(ix),
+        None => Some(Unready::Full),
+    };
+    let listening = shared.open.borrow().iter().any(|open| open.name() == name && open.is_listening());
+    Some(ListenerState { unready: unready.map(Unready::name), listening })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::{ListenerIx, Name};
+use nowconnect_core::id::Name;
 use nowconnect_core::link::State;
 use nowconnect_core::observed::ShardCounters;
 use nowconnect_core::shard::Shard;
@@ -15,18 +15,18 @@ use crate::clock::unix_millis;
 use crate::metrics::{Family, Snapshot};
 use crate::node::Node;
 use crate::registry::Registry;
-use crate::snapshot;
 use crate::status::STATES;
+use crate::{reload, snapshot};
 
 /// Everything `/metrics` shows now.
 pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     let mut s = Snapshot::default();
     node.look(|hub| {
         let counters = hub.counters();
-        listeners(&mut s, &counters, shared);
+        listeners(&mut s, &counters, hub);
         snapshot::shards(&mut s, &counters, hub.streams());
         snapshot::sessions(&mut s, hub.mux(), &[Plane::Tunnel, Plane::Mesh]);
-        links(&mut s, hub, shared.setup.legacy_metric_names);
+        links(&mut s, hub, shared.setup().legacy_metric_names);
         s.add(Family::RegistryHealthy, &[], u64::from(hub.control().registry_healthy()));
         let now = node.clock().now();
         readiness(&mut s, &Readiness::of(hub, shared, now));
@@ -41,7 +41,6 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
             s.add(Family::TokenNotAfter, &["attached"], (unix_millis() / 1000 + left).saturating_sub(over));
         }
     });
-    snapshot::certificates(&mut s, &shared.certificates);
     for ((change, cause), n) in shared.counts.ownership.borrow().iter() {
         s.add(Family::OwnershipChanges, &[change, cause], *n);
     }
@@ -54,7 +53,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     s.add(Family::ReplicaIdConflicts, &[], shared.counts.replica_id_twice.get());
     s.add(Family::DuplicateAgents, &[], shared.counts.agent_id_twice.get());
     s.add(Family::DuplicateAgentRefusals, &[], shared.counts.agent_id_refused.get());
-    if let Some(jwks) = &shared.jwks {
+    if let Some(jwks) = &shared.keys().jwks {
         for (result, n) in jwks.results() {
             s.add(Family::JwksFetches, &[result], n);
         }
@@ -62,14 +61,17 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
             s.add(Family::JwksAge, &["url"], age);
         }
     }
-    if let Registry::Redis(redis) = &*shared.registry {
+    shared.reloads.add_to(&mut s);
+    reload::add_certs(&mut s, &shared.certs);
+    if let Registry::Redis(redis) = &**shared.registry.borrow() {
         s.add(Family::RegistryCorruptValues, &[], redis.health().corrupt_values);
     }
     s
 }
 
-fn listeners(s: &mut Snapshot, c: &ShardCounters, shared: &Shared) {
-    for (ix, l) in shared.setup.core.listeners.iter().enumerate() {
+/// Also of listeners that are gone: totals never fall.
+fn listeners(s: &mut Snapshot, c: &ShardCounters, hub: &Hub) {
+    for (ix, l) in hub.control().config().listeners.iter().enumerate() {
         let name = l.name.as_str();
         let at = |v: &[u64]| v.get(ix).copied().unwrap_or(0);
         s.add(Family::StreamsTotal, &[name, "local"], at(&c.opened_local));
@@ -97,13 +99,14 @@ fn readiness(s: &mut Snapshot, r: &Readiness) {
 }
 
 fn limits(s: &mut Snapshot, hub: &Hub, shared: &Shared) {
-    let limits = &shared.setup.core.limits;
+    let setup = shared.setup();
+    let limits = &setup.core.limits;
     let pending_opens = hub.shards().iter().map(Shard::pending_opens).max().unwrap_or(0);
     snapshot::limits(s, hub.mux(), limits, hub.streams(), pending_opens);
     let handshakes = hub.control().handshakes() as u64;
     s.add_share(Family::LimitUsed, &["max_handshakes", ""], handshakes, limits.max_handshakes.into());
-    for (l, ix) in shared.setup.core.listeners.iter().zip(0..) {
-        let clients = hub.clients(ListenerIx(ix)).into();
+    for l in &setup.core.listeners {
+        let clients = hub.listener(l).map_or(0, |ix| hub.clients(ix)).into();
         s.add_share(Family::LimitUsed, &["max_connections", l.name.as_str()], clients, l.max_connections.into());
     }
 }

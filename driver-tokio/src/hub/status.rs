@@ -1,11 +1,11 @@
 //! `/status` of a hub (semantics 10).
 
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::ListenerIx;
 use serde_json::{Value, json};
 
 use super::Shared;
 use super::readiness::Readiness;
+use super::reload::OpenListener;
 use crate::node::Node;
 use crate::status;
 
@@ -39,20 +39,23 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Value {
                 })
             })
             .collect();
-        let bound = shared.bound.borrow();
-        let listeners: Vec<Value> = (shared.setup.core.listeners.iter().zip(bound.iter()))
-            .zip(0..)
-            .map(|((l, addr), ix)| {
+        let setup = shared.setup();
+        let open = shared.open.borrow();
+        let addr = |name: &str| open.iter().find(|o| o.name() == name).map(OpenListener::addr);
+        let listeners: Vec<Value> = (setup.core.listeners.iter())
+            .map(|l| {
                 json!({
                     "name": l.name.as_str(),
-                    "bind": addr.to_string(),
+                    "bind": addr(l.name.as_str()).map(|a| a.to_string()),
                     "connector": l.connector.as_str(),
                     "status": ready.listeners.get(l.name.as_str()).map(|l| l.status()),
                     "listening": ready.listeners.get(l.name.as_str()).map(|l| l.listening),
-                    "clients": hub.clients(ListenerIx(ix)),
+                    "clients": hub.listener(l).map_or(0, |ix| hub.clients(ix)),
+                    "max_connections": l.max_connections,
                 })
             })
             .collect();
+        let limits = &hub.control().config().limits;
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "role": "hub",
@@ -66,6 +69,12 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Value {
             "tunnels": tunnels,
             "listeners": listeners,
             "streams": hub.streams(),
+            "limits": {
+                "max_streams": limits.max_streams,
+                "max_sessions": limits.max_sessions,
+                "sessions": mux.len(),
+            },
+            "needs_restart": *shared.restart.borrow(),
             "memory": status::memory(mux),
         })
     })

@@ -49,6 +49,17 @@ impl Io {
         }
     }
 
+    /// The chain the peer showed, its own certificate first; `None` when it
+    /// showed none.
+    #[must_use]
+    pub fn peer_chain(&self) -> Option<&[CertificateDer<'static>]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::TlsServer(tls) => tls.get_ref().1.peer_certificates(),
+            Self::TlsClient(tls) => tls.get_ref().1.peer_certificates(),
+        }
+    }
+
     /// dNSNames of the certificate the peer showed; `None` when it showed none.
     #[must_use]
     pub fn peer_dns_names(&self) -> Option<Vec<String>> {

@@ -256,7 +256,7 @@ fn liar(answer_script: fn(echo: &str) -> Option<String>) -> SocketAddr {
             }
         }
     };
-    #[expect(clippy::disallowed_methods, reason = "a server of the test's own, on blocking sockets")]
+    #[allow(clippy::disallowed_methods, reason = "a server of the test's own, on blocking sockets")]
     drop(std::thread::spawn(serve));
     address
 }

@@ -1,0 +1,344 @@
+//! Reload of a hub: the file is read, checked in full, everything it needs is
+//! made (sockets, keys, certificates), and only then put in force, at once
+//! (M7, semantics 9). A file that cannot be used changes nothing and is named
+//! with its key and line. What needs a restart is said by name; the rest
+//! applies. Streams stay as they are.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use nowconnect_core::config::Mode;
+use nowconnect_core::hub::Hub;
+use nowconnect_core::wire::Plane;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::keys::Keys;
+use super::{Shared, bind, connect_registry};
+use crate::certs::{self, Certs};
+use crate::cli::RunError;
+use crate::config::{HubSetup, ListenerBind, ServerTlsFiles};
+use crate::dial::WsUrl;
+use crate::dialer::Target;
+use crate::listener::{self, Port};
+use crate::node::Node;
+use crate::reload::Outcome;
+
+/// Keys of a hub that a reload leaves as they were, named when they changed.
+pub const RESTART: &[&str] = &[
+    "admin.bind",
+    "admin.socket",
+    "admin.token_file",
+    "ha.mesh.listen",
+    "ha.mesh.listen_tls",
+    "ha.namespace",
+    "ha.redis_password_file",
+    "ha.redis_tls.ca_bundle",
+    "ha.redis_tls.cert_file",
+    "ha.redis_tls.key_file",
+    "ha.redis_url",
+    "ha.replica_id",
+    "http.bind",
+    "limits.max_handshakes",
+    "limits.stream_window_initial_bytes",
+    "metrics.bind",
+    "registry.op_timeout",
+];
+
+/// A configured client port.
+pub(crate) struct OpenListener {
+    /// As configured.
+    setup: ListenerBind,
+    port: Port,
+    /// Where it listens, with the port number it was given.
+    addr: SocketAddr,
+    task: Option<JoinHandle<()>>,
+}
+
+impl OpenListener {
+    pub(super) fn new(setup: ListenerBind, socket: TcpListener) -> std::io::Result<Self> {
+        let addr = socket.local_addr()?;
+        Ok(Self { setup, port: Rc::new(RefCell::new(Some(Rc::new(socket)))), addr, task: None })
+    }
+
+    /// The same port under another configuration.
+    fn renewed(&self, setup: ListenerBind) -> Self {
+        Self { setup, port: Rc::clone(&self.port), addr: self.addr, task: None }
+    }
+
+    pub(super) const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.setup.name.as_str()
+    }
+
+    /// Whether its socket listens now and clients are accepted.
+    pub(super) fn is_listening(&self) -> bool {
+        self.task.is_some() && self.port.borrow().is_some()
+    }
+
+    /// Accepts no more; who is in the kernel's queue stays there.
+    pub(super) fn pause(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
+
+    /// Accepts clients, as the machine's listener of this name.
+    pub(super) fn accept(&mut self, node: &Node<Hub>, shared: &Rc<Shared>) {
+        self.pause();
+        let setup = shared.setup();
+        let Some(core) = setup.core.listeners.iter().find(|l| l.name == self.setup.name) else { return };
+        let Some(ix) = node.look(|hub| hub.listener(core)) else { return };
+        let setting = listener::Setting {
+            ix,
+            name: self.setup.name.clone(),
+            connector: core.connector.clone(),
+            allow: self.setup.allow.clone(),
+            when_unavailable: self.setup.when_unavailable,
+        };
+        self.task = Some(tokio::task::spawn_local(listener::run(
+            node.clone(),
+            setting,
+            Rc::clone(&self.port),
+            self.addr,
+            Rc::clone(&shared.clients),
+            shared.lines.clone(),
+        )));
+    }
+}
+
+impl Drop for OpenListener {
+    fn drop(&mut self) {
+        self.pause();
+    }
+}
+
+/// Where the peers are.
+pub(super) fn targets(setup: &HubSetup) -> Result<BTreeMap<String, Target>, RunError> {
+    let target = |url: &String| {
+        let parsed = WsUrl::parse(url).map_err(|e| RunError::Config(format!("ha.mesh.peers: {url}: {e}")))?;
+        Ok((url.clone(), Target { url: parsed, tls: None, dialects: setup.mesh_wire.dialects(Plane::Mesh) }))
+    };
+    setup.core.peers.iter().map(|p| target(&p.url)).collect()
+}
+
+/// Puts back what only a restart changes; the names of what it put back.
+fn keep(new: &mut HubSetup, old: &HubSetup) -> Vec<&'static str> {
+    let mut kept = Vec::new();
+    macro_rules! keep {
+        ($($key:literal: $($field:ident).+;)*) => {
+            $(if new.$($field).+ != old.$($field).+ {
+                new.$($field).+ = old.$($field).+.clone();
+                kept.push($key);
+            })*
+        };
+    }
+    keep! {
+        "admin.bind": admin.bind;
+        "admin.socket": admin.socket;
+        "admin.token_file": admin.token_file;
+        "ha.namespace": core.namespace;
+        "ha.replica_id": core.replica_id;
+        "http.bind": http_bind;
+        "limits.max_handshakes": core.limits.max_handshakes;
+        "limits.stream_window_initial_bytes": core.limits.stream_window_initial_bytes;
+        "metrics.bind": metrics_bind;
+        "registry.op_timeout": core.registry.op_timeout;
+    }
+    if new.mesh_listen.map(|m| m.addr) != old.mesh_listen.map(|m| m.addr) {
+        kept.push("ha.mesh.listen");
+    }
+    if new.mesh_listen.map(|m| m.tls) != old.mesh_listen.map(|m| m.tls) {
+        kept.push("ha.mesh.listen_tls");
+    }
+    new.mesh_listen = old.mesh_listen;
+    // While nothing is asked of it, the registry may be another.
+    if old.core.mode != Mode::Off {
+        keep! {
+            "ha.redis_password_file": redis_password_file;
+            "ha.redis_tls.ca_bundle": redis_ca_bundle;
+            "ha.redis_url": redis_url;
+        }
+        let file =
+            |of: &HubSetup, get: fn(&ServerTlsFiles) -> &PathBuf| of.redis_identity.as_ref().map(|f| get(f).clone());
+        for (key, get) in [
+            ("ha.redis_tls.cert_file", (|f| &f.cert_file) as fn(&ServerTlsFiles) -> &PathBuf),
+            ("ha.redis_tls.key_file", |f| &f.key_file),
+        ] {
+            if file(new, get) != file(old, get) {
+                kept.push(key);
+            }
+        }
+        new.redis_identity.clone_from(&old.redis_identity);
+    }
+    kept.sort_unstable();
+    kept
+}
+
+fn is_same_registry(a: &HubSetup, b: &HubSetup) -> bool {
+    let place = |s: &HubSetup| {
+        (s.redis_url.clone(), s.redis_password_file.clone(), s.redis_ca_bundle.clone(), s.redis_identity.clone())
+    };
+    place(a) == place(b)
+}
+
+/// What would not work with what is kept.
+fn impossible(new: &HubSetup, old: &HubSetup) -> Option<String> {
+    if new.http_tls.is_some() != old.http_tls.is_some() {
+        return Some("http.tls cannot be added or removed while the hub runs: restart it".to_owned());
+    }
+    if new.mesh_tls.is_none() && old.mesh_tls.is_some() && old.mesh_listen.is_some() {
+        return Some("ha.mesh.tls cannot be removed while ha.mesh.listen is served: restart the hub".to_owned());
+    }
+    if new.core.mode == Mode::Active && !new.core.peers.is_empty() && new.redis_url.is_none() {
+        return Some(
+            "ha.mode: active with peers needs ha.redis_url; that key cannot change now: restart the hub".to_owned(),
+        );
+    }
+    None
+}
+
+/// Reads the file and puts it in force, or nothing of it.
+pub(super) async fn run(node: &Node<Hub>, shared: &Rc<Shared>) -> Outcome {
+    let Some(source) = &shared.source else { return Outcome::Refused("this hub runs without a file".to_owned()) };
+    if !shared.reloads.begin() {
+        return Outcome::Refused("another reload is under way; ask again".to_owned());
+    }
+    let outcome = match attempt(node, shared, source).await {
+        Ok(restart) => Outcome::Applied(restart),
+        Err(why) => Outcome::Refused(why.to_string()),
+    };
+    shared.reloads.note(&outcome, "ha.mode", shared.setup().core.mode.name());
+    outcome
+}
+
+async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) -> Result<Vec<&'static str>, RunError> {
+    let config = |e: &dyn std::fmt::Display| RunError::Config(e.to_string());
+    if shared.leaving.get() {
+        return Err(RunError::Failed("the hub is leaving".to_owned()));
+    }
+    let old = shared.setup();
+    let mut new = source()?;
+    let restart = keep(&mut new, &old);
+    if let Some(why) = impossible(&new, &old) {
+        return Err(RunError::Config(why));
+    }
+    // The same keys stay, with what was fetched of them.
+    let keys = if new.auth == old.auth { None } else { Some(Keys::load(&new.auth)?) };
+    let set = certs::Set::of_hub(&new).map_err(|e| config(&e))?;
+    let registry = if is_same_registry(&new, &old) { None } else { Some(Rc::new(connect_registry(&new).await?)) };
+    let mut open: Vec<OpenListener> = Vec::new();
+    for l in &new.listeners {
+        let before = shared.open.borrow();
+        let same = before.iter().find(|o| o.setup.addr == l.addr && (l.addr.port() != 0 || o.setup.name == l.name));
+        let key = format!("listeners[{}].bind", l.name);
+        open.push(match same {
+            Some(same) => same.renewed(l.clone()),
+            None => OpenListener::new(l.clone(), bind(l.addr, &key)?)
+                .map_err(|e| RunError::Failed(format!("{key}: {}: {e}", l.addr)))?,
+        });
+    }
+    // Nothing waits from here on. What the machine wants dialled must be there.
+    let mut targets = targets(&new)?;
+    // A removed peer's link may have to come back while streams use it up.
+    for (url, target) in shared.targets.borrow().iter() {
+        targets.entry(url.clone()).or_insert_with(|| target.clone());
+    }
+    let targets_before = shared.targets.replace(targets);
+    let drain = new.drain.timeout;
+    if let Err(e) = node.enter(|hub, now, out| hub.reload(now, &new.core, drain, out)) {
+        shared.targets.replace(targets_before);
+        return Err(RunError::Config(e.to_string()));
+    }
+    if let Some(keys) = keys {
+        shared.keys.replace(Rc::new(keys));
+    }
+    if let Some(registry) = registry {
+        shared.registry.replace(registry);
+    }
+    shared.certs.install(set);
+    shared.setup.replace(Rc::new(new));
+    // The sockets that are not wanted any more close here.
+    drop(shared.open.replace(open));
+    for l in shared.open.borrow_mut().iter_mut() {
+        l.accept(node, shared);
+    }
+    shared.certs.verify_again(node);
+    shared.restart.replace(restart.clone());
+    Ok(restart)
+}
+
+/// Looks after the files of certificates until the task is dropped.
+pub(super) async fn watch(node: Node<Hub>, shared: Rc<Shared>) {
+    loop {
+        tokio::time::sleep(certs::LOOK_EVERY).await;
+        let certs: &Certs = &shared.certs;
+        certs.renew(&node, || certs::Set::of_hub(&shared.setup()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ParseOptions, parse_hub};
+
+    fn setup(text: &str) -> HubSetup {
+        parse_hub(text, &|_| None, ParseOptions::default()).unwrap()
+    }
+
+    const OLD: &str = "\
+http: { bind: '127.0.0.1:1' }
+ha:
+  enabled: true
+  mode: shadow
+  replica_id: a
+  redis_url: redis://a
+  mesh: { listen: '127.0.0.1:2', listen_tls: ingress, tls: { ca_bundle: a, cert_file: a, key_file: a } }
+";
+
+    #[test]
+    fn what_needs_a_restart_is_kept_and_named_and_nothing_else_is() {
+        let old = setup(OLD);
+        let everything = "\
+http: { bind: '127.0.0.1:9', degraded_status: 503 }
+metrics: { bind: '127.0.0.1:8' }
+admin: { socket: /s, bind: '127.0.0.1:7', token_file: /t }
+ha:
+  enabled: true
+  mode: active
+  replica_id: b
+  namespace: other
+  redis_url: redis://b
+  redis_password_file: /p
+  redis_tls: { ca_bundle: c, cert_file: c, key_file: c }
+  mesh: { listen: '127.0.0.1:3', listen_tls: native, tls: { ca_bundle: b, cert_file: b, key_file: b } }
+registry: { op_timeout: 400ms, lease: 20s }
+limits: { max_handshakes: 5, stream_window_initial_bytes: 16384, max_streams: 7 }
+";
+        let mut new = setup(everything);
+        assert_eq!(keep(&mut new, &old), RESTART);
+        assert_eq!(keep(&mut new, &old), Vec::<&str>::new(), "all of it was put back");
+        assert_eq!((new.core.mode, new.core.limits.max_streams, new.degraded_status), (Mode::Active, 7, 503));
+        let mut off = setup(&OLD.replace("shadow", "off"));
+        let mut other = setup(&OLD.replace("redis://a", "redis://b"));
+        assert_eq!(keep(&mut other, &off), Vec::<&str>::new(), "while it is off the registry is free to change");
+        off.redis_url = None;
+        assert!(impossible(&setup(OLD), &off).is_none());
+    }
+
+    #[test]
+    fn the_documentation_names_the_same_keys() {
+        let page = include_str!("../../../docs/configuration.md");
+        for (whose, keys) in [("hub", RESTART), ("agent", crate::agent::RESTART)] {
+            let list = page.split(&format!("<!-- restart: {whose} -->\n")).nth(1).unwrap().lines().next().unwrap();
+            let named: Vec<&str> = list.split(", ").map(|k| k.trim_matches('`')).collect();
+            assert_eq!(named, keys, "{whose}");
+        }
+    }
+}

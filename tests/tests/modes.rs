@@ -1,0 +1,151 @@
+//! The mode of a hub changes while it carries streams: none is lost, none
+//! changes its path, and what is new follows the new mode (semantics 6).
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nowconnect_tests::actors::{Pinger, Transfer};
+use nowconnect_tests::cluster::{Cluster, Plan};
+use nowconnect_tests::process::{Signal, nowconnect, run};
+use nowconnect_tests::target::Target;
+use nowconnect_tests::wait::{PATIENCE, eventually};
+
+/// Writes the mode into a hub's file.
+fn write_mode(cluster: &Cluster, ix: usize, mode: &str) {
+    let text = fs::read_to_string(cluster.hub_file(ix)).unwrap();
+    let lines = text.lines().map(|l| if l.starts_with("  mode: ") { format!("  mode: {mode}") } else { l.to_owned() });
+    fs::write(cluster.hub_file(ix), lines.collect::<Vec<_>>().join("\n") + "\n").unwrap();
+}
+
+/// Switches hub `ix` by SIGHUP and waits until it says so.
+async fn flip(cluster: &Cluster, ix: usize, mode: &str) {
+    write_mode(cluster, ix, mode);
+    cluster.hubs[ix].running().signal(Signal::HUP);
+    eventually(&format!("hub {ix} is {mode}"), PATIENCE, || async {
+        let answer = cluster.get(ix, "/readyz").await.ok()?;
+        answer.body.contains(&format!("\"mode\":\"{mode}\"")).then_some(())
+    })
+    .await;
+}
+
+async fn sum(cluster: &Cluster, ix: usize, name: &str, labels: &[(&str, &str)]) -> f64 {
+    cluster.metrics(ix).await.sum(name, labels).unwrap_or(0.0)
+}
+
+/// Frames of all kinds on links, both ways.
+async fn mesh_frames(cluster: &Cluster, ix: usize) -> f64 {
+    sum(cluster, ix, "nowconnect_mesh_frames_total", &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_rounds_of_flips_under_load_lose_and_reroute_no_stream() {
+    let target = Target::start().await;
+    let mut cluster = Plan::default().connector("t", target.addr).start().await;
+    let mut open = Vec::new();
+    for hub in [0, 1, 0, 1] {
+        open.push(Pinger::open(cluster.listener(hub, "t"), open.len() as u64).await.unwrap());
+    }
+    let crossing = sum(&cluster, 1, "nowconnect_streams_total", &[("path", "mesh")]).await;
+    // Clients of the agent's own hub come and go all the while: no mode may touch them.
+    let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let load = tokio::spawn({
+        let (stop, served, addr) = (Arc::clone(&stop), Arc::clone(&served), cluster.listener(0, "t"));
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                let n = 100 + served.fetch_add(1, Ordering::Relaxed);
+                Transfer::Echo.run(addr, n, 50_000).await.map_err(|e| format!("transfer {n}: {e}"))?;
+            }
+            Ok::<(), String>(())
+        }
+    });
+    for round in 0..20 {
+        for mode in ["off", "shadow", "active", "shadow"] {
+            for hub in [round % 2, 1 - round % 2] {
+                flip(&cluster, hub, mode).await;
+                for (ix, pinger) in open.iter_mut().enumerate() {
+                    assert_eq!(pinger.ping(2000).await, Ok(()), "stream {ix}, round {round}, {mode}");
+                }
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert_eq!(load.await.unwrap(), Ok(()));
+    assert!(served.load(Ordering::Relaxed) > 1);
+    for ix in [0, 1] {
+        assert_eq!(sum(&cluster, ix, "nowconnect_sessions_lost_total", &[("plane", "tunnel")]).await, 0.0);
+        assert_eq!(sum(&cluster, ix, "nowconnect_config_reloads_total", &[("result", "applied")]).await, 80.0);
+    }
+    assert_eq!(
+        sum(&cluster, 1, "nowconnect_streams_total", &[("path", "mesh")]).await,
+        crossing,
+        "none was opened anew"
+    );
+    for hub in [0, 1] {
+        flip(&cluster, hub, "active").await;
+    }
+    cluster.wait_ready().await;
+    for hub in [0, 1] {
+        assert_eq!(Transfer::Echo.run(cluster.listener(hub, "t"), 900 + hub as u64, 100_000).await, Ok(()));
+    }
+    for pinger in open {
+        assert_eq!(pinger.close().await, Ok(()));
+    }
+    cluster.assert_alive();
+}
+
+/// M1: the link lives for its stream, and is silent afterwards; nothing new crosses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn off_keeps_what_crosses_takes_nothing_new_and_falls_silent() {
+    let target = Target::start().await;
+    let mut cluster = Plan::default().connector("t", target.addr).start().await;
+    for off in [0, 1] {
+        let mut crossing = Pinger::open(cluster.listener(1, "t"), 1).await.unwrap();
+        flip(&cluster, off, "off").await;
+        let refused = Transfer::Echo.run(cluster.listener(1, "t"), 2, 1000).await;
+        assert!(refused.is_err(), "with hub {off} in off nothing new crosses: {refused:?}");
+        crossing.ping(10_000).await.unwrap();
+        assert_eq!(crossing.close().await, Ok(()));
+        eventually("no link is left", PATIENCE, || async {
+            let up = sum(&cluster, off, "nowconnect_mesh_links", &[("state", "established")]).await;
+            (up == 0.0).then_some(())
+        })
+        .await;
+        let before = mesh_frames(&cluster, off).await;
+        // Some thousand transfers' worth of turns: whatever had a timer would have spoken.
+        for n in 0..20 {
+            assert_eq!(Transfer::Echo.run(cluster.listener(0, "t"), 10 + n, 100_000).await, Ok(()));
+        }
+        assert_eq!(mesh_frames(&cluster, off).await, before, "mesh frames in off");
+        flip(&cluster, off, "active").await;
+        cluster.wait_ready().await;
+    }
+    cluster.assert_alive();
+}
+
+/// A hub that ran alone claims what is attached to it, and others find it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn going_active_claims_live_attachments_without_touching_their_streams() {
+    let target = Target::start().await;
+    let cluster = Plan::default().connector("t", target.addr).start().await;
+    let epoch = || async {
+        let mut command = nowconnect(["status", "--output", "json", "--socket"]);
+        command.arg(cluster.dir().join("hub-a.sock"));
+        let status: serde_json::Value = serde_json::from_str(&run(command).await.stdout).unwrap();
+        status["tunnels"][0]["epoch"].as_str().unwrap().parse::<u64>().unwrap()
+    };
+    let mut local = Pinger::open(cluster.listener(0, "t"), 1).await.unwrap();
+    let before = epoch().await;
+    flip(&cluster, 0, "off").await;
+    assert_eq!(epoch().await, before, "leaving does not touch the attachment");
+    flip(&cluster, 0, "active").await;
+    cluster.wait_ready().await;
+    eventually("it is claimed, with the epoch it had as `seen`", PATIENCE, || async {
+        (epoch().await > before).then_some(())
+    })
+    .await;
+    local.ping(1000).await.unwrap();
+    assert_eq!(Transfer::Echo.run(cluster.listener(1, "t"), 2, 10_000).await, Ok(()));
+}
