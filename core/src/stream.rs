@@ -308,8 +308,9 @@ pub struct Origin {
     pub times: OpenTimes,
     /// For the stream record: who carries it.
     pub carrier: Option<Carrier>,
-    /// How often its session had been interrupted before.
-    pub interruptions_before: u32,
+    /// How often its session had been interrupted before, modulo 2^16: a
+    /// larger count would cost every idle stream eight bytes.
+    pub interruptions_before: u16,
     /// Secret of the OPEN.
     pub key: [u8; 16],
 }

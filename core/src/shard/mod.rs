@@ -163,7 +163,7 @@ pub struct Shard {
     relief_at: Option<Instant>,
     lost: VecDeque<(SessionKey, BTreeSet<StreamKey>)>,
     /// How often a session was interrupted, until its last stream is told.
-    interruptions: BTreeMap<SessionKey, u32>,
+    interruptions: BTreeMap<SessionKey, u16>,
     clients: Vec<u32>,
     draining: bool,
     lease_until: Option<Instant>,
@@ -300,7 +300,8 @@ impl Shard {
                         s.back_at = now;
                     }
                     if s.usable && !usable {
-                        *self.interruptions.entry(session).or_default() += 1;
+                        let n = self.interruptions.entry(session).or_default();
+                        *n = n.wrapping_add(1);
                     }
                     s.usable = usable;
                 }

@@ -10,8 +10,8 @@ use crate::time::Instant;
 use std::collections::BTreeSet;
 
 impl Shard {
-    /// How often a session was interrupted until now.
-    pub(super) fn interruptions_of(&self, session: SessionKey) -> u32 {
+    /// How often a session was interrupted until now, modulo 2^16; 0 once it is gone.
+    pub(super) fn interruptions_of(&self, session: SessionKey) -> u16 {
         self.interruptions.get(&session).copied().unwrap_or(0)
     }
 
@@ -46,7 +46,8 @@ impl Shard {
                 if epochs.is_empty() && o.carrier.is_some() {
                     epochs = Box::new([stream.fence.epoch]);
                 }
-                let interruptions = session(1).map_or(0, |key| self.interruptions_of(key));
+                let interruptions = session(1).and_then(|key| self.interruptions.get(&key));
+                let suspensions = interruptions.map_or(0, |n| n.wrapping_sub(o.interruptions_before));
                 out.observed.push(Observed::Stream(Box::new(StreamRecord {
                     cid: stream.cid,
                     sock: stream.socket().map(|(_, k)| k),
@@ -56,7 +57,7 @@ impl Shard {
                     local: o.carrier.as_ref().is_some_and(|c| c.local),
                     epoch: stream.fence.epoch,
                     epochs,
-                    suspensions: interruptions.saturating_sub(o.interruptions_before),
+                    suspensions: u32::from(suspensions),
                     route: since(o.times.routed),
                     open: since(o.times.opened),
                     first_byte: since(o.times.first_byte),
