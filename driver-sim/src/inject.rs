@@ -105,7 +105,9 @@ impl World {
                 self.after(lasts, Event::Undo(Undo::Dials { hub }));
             }
             Fault::Redirect { hub, .. } => {
-                self.net.redirect.push(u16::from(hub));
+                // A plan may have fewer hubs than its faults name; an agent
+                // never answers a dial.
+                self.net.redirect.push(u16::from(hub) % self.plan.hubs.len().max(1) as u16);
                 self.after(lasts, Event::Undo(Undo::Redirect));
             }
             Fault::Crash { at, silent, .. } => {

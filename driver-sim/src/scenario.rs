@@ -240,6 +240,8 @@ pub(crate) fn fairness(plan: &mut Plan, l: &mut Lane) {
     plan.net.latency = (MS, l.between(2, 20) * MS);
     plan.net.jitter = MS;
     plan.net.buffer = (64 << 10, 64 << 10);
+    // Megabytes byte by byte would take a minute of real time.
+    plan.net.mtu = (plan.net.mtu.0.max(1024), plan.net.mtu.1.max(1024));
     plan.late_timers_ns = 0;
     // Whether an OPEN gets through a full wire in time is another question.
     (plan.timers.attempt, plan.timers.open) = (10_000 * MS, 10_000 * MS);

@@ -33,6 +33,16 @@ const FOUND: &[Found] = &[
     },
     Found { name: "one of two tunnels after cuts", profile: "network", level: Level::L0, seed: 83, broke: "L2" },
     Found { name: "no link after the healing", profile: "swarm", level: Level::L0, seed: 108, broke: "L4" },
+    Found { name: "sent away for a clone that was gone", profile: "speed", level: Level::L0, seed: 145, broke: "L2" },
+    Found { name: "a retry at an old master", profile: "registry", level: Level::L0, seed: 439, broke: "O2" },
+    Found { name: "redirected to a hub that is none", profile: "swarm", level: Level::L0, seed: 3768, broke: "L2" },
+    Found {
+        name: "refused beside what an earlier run left",
+        profile: "swarm",
+        level: Level::L0,
+        seed: 4738,
+        broke: "M4",
+    },
 ];
 
 #[test]

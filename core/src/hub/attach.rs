@@ -70,6 +70,10 @@ impl Control {
         if self.is_full(mux) && !self.attachments.contains_key(&agent.agent_id) {
             return self.refuse_handshake(now, conn, CloseCode::Busy, "limits.max_sessions is reached", mux, out);
         }
+        if self.config.mode == Mode::Off {
+            // Who is not here is nowhere.
+            self.learn_holders(&agent.agent_id, &[]);
+        }
         let away = self.epochs.turns(&agent.agent_id).and_then(|t| t.send_away(now, agent.instance));
         if let Some(away) = away {
             let agent_id = agent.agent_id.clone();
@@ -140,12 +144,27 @@ impl Control {
     ) {
         let (cause, detail, wait) = match away {
             Away::Duplicate(wait) => {
+                // The incumbent may be gone by then: it is asked for, and the
+                // other one told to come back no later than that can be known.
+                let wait = wait.min(self.config.liveness.dead);
+                if self.config.mode != Mode::Off {
+                    let op = RegistryOp::Agent { agent_id: agent_id.clone() };
+                    self.ask(now, op, Asked::Owners { agent_id: agent_id.clone() }, out);
+                }
                 out.observed.push(Observed::DuplicateAgentRefused { agent_id, retry_after: wait });
                 (CloseCode::DuplicateId, "two live instances use this agent_id; the incumbent stays", wait)
             }
             Away::TooOften(wait) => (CloseCode::Busy, "this agent attaches afresh too often", wait),
         };
         self.refuse_for(now, conn, cause, detail, wait, mux, out);
+    }
+
+    /// Who holds the agent: its attachment here and those that the registry lists.
+    pub(super) fn learn_holders(&mut self, agent_id: &AgentId, listed: &[Located]) {
+        let here = self.attachments.get(agent_id).map(|a| a.instance);
+        if let Some(turns) = self.epochs.turns(agent_id) {
+            turns.held_only_by(listed.iter().map(|l| l.instance).chain(here));
+        }
     }
 
     /// This instance holds the agent now.

@@ -4,7 +4,8 @@
 //!
 //! Three takeovers between the same two instances within a minute: the one that
 //! holds the agent then stays for a minute, the other is sent away before
-//! anything is claimed. A restart is a takeover by an instance that was not
+//! anything is claimed. With the incumbent gone the guard ends: it is there for
+//! two that live, not against the one that is left. A restart is a takeover by an instance that was not
 //! there before and never counts. Work and memory per agent are bounded (L8).
 //!
 //! Must not know sessions, epochs or the registry.
@@ -70,6 +71,17 @@ impl Turns {
         true
     }
 
+    /// Who holds the agent now, as far as anybody knows. With nobody but the one
+    /// that is sent away the guard protects nobody.
+    pub(super) fn held_only_by(&mut self, mut holders: impl Iterator<Item = Instance>) {
+        if self.guarded.is_some_and(|(away, _)| holders.all(|holder| holder == away)) {
+            self.guarded = None;
+            // Coming back is no takeover.
+            self.holder = None;
+            self.takeovers.clear();
+        }
+    }
+
     /// Whether this instance is sent away now, and for how long. Counts one
     /// attachment if not.
     pub(super) fn send_away(&mut self, now: Instant, instance: Instance) -> Option<Away> {
@@ -116,6 +128,22 @@ mod tests {
         assert_eq!(t.send_away(at(5), Instance(3)), None, "a restart is none of the two");
         assert_eq!(t.send_away(at(64), A), None, "a minute later");
         assert!(!t.held_by(at(64), A, None), "and counts afresh");
+    }
+
+    #[test]
+    fn who_is_left_alone_is_let_in_again() {
+        let mut t = Turns::default();
+        for (secs, who) in [(1, A), (2, B), (3, A), (4, B)] {
+            t.held_by(at(secs), who, None);
+        }
+        t.held_only_by([A, B].into_iter());
+        t.held_only_by([Instance(3)].into_iter());
+        assert_eq!(t.send_away(at(5), A), Some(Away::Duplicate(Duration::from_secs(59))), "somebody else is there");
+        t.held_only_by([A].into_iter());
+        assert_eq!(t.send_away(at(6), A), None);
+        for (secs, who, flap) in [(6, A, false), (7, B, false), (8, A, false), (9, B, true)] {
+            assert_eq!(t.held_by(at(secs), who, None), flap, "{secs}: counted afresh");
+        }
     }
 
     #[test]

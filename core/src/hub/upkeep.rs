@@ -161,6 +161,7 @@ impl Control {
             let at = self.soon(now);
             return self.upkeep_by(agent_id, at);
         };
+        self.learn_holders(agent_id, &listed);
         let held = self.attachments.get(agent_id).map(|a| (a.session, a.instance, a.fence));
         let ours = |l: &&Located| l.agent_id == *agent_id && l.hub == self.run;
         let stale: Vec<Fence> =

@@ -44,9 +44,6 @@ const SLOWEST: u64 = 1_200_000 * MS;
 /// Bytes a second below which a wire holds a new client's OPEN back for long.
 const SLOW_BELOW: u64 = 1 << 20;
 
-/// How long an agent that was sent away waits, with the back-off behind it.
-const FLAP_WAIT: u64 = 65_000 * MS;
-
 /// What is remembered to judge the rest.
 #[derive(Debug)]
 pub(crate) struct Check {
@@ -79,9 +76,6 @@ pub(crate) struct Check {
     pub(crate) quiet_from: u64,
     /// Hubs that live twice.
     pub(crate) twins: Vec<twins::Pair>,
-    /// Agents that were sent away because another live instance holds their id,
-    /// and when (semantics 4: the incumbent stays for a minute).
-    sent_away: BTreeMap<u16, u64>,
     /// Clients that were opened once.
     tried: BTreeSet<u32>,
     /// The hub each agent attached to last.
@@ -123,7 +117,6 @@ impl Check {
             interrupted: BTreeMap::new(),
             quiet_from: 0,
             twins: Vec::new(),
-            sent_away: BTreeMap::new(),
             tried: BTreeSet::new(),
             attached: BTreeMap::new(),
             opened: BTreeSet::new(),
@@ -264,9 +257,6 @@ impl World {
                 }
             }
             Observed::HandshakeFailed { cause: CloseCode::ResumeRefused, .. } => self.marks.hit(Mark::ResumeRefused),
-            Observed::HandshakeFailed { cause: CloseCode::DuplicateId, .. } => {
-                self.check.sent_away.insert(ix, self.now);
-            }
             Observed::LeaseHeldByOther => {
                 self.marks.hit(Mark::LeaseSelfFence);
                 self.ghost_fenced(ix);
@@ -431,8 +421,7 @@ impl World {
             let have = a.mux().iter().filter(|(_, e)| e.conn.is_some()).count();
             let there = agent.hubs.iter().filter(|h| !self.is_frozen(u16::from(**h))).count();
             let want = usize::from(agent.parallel).min(there);
-            let waits = self.check.sent_away.get(&ix).is_some_and(|at| self.now - at < FLAP_WAIT);
-            if have < want && !waits {
+            if have < want {
                 let text = format!(
                     "agent-{n} has {have} of {want} tunnels {} s after the healing",
                     self.check.settle_ns / MS / 1000

@@ -68,7 +68,10 @@ impl World {
             let exposed = plan.connectors.iter().any(|c| c.0 == r.listener.0);
             let node = self.node_of(At::Agent(n));
             let calm = self.calm(node).is_some_and(|t| t + slack < came) && !self.check.drains.contains(&node);
-            *hub == ix && exposed && plan.token_ns == 0 && calm && held.since + slack < came
+            // What an earlier run of the agent left behind may have been
+            // withdrawn by it, and serves nobody.
+            let present = held.since >= self.nodes[usize::from(node)].started;
+            *hub == ix && exposed && plan.token_ns == 0 && calm && present && held.since + slack < came
         });
         if let Some(((_, agent), held)) = served {
             let text = format!(

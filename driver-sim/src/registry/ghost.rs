@@ -111,6 +111,8 @@ pub(super) struct Ghost {
     pub(super) claims: Vec<ExecutedClaim>,
     /// Claims by agent, newest last.
     by_agent: BTreeMap<AgentId, Vec<usize>>,
+    /// Of whose data a server was made, as of when.
+    made_of: BTreeMap<ServerId, (ServerId, Instant)>,
     pub(super) acted: Vec<Acted>,
     pub(super) marks: BTreeMap<&'static str, u64>,
     /// Highest wall-clock time of a claim: what it let be forgotten stays so.
@@ -214,7 +216,8 @@ impl Ghost {
 
     /// No claim that counts at this server lies above the agent's stored epoch.
     fn epochs_kept(&mut self, place: Place, state: &MemoryRegistry) {
-        let fallen = self.claims.iter().find(|c| same_lineage(c, place) && state.epoch(&c.agent_id) < c.fence.epoch);
+        let fallen =
+            self.claims.iter().find(|c| self.same_lineage(c, place) && state.epoch(&c.agent_id) < c.fence.epoch);
         if let Some(c) = fallen {
             let text = format!("a sweep left {} at epoch {}, below {c:?}", c.agent_id, state.epoch(&c.agent_id));
             self.violated("O5", text);
@@ -273,7 +276,8 @@ impl Ghost {
         let past =
             || self.by_agent.get(&claim.agent_id).into_iter().flatten().rev().filter_map(|ix| self.claims.get(*ix));
         // First: a retry gets its old answer, also after other claims (O5).
-        let same = |old: &&ExecutedClaim| old.claim_id == claim.claim_id && old.fence == fence && contains(old, place);
+        let same =
+            |old: &&ExecutedClaim| old.claim_id == claim.claim_id && old.fence == fence && self.contains(old, place);
         if let Some(old) = past().find(same) {
             let remembered = !old.memory_lost && self.wall_high < old.wall_millis.saturating_add(memory_millis());
             if remembered && old.superseded != superseded {
@@ -282,20 +286,53 @@ impl Ghost {
             return Judged::Retry;
         }
         for old in past() {
-            let known = contains(old, place);
+            let known = self.contains(old, place);
             let remembered =
                 known && !old.memory_lost && self.wall_high < old.wall_millis.saturating_add(memory_millis());
             if old.claim_id == claim.claim_id && remembered {
                 return broken("O5", format!("a retry of {old:?} was granted {fence:?}"));
             }
-            if old.fence.epoch == fence.epoch && old.claim_id != claim.claim_id && !excused(old, place) {
+            if old.fence.epoch == fence.epoch && old.claim_id != claim.claim_id && !self.excused(old, place) {
                 return broken("O3", format!("{claim:?} was granted {fence:?}, the epoch of {old:?}"));
             }
-            if old.fence.epoch > fence.epoch && same_lineage(old, place) {
+            if old.fence.epoch > fence.epoch && self.same_lineage(old, place) {
                 return broken("O2", format!("{claim:?} was granted {fence:?} after {old:?}"));
             }
         }
         Judged::New
+    }
+
+    /// A server began with the data another one had at an instant.
+    pub(super) fn made_of(&mut self, server: ServerId, old: ServerId, data_of: Instant) {
+        self.made_of.insert(server, (old, data_of));
+    }
+
+    /// Whether the data this server answers from came to contain the claim.
+    fn contains(&self, c: &ExecutedClaim, place: Place) -> bool {
+        if place.primary && !c.lost {
+            return true;
+        }
+        let mut server = place.server;
+        while c.server != server {
+            match self.made_of.get(&server) {
+                Some((old, data_of)) if c.at <= *data_of => server = *old,
+                Some(_) | None => return false,
+            }
+        }
+        true
+    }
+
+    /// Whether it still bounds the agent's epochs there.
+    fn same_lineage(&self, c: &ExecutedClaim, place: Place) -> bool {
+        !c.epoch_lost && self.contains(c, place)
+    }
+
+    /// Whether an equal epoch is the doing of an injected fault: the server knew
+    /// nothing of the first claim, and its clock did not pass the first claim's
+    /// either, or that one lay above its own millisecond already.
+    fn excused(&self, old: &ExecutedClaim, place: Place) -> bool {
+        let above = old.wall_millis.saturating_add(1).saturating_mul(EPOCHS_PER_MILLI);
+        !self.same_lineage(old, place) && (place.wall <= old.wall_millis || old.fence.epoch.0 > above)
     }
 
     /// The primary's data from now on is that of `until`, or empty.
@@ -331,22 +368,4 @@ enum Judged {
 
 fn memory_millis() -> u64 {
     u64::try_from(CLAIM_MEMORY.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Whether the data this server answers from came to contain the claim.
-fn contains(c: &ExecutedClaim, place: Place) -> bool {
-    c.server == place.server || (place.primary && !c.lost)
-}
-
-/// Whether it still bounds the agent's epochs there.
-fn same_lineage(c: &ExecutedClaim, place: Place) -> bool {
-    !c.epoch_lost && contains(c, place)
-}
-
-/// Whether an equal epoch is the doing of an injected fault: the server knew
-/// nothing of the first claim, and its clock did not pass the first claim's
-/// either, or that one lay above its own millisecond already.
-fn excused(old: &ExecutedClaim, place: Place) -> bool {
-    let above = old.wall_millis.saturating_add(1).saturating_mul(EPOCHS_PER_MILLI);
-    !same_lineage(old, place) && (place.wall <= old.wall_millis || old.fence.epoch.0 > above)
 }

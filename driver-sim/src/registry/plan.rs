@@ -38,6 +38,7 @@ impl RegistryModel {
         let cut = self.primary.not_before(before(now, lose.min(self.primary.kept().unwrap_or_default())));
         let state = self.primary.state_at(cut);
         let new = self.new_server(state, cut);
+        self.ghost.made_of(new.id, self.primary.id, cut);
         let old = std::mem::replace(&mut self.primary, new);
         if self.ghost.lose_after(Some(cut)) {
             self.ghost.mark("failover lost a claim");
@@ -56,7 +57,9 @@ impl RegistryModel {
             }
             Damage::Restore { age } => {
                 let cut = self.primary.not_before(before(now, age.min(self.primary.kept().unwrap_or_default())));
-                self.primary = self.new_server(self.primary.state_at(cut), cut);
+                let new = self.new_server(self.primary.state_at(cut), cut);
+                self.ghost.made_of(new.id, self.primary.id, cut);
+                self.primary = new;
                 self.ghost.lose_after(Some(cut));
                 true
             }

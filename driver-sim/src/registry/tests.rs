@@ -349,6 +349,23 @@ fn r3_a_failover_loses_the_last_writes_and_a_pinned_hub_writes_in_vain() {
     assert_eq!(w.model.check(), Ok(()));
 }
 
+/// The oracle takes what the old master's data were made of for its past
+/// (seed 439 of `registry`: the answer to a retry there counted as a grant).
+#[test]
+fn r3_a_retry_at_an_old_master_made_of_a_backup_is_no_second_claim() {
+    let (mut w, _) = served();
+    let op = claim(agent(2), 1, 1, 2, 0);
+    let first = w.granted(at(3000), 1, op.clone());
+    w.run_until(at(5000));
+    assert!(w.damage(at(5000), Damage::Restore { age: SECOND }));
+    let late = w.granted(at(5500), 1, claim(agent(3), 1, 1, 3, 0));
+    w.model.failover(at(6000), SECOND * 3, vec![1], at(9000));
+    assert_eq!(w.granted(at(7000), 1, op), first);
+    assert_eq!(w.granted(at(7500), 1, claim(agent(3), 1, 1, 3, 0)), late);
+    assert_eq!(w.model.executed_claims().len(), 3);
+    assert_eq!(w.model.check(), Ok(()));
+}
+
 #[test]
 fn r3_a_demoted_master_reads_old_and_refuses_writes_until_dialled_anew() {
     let (mut w, old) = served();
