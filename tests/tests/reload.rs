@@ -80,7 +80,7 @@ async fn a_file_that_cannot_be_used_is_refused_by_name_and_nothing_changes() {
     assert_eq!(applied(&cluster, "hub-a.sock").await.trim(), "applied");
     // What a reload cannot change is said, and the rest of the file applies.
     edit(&file, "  replica_id: hub-a\n", "  replica_id: hub-z\n");
-    edit(&file, "connector: t }", "connector: t, max_connections: 1 }");
+    edit(&file, "connector: t,", "connector: t, max_connections: 1,");
     let said = applied(&cluster, "hub-a.sock").await;
     assert!(said.contains("ha.replica_id: takes effect with a restart"), "{said}");
     assert!(Transfer::Echo.run(cluster.listener(0, "t"), 20, 10).await.is_err(), "max_connections is lower");
@@ -102,7 +102,7 @@ async fn listeners_limits_and_peers_change_while_streams_go_on() {
         cluster.wait_metric(1, "nowconnect_config_reloads_total", &[("result", "applied")], n).await;
     };
     // Below use: two clients stay, a third is refused.
-    edit(&file, "connector: t }", "connector: t, max_connections: 1 }");
+    edit(&file, "connector: t,", "connector: t, max_connections: 1,");
     let more = Port::reserve();
     edit(&file, "listeners:\n", &format!("listeners:\n  - {{ name: more, bind: '{}', connector: t }}\n", more.addr));
     hup(&cluster, 1.0).await;
