@@ -314,7 +314,7 @@ ha:
   mode: active
   replica_id: b
   namespace: other
-  redis_url: redis://b
+  redis_url: rediss://b
   redis_password_file: /p
   redis_tls: { ca_bundle: c, cert_file: c, key_file: c }
   mesh: { listen: '127.0.0.1:3', listen_tls: native, tls: { ca_bundle: b, cert_file: b, key_file: b } }

@@ -130,15 +130,15 @@ mod tests {
         }
     }
 
-    fn events(settings: &Settings) -> Vec<&'static str> {
+    fn topics(settings: &Settings) -> Vec<&'static str> {
         settings.advice().iter().map(|a| a.about).collect()
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_remedy() {
-        assert_eq!(events(&settings("7.0.15", "noeviction", "yes", "")), [""; 0]);
-        assert_eq!(events(&settings("6.2.0", "noeviction", "yes", "")), [""; 0]);
-        for (s, event, says) in [
+        assert_eq!(topics(&settings("7.0.15", "noeviction", "yes", "")), [""; 0]);
+        assert_eq!(topics(&settings("6.2.0", "noeviction", "yes", "")), [""; 0]);
+        for (s, about, says) in [
             (settings("6.0.16", "noeviction", "yes", ""), "version", "6.0 is older than 6.2"),
             (settings("7.2.4", "allkeys-lru", "yes", ""), "eviction", "allkeys-lru"),
             (settings("7.2.4", "noeviction", "no", ""), "persistence", "restarts empty"),
@@ -146,18 +146,18 @@ mod tests {
         ] {
             let advice = s.advice();
             assert_eq!(advice.len(), 1, "{advice:?}");
-            assert!(advice[0].event == event && advice[0].text.contains(says), "{advice:?}");
+            assert!(advice[0].about == about && advice[0].text.contains(says), "{advice:?}");
         }
         let mut cluster = settings("7.0.0", "noeviction", "yes", "");
         cluster.info = cluster.info.map(|i| i.replace("standalone", "cluster"));
-        assert_eq!(events(&cluster), ["cluster"]);
+        assert_eq!(topics(&cluster), ["cluster"]);
     }
 
     #[test]
     fn what_may_not_be_asked_is_said() {
         let silent = Settings::default();
         let advice = silent.advice();
-        assert_eq!(events(&silent), ["unchecked"; 2]);
+        assert_eq!(topics(&silent), ["unchecked"; 2]);
         assert!(advice[0].text.contains("+info") && advice[1].text.contains("+config|get"), "{advice:?}");
         assert!(!settings("7.0.0", "x y\nz", "yes", "").advice()[0].text.contains('\n'));
     }
