@@ -102,11 +102,9 @@ impl World {
         let [Frame::Stream { cid, body: Body::Credit { consumed, limit }, .. }] = told.frames.as_slice() else {
             return None;
         };
-        let surpasses = |f: &Frame| match f {
-            Frame::Stream { cid: c, body: Body::Credit { consumed: n, limit: l }, .. } => {
-                c == cid && n >= consumed && l >= limit
-            }
-            _ => false,
+        let surpasses = |f: &Frame| {
+            let Frame::Stream { cid: c, body: Body::Credit { consumed: n, limit: l }, .. } = f else { return false };
+            c == cid && n >= consumed && l >= limit
         };
         let c = &self.conns[conn as usize];
         if !c.under_way(1 - to).any(|t| t.frames.iter().any(surpasses))

@@ -302,9 +302,9 @@ impl World {
         if c.dialect.plane != Plane::Mesh || self.plan.hubs[usize::from(n)].shards > 0 {
             return None;
         }
-        let open = |f: &Frame| match f {
-            Frame::Stream { body: Body::Open(o), .. } => Some((**o).clone()),
-            _ => None,
+        let open = |f: &Frame| {
+            let Frame::Stream { body: Body::Open(o), .. } = f else { return None };
+            Some((**o).clone())
         };
         let opens: Vec<Open> = told.frames.iter().filter_map(open).collect();
         (!opens.is_empty()).then(|| Asked { carried: hub.counters().carried, opens })

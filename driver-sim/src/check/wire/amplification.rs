@@ -99,10 +99,9 @@ impl Wire {
 
     /// Frames reach a process.
     pub(super) fn earn(&mut self, node: u16, frames: &[Frame]) {
-        let cause = |f: &Frame| match f {
-            Frame::Stream { body: Body::Open(_), .. } => 1 + OPEN_CAUSES,
-            Frame::Stream { .. } => 1,
-            _ => 0,
+        let cause = |f: &Frame| {
+            let Frame::Stream { body, .. } = f else { return 0 };
+            if let Body::Open(_) = body { 1 + OPEN_CAUSES } else { 1 }
         };
         let n = frames.iter().map(cause).sum();
         if n > 0 {
