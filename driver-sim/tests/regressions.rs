@@ -36,6 +36,7 @@ const FOUND: &[Found] = &[
     Found { name: "sent away for a clone that was gone", profile: "speed", level: Level::L0, seed: 145, broke: "L2" },
     Found { name: "a retry at an old master", profile: "registry", level: Level::L0, seed: 439, broke: "O2" },
     Found { name: "redirected to a hub that is none", profile: "swarm", level: Level::L0, seed: 3768, broke: "L2" },
+    Found { name: "many streams lost at once", profile: "slow-claims", level: Level::L0, seed: 8267, broke: "B8" },
     Found {
         name: "refused beside what an earlier run left",
         profile: "swarm",

@@ -314,6 +314,8 @@ impl World {
     pub(crate) fn after_message(&mut self, conn: u32, to: usize, asked: Option<Asked>) {
         let c = &self.conns[conn as usize];
         let ix = c.nodes[to];
+        let streams = self.nodes[usize::from(ix)].machine.as_ref().map_or(0, crate::node::Machine::streams);
+        self.check.wire.note_streams(ix, streams);
         let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
         if c.wrong_certificate && to == 1 && hub.mux().carried_by(crate::net::key(conn, to)).is_some() {
             let text = format!("node {ix} has a session on conn {conn}, whose certificate names another hub");

@@ -114,6 +114,13 @@ impl Wire {
         self.allowance(node).earn(n);
     }
 
+    /// A process has so many streams now. What waits for a session to come
+    /// back is there and has not been told to anybody.
+    pub(crate) fn note_streams(&mut self, node: u16, streams: usize) {
+        let a = self.allowance(node);
+        a.peak = a.peak.max(streams as u64);
+    }
+
     /// A process says something about a stream.
     pub(super) fn spend(&mut self, g: &Ghost<'_>, cid: Cid, body: &Body) -> Result<(), Violation> {
         let node = g.world.conns[g.conn as usize].nodes[g.end];
@@ -168,6 +175,12 @@ mod tests {
         w.cause(1, 2);
         assert_eq!(w.allowance(1).left, 3);
         assert_eq!(w.allowance(0).left, 0, "a process has its own");
+        w.cause(1, 1000);
+        assert_eq!(w.allowance(1).left, ROOM);
+        w.note_streams(1, 100);
+        w.note_streams(1, 0);
+        w.cause(1, 1000);
+        assert_eq!(w.allowance(1).left, ROOM + 100 * ROOM_PER_STREAM, "for the most there were");
     }
 
     #[test]
