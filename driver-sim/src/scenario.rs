@@ -208,11 +208,17 @@ pub(crate) fn registry_out(plan: &mut Plan, l: &mut Lane) {
     }
 }
 
+/// Megabytes byte by byte (L1) would take minutes of real time.
+fn whole_packets(plan: &mut Plan) {
+    plan.net.mtu = (plan.net.mtu.0.max(1024), plan.net.mtu.1.max(1024));
+}
+
 /// {one stream of a pair of hubs pours while others trickle, over a thin wire}.
 pub(crate) fn thin_wire(plan: &mut Plan, l: &mut Lane) {
     let rate = l.spread(128 << 10, 512 << 10);
     plan.net.bandwidth = (rate, rate);
     plan.net.buffer = (64 << 10, 64 << 10);
+    whole_packets(plan);
     let from = l.between(3000, 6000) * MS;
     for c in &mut plan.clients {
         c.at = from + l.below(2000) * MS;
@@ -240,8 +246,7 @@ pub(crate) fn fairness(plan: &mut Plan, l: &mut Lane) {
     plan.net.latency = (MS, l.between(2, 20) * MS);
     plan.net.jitter = MS;
     plan.net.buffer = (64 << 10, 64 << 10);
-    // Megabytes byte by byte would take a minute of real time.
-    plan.net.mtu = (plan.net.mtu.0.max(1024), plan.net.mtu.1.max(1024));
+    whole_packets(plan);
     plan.late_timers_ns = 0;
     // Whether an OPEN gets through a full wire in time is another question.
     (plan.timers.attempt, plan.timers.open) = (10_000 * MS, 10_000 * MS);
