@@ -5,7 +5,10 @@
 #![allow(dead_code, reason = "each test file uses its part of the world")]
 #![allow(clippy::unwrap_used, reason = "a broken test world should panic")]
 
+mod connections;
+mod deployments;
 pub(crate) mod notes;
+mod sockets;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -14,6 +17,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+pub(crate) use deployments::{agent_config, hub_config};
 use notes::{Form, Mail, Pace, Seen};
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
@@ -37,47 +41,6 @@ use nowconnect_core::wire::{Codec, Dialect, Plane, Signature};
 
 pub(crate) fn name(s: &str) -> Name {
     Name::new(s).unwrap()
-}
-
-pub(crate) fn hub_config(replica: &str, mode: Mode, peers: &[&str]) -> HubConfig {
-    HubConfig {
-        replica_id: name(replica),
-        namespace: name("default"),
-        region: None,
-        mode,
-        listeners: vec![ListenerConfig {
-            name: name("l1"),
-            connector: name("ldap"),
-            open: OpenRule::Eager,
-            max_connections: 10_000,
-        }],
-        peers: peers.iter().map(|p| PeerConfig { url: (*p).to_owned(), replica_id: None, host: None }).collect(),
-        limits: Limits::default(),
-        liveness: Liveness::default(),
-        resume_window: Duration::from_secs(30),
-        backoff: Backoff::default(),
-        open: OpenTimers::default(),
-        registry: RegistryTimers::default(),
-        handshake_timeout: Duration::from_secs(5),
-        insecure_allow_unscoped: true,
-        on_expiry: OnExpiry::Keep,
-        insecure_mesh: true,
-    }
-}
-
-pub(crate) fn agent_config(id: &str, hubs: &[&str], parallel: u16) -> AgentConfig {
-    AgentConfig {
-        agent_id: AgentId::new(id).unwrap(),
-        hubs: hubs.iter().map(|h| (*h).to_owned()).collect(),
-        parallel,
-        connectors: vec![ConnectorConfig { name: name("ldap"), target: "t".into(), priority: 0, weight: 1 }],
-        limits: Limits::default(),
-        liveness: Liveness::default(),
-        resume_window: Duration::from_secs(30),
-        backoff: Backoff::default(),
-        target_timeout: Duration::from_millis(1500),
-        handshake_timeout: Duration::from_secs(5),
-    }
 }
 
 #[expect(clippy::large_enum_variant, reason = "a handful of nodes")]
@@ -180,21 +143,6 @@ pub(crate) struct World {
     proofs: VecDeque<(usize, ConnKey, Proof)>,
     /// The exporters of TLS at the dialler and at the acceptor of a link.
     pub(crate) exporters: [Option<[u8; 32]>; 2],
-}
-
-/// Stands for a signature: what was signed, under the names of a certificate.
-fn signed(names: &[String], statement: &[u8]) -> Signature {
-    let text = |bytes: &[u8]| STANDARD.encode(bytes);
-    Signature { chain: vec![text(names.join(",").as_bytes())], scheme: name("ed25519"), signature: text(statement) }
-}
-
-/// The verdict on such a signature.
-fn judged(statements: &[Vec<u8>], signature: &Signature) -> Result<Verified, &'static str> {
-    let said = STANDARD.decode(&signature.signature).map_err(|_| "no base64")?;
-    let statement = statements.iter().position(|s| *s == said).ok_or("the signature does not fit")?;
-    let names =
-        signature.chain.first().and_then(|c| String::from_utf8(STANDARD.decode(c).ok()?).ok()).ok_or("no chain")?;
-    Ok(Verified { names: names.split(',').map(str::to_owned).collect(), statement })
 }
 
 impl Drop for World {
@@ -624,168 +572,6 @@ impl World {
         o.observed.extend(later.observed);
         o.notes.extend(later.notes);
         o.drained |= later.drained;
-        worked
-    }
-
-    fn prove(&mut self, n: usize, conn: ConnKey, proof: &Proof) {
-        let own = vec![self.nodes[n].name.clone()];
-        let names = self.certificates.get(&n).unwrap_or(&own);
-        let input = match proof {
-            Proof::Sign { statement } => Input::Signed { conn, result: Ok(signed(names, statement)) },
-            Proof::Verify { statements, signature } => Input::Verified { conn, result: judged(statements, signature) },
-        };
-        self.input(n, input);
-    }
-
-    fn dial(&mut self, n: usize, ix: usize) {
-        let mut to_name = self.nodes[n].dial_names[ix].clone();
-        if let Some((_, real)) = self.aliases.iter().find(|(alias, _)| *alias == to_name) {
-            to_name.clone_from(real);
-        }
-        let from = self.nodes[n].name.clone();
-        let target = TargetIx(u16::try_from(ix).unwrap());
-        let to = self.nodes.iter().position(|x| x.name == to_name && !x.down);
-        let blocked =
-            self.unreachable.iter().any(|(a, b)| (*a == from && *b == to_name) || (*b == from && *a == to_name));
-        let Some(to) = to.filter(|_| !blocked) else {
-            self.input(n, Input::DialFailed { target });
-            return;
-        };
-        let key = |w: &mut Self| {
-            w.next_conn += 1;
-            ConnKey { ix: w.next_conn, generation: 0 }
-        };
-        let (a, b) = (key(self), key(self));
-        let is_agent = matches!(self.nodes[n].machine, Machine::Agent(_));
-        let plane = if is_agent { Plane::Tunnel } else { Plane::Mesh };
-        let dialect = Dialect { codec: self.codec, plane };
-        self.conns.push(Conn { ends: [(n, a), (to, b)], queues: [VecDeque::new(), VecDeque::new()], open: true });
-        let principal = if is_agent {
-            Principal::Agent(AgentGrant {
-                subject: from,
-                connectors: self.token_connectors.clone(),
-                expires: self.token_expires,
-            })
-        } else {
-            Principal::Hub(HubGrant { dns_names: None, exporter: self.exporters[1] })
-        };
-        let peer = HubGrant { dns_names: None, exporter: self.exporters[0] };
-        self.input(to, Input::Accepted { conn: b, dialect, principal });
-        self.input(n, Input::Connected { target, conn: a, dialect, peer });
-    }
-
-    fn transmit(&mut self, n: usize, conn: ConnKey) -> bool {
-        let node = &mut self.nodes[n];
-        if node.down {
-            return false;
-        }
-        let mut batch = std::mem::take(&mut self.batch);
-        match &mut node.machine {
-            Machine::Hub(h) => h.poll_transmit(self.now, conn, usize::MAX, &mut batch, &mut node.out),
-            Machine::Agent(a) => a.poll_transmit(self.now, conn, usize::MAX, &mut batch, &mut node.out),
-        };
-        let mut sent = false;
-        for m in batch.messages.drain(..) {
-            sent = true;
-            if let Some(i) = self.conns.iter().position(|c| c.open && c.ends.contains(&(n, conn))) {
-                let side = usize::from(self.conns[i].ends[0] == (n, conn));
-                self.conns[i].queues[side].push_back(m.to_bytes());
-            }
-        }
-        batch.bytes = 0;
-        self.batch = batch;
-        sent
-    }
-
-    fn sock_op(&mut self, n: usize, key: SockKey, op: SockOp) {
-        let Some(sock) = self.nodes[n].socks.get_mut(&key) else { return };
-        let stream = sock.stream.unwrap();
-        match op {
-            SockOp::Write(b) => {
-                sock.received.extend_from_slice(&b);
-                if sock.stalled {
-                    sock.unconfirmed += b.len() as u64;
-                } else {
-                    self.input(n, Input::Socket { stream, event: SockEvent::Written(b.len() as u64) });
-                }
-            }
-            SockOp::ShutDown => {
-                sock.eof_received = true;
-                self.input(n, Input::Socket { stream, event: SockEvent::ShutDown });
-            }
-            SockOp::Readable => {}
-            SockOp::Abort(code) => {
-                sock.aborted = Some(code);
-            }
-            SockOp::Close => sock.closed = true,
-        }
-    }
-
-    /// A stalled socket reads again.
-    pub(crate) fn unstall(&mut self, n: usize, key: SockKey) {
-        let sock = self.sock(n, key);
-        sock.stalled = false;
-        let bytes = std::mem::take(&mut sock.unconfirmed);
-        let stream = sock.stream.unwrap();
-        self.input(n, Input::Socket { stream, event: SockEvent::Written(bytes) });
-    }
-
-    fn open_target(&mut self, n: usize, stream: StreamKey) {
-        match self.target {
-            Target::Refuse => self.input(n, Input::Target { stream, result: Err(RstCode::Refused) }),
-            Target::Hang => {}
-            Target::Accept | Target::Echo => {
-                let node = &mut self.nodes[n];
-                let key = SockKey { ix: node.next_sock, generation: 0 };
-                node.next_sock += 1;
-                node.socks.insert(key, Sock { stream: Some(stream), ..Sock::default() });
-                self.input(n, Input::Target { stream, result: Ok(key) });
-            }
-        }
-    }
-
-    /// Lets sockets be read as far as their budgets allow.
-    fn feed(&mut self, n: usize) -> bool {
-        let mut worked = false;
-        let echo = self.target == Target::Echo && matches!(self.nodes[n].machine, Machine::Agent(_));
-        let keys: Vec<SockKey> = self.nodes[n].socks.keys().copied().collect();
-        for key in keys {
-            let Some(sock) = self.nodes[n].socks.get_mut(&key) else { continue };
-            if sock.aborted.is_some() || sock.closed || sock.eof_said {
-                continue;
-            }
-            let Some(stream) = sock.stream else { continue };
-            if echo {
-                if !sock.received.is_empty() {
-                    let b = std::mem::take(&mut sock.received);
-                    sock.to_node.push_back(b.into());
-                }
-                sock.eof_to_node |= sock.eof_received;
-            }
-            let Some(mut chunk) = sock.to_node.pop_front() else {
-                if sock.eof_to_node && !sock.eof_said {
-                    sock.eof_said = true;
-                    worked = true;
-                    self.input(n, Input::Socket { stream, event: SockEvent::Eof });
-                }
-                continue;
-            };
-            let budget = match &mut self.nodes[n].machine {
-                Machine::Hub(h) => h.read_budget(stream),
-                Machine::Agent(a) => a.read_budget(stream),
-            }
-            .min(64 * 1024);
-            let take = budget.min(chunk.len());
-            let part = chunk.split_to(take);
-            let sock = self.sock(n, key);
-            if !chunk.is_empty() {
-                sock.to_node.push_front(chunk);
-            }
-            if take > 0 {
-                worked = true;
-                self.input(n, Input::Socket { stream, event: SockEvent::Data(part) });
-            }
-        }
         worked
     }
 
