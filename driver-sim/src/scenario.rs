@@ -42,7 +42,8 @@ pub(crate) fn asymmetric_fin_resume(plan: &mut Plan, l: &mut Lane) {
         a.parallel = 1;
     }
     for c in &mut plan.clients {
-        c.hub = 1;
+        // Of one hub alone they are that hub's.
+        c.hub = u8::from(plan.hubs.len() > 1);
     }
     let mut triggered = Vec::new();
     let mut nth = 0;
