@@ -9,7 +9,7 @@ use std::time::Duration;
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
     AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule,
-    OpenTimers, PeerConfig, RegistryTimers,
+    OpenTimers, PeerConfig, RegistryTimers, Selection,
 };
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, ConnKey, Name, StreamKey};
@@ -250,6 +250,7 @@ fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
             timeout: Duration::from_nanos(plan.timers.open),
             ..OpenTimers::default()
         },
+        selection: Selection::default(),
         registry: RegistryTimers { lease: Duration::from_nanos(plan.timers.lease), ..RegistryTimers::default() },
         handshake_timeout: Duration::from_nanos(plan.timers.handshake),
         insecure_allow_unscoped: true,
@@ -271,6 +272,7 @@ fn agent_config(plan: &Plan, ix: usize, a: &AgentPlan) -> AgentConfig {
                 target: "target".to_owned(),
                 priority: *priority,
                 weight: *weight,
+                health: None,
             })
             .collect(),
         limits: limits(a.budget, a.window, a.inflight, 1000),

@@ -26,7 +26,7 @@ fn config() -> AgentConfig {
         agent_id: AgentId::new("a").unwrap(),
         hubs: vec!["1".to_owned()],
         parallel: 1,
-        connectors: vec![ConnectorConfig { name: name("ldap"), target: "t".to_owned(), priority: 0, weight: 1 }],
+        connectors: vec![ConnectorConfig { name: name("ldap"), target: "t".to_owned(), priority: 0, weight: 1, health: None }],
         limits: Limits::default(),
         liveness: Liveness::default(),
         resume_window: Duration::from_secs(30),

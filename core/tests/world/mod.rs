@@ -22,7 +22,7 @@ use notes::{Form, Mail, Pace, Seen};
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
     AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule,
-    OpenTimers, PeerConfig, RegistryTimers,
+    OpenTimers, PeerConfig, RegistryTimers, Selection,
 };
 use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::hub::Hub;
