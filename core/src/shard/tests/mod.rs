@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a broken test bench should panic")]
 
 mod hostile;
+mod select;
 mod wire;
 
 use std::collections::VecDeque;
