@@ -388,10 +388,8 @@ fn checked() -> HealthConfig {
 fn checked_agents(selection: Selection) -> (World, [usize; 2], usize, usize) {
     let mut w = World::new();
     w.target = Target::Accept;
-    let config = |hub: &str, peer: &str| HubConfig {
-        selection: selection.clone(),
-        ..hub_config(hub, Mode::Active, &[peer])
-    };
+    let config =
+        |hub: &str, peer: &str| HubConfig { selection: selection.clone(), ..hub_config(hub, Mode::Active, &[peer]) };
     let a = w.hub(config("hub-a", "hub-b"), 1);
     let b = w.hub(config("hub-b", "hub-a"), 2);
     let agent = |id: &str, hubs: &[&str], priority| {

@@ -45,9 +45,7 @@ pub(super) struct Handshake {
 
 impl Tunnels {
     pub(super) fn ads(&self) -> Vec<ConnectorAd> {
-        self.exposed()
-            .map(|c| ConnectorAd { name: c.name.clone(), priority: c.priority, weight: c.weight })
-            .collect()
+        self.exposed().map(|c| ConnectorAd { name: c.name.clone(), priority: c.priority, weight: c.weight }).collect()
     }
 
     pub(super) fn on_connected(

@@ -213,13 +213,7 @@ impl Tunnels {
 
     /// Says what is exposed from now on, to the shard and on every tunnel that
     /// still takes streams. Streams that are open stay.
-    pub(super) fn say_exposed(
-        &mut self,
-        now: Instant,
-        mux: &mut Mux,
-        notes: &mut Vec<ControlNote>,
-        out: &mut NodeOut,
-    ) {
+    pub(super) fn say_exposed(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         if self.draining {
             return;
         }

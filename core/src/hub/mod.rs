@@ -73,11 +73,7 @@ impl Hub {
     pub fn new(config: Arc<HubConfig>, seed: Seed, now: Instant, out: &mut NodeOut) -> Self {
         let incarnation = Incarnation(seed.fork("incarnation").rng().next_u64());
         let shard = Shard::new(
-            Role::Hub {
-                listeners: config.listeners.clone(),
-                open: config.open,
-                selection: config.selection.clone(),
-            },
+            Role::Hub { listeners: config.listeners.clone(), open: config.open, selection: config.selection.clone() },
             config.limits.clone(),
             incarnation,
             0,

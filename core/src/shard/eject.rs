@@ -120,11 +120,8 @@ impl Ejections {
 
     /// Since when a candidate that was away is there again; `None` if it never was.
     pub(super) fn back_since(&self, connector: &Name, c: &Candidate) -> Option<Instant> {
-        let back = if self.back.is_empty() {
-            None
-        } else {
-            self.back.get(&(connector.clone(), c.agent_id.clone())).copied()
-        };
+        let back =
+            if self.back.is_empty() { None } else { self.back.get(&(connector.clone(), c.agent_id.clone())).copied() };
         if self.records.is_empty() {
             return back;
         }

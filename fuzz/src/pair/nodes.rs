@@ -119,7 +119,8 @@ pub(super) fn nodes(flags: u8, now: Instant, outs: &mut [NodeOut; 2]) -> [Machin
         on_expiry: OnExpiry::Keep,
         insecure_mesh: true,
     };
-    let connector = ConnectorConfig { name: name("ldap"), target: "t".to_owned(), priority: 0, weight: 1, health: None };
+    let connector =
+        ConnectorConfig { name: name("ldap"), target: "t".to_owned(), priority: 0, weight: 1, health: None };
     let config = AgentConfig {
         agent_id: agent("a"),
         hubs: vec!["1".to_owned()],

@@ -17,7 +17,9 @@ use bytes::Bytes;
 use super::{Attach, ControlNote, Role, SessionUp, Shard, ShardNote, ShardOut, SockEvent};
 use crate::config::{Limits, ListenerConfig, OpenRule, OpenTimers, Selection};
 use crate::error::RstCode;
-use crate::id::{AgentId, Epoch, Fence, Incarnation, Instance, ListenerIx, Name, Nonce, SessionKey, SockKey, StreamKey};
+use crate::id::{
+    AgentId, Epoch, Fence, Incarnation, Instance, ListenerIx, Name, Nonce, SessionKey, SockKey, StreamKey,
+};
 use crate::rng::Seed;
 use crate::route::Candidate;
 use crate::time::Instant;
