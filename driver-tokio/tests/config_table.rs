@@ -179,7 +179,7 @@ fn bad_hubs() {
         ("selection: { failback_after: 25h }\n", 1, "selection.failback_after: expected 0s to 86400s"),
         ("selection: { priorities: [{ agent: a }] }\n", 1, "selection.priorities[0].priority: this key is required"),
         ("selection: { priorities: [{ priority: 1 }] }\n", 1, "selection.priorities[0].agent: this key is required"),
-        ("selection: { priorities: [{ agent: a, prio: 1 }] }\n", 1, "did you mean `priority`?"),
+        ("selection: { priorities: [{ agent: a, prority: 1 }] }\n", 1, "did you mean `priority`?"),
         (
             "selection:\n  priorities:\n    - { agent: a, priority: 1 }\n    - { agent: a, connector: c, priority: 2 }\n    - { agent: a, priority: 3 }\n",
             5,
@@ -237,8 +237,16 @@ fn bad_agents() {
             3,
             "connectors[1].name: this name, `l`, is already used",
         ),
-        ("connectors: [{ name: l, target: 'h:1', health: {} }]\n", 1, "connectors[0].health.kind: this key is required"),
-        ("connectors: [{ name: l, target: 'h:1', health: { kind: http } }]\n", 1, "health.kind: expected tcp, got \"http\""),
+        (
+            "connectors: [{ name: l, target: 'h:1', health: {} }]\n",
+            1,
+            "connectors[0].health.kind: this key is required",
+        ),
+        (
+            "connectors: [{ name: l, target: 'h:1', health: { kind: http } }]\n",
+            1,
+            "health.kind: expected tcp, got \"http\"",
+        ),
         (
             "connectors:\n  - name: l\n    target: 'h:1'\n    health: { kind: tcp, interval: 1s,\n      timeout: 2s }\n",
             5,
@@ -249,7 +257,11 @@ fn bad_agents() {
             1,
             "connectors[0].health.interval: expected 100ms to",
         ),
-        ("connectors: [{ name: l, target: 'h:1', health: { kind: tcp, fall: 0 } }]\n", 1, "health.fall: expected 1 to 1000"),
+        (
+            "connectors: [{ name: l, target: 'h:1', health: { kind: tcp, fall: 0 } }]\n",
+            1,
+            "health.fall: expected 1 to 1000",
+        ),
         ("connectors: [{ name: l, target: 'h:1', health: { kind: tcp, rose: 1 } }]\n", 1, "did you mean `rise`?"),
         ("admin: { bind: '[::]:8766' }\n", 1, "set admin.token_file, or use a loopback address"),
         ("reconnect: { jitter: 1.5 }\n", 1, "reconnect.jitter: expected 0.000 to 1.000, got 1.500"),
