@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{AgentId, Fence, Name, SessionKey};
+use crate::id::{AgentId, Fence, Instance, Name, SessionKey};
 
 /// Ranks from here on: attachments that the registry does not list any more.
 pub const RANK_FADED: u64 = 1 << 32;
@@ -15,6 +15,8 @@ pub const RANK_FADED: u64 = 1 << 32;
 pub struct Candidate {
     /// The agent.
     pub agent_id: AgentId,
+    /// Its run.
+    pub instance: Instance,
     /// The attachment's fence.
     pub fence: Fence,
     /// The session an OPEN is sent on: the tunnel itself, or the link to the owner.
@@ -23,13 +25,26 @@ pub struct Candidate {
     pub owner: Name,
     /// Whether that is this hub.
     pub local: bool,
-    /// Class of preference, lower first; equals share by weight.
+    /// Class of preference, lower first: made by [`rank`]. Those of one rank at
+    /// one distance share by weight.
     pub rank: u64,
     /// Share among equals, at least 1.
     pub weight: u16,
 }
 
+/// The rank of a candidate: priority, then own tunnels, then the hub's region.
+#[must_use]
+pub fn rank(priority: u16, local: bool, same_region: bool) -> u64 {
+    u64::from(priority) << 2 | u64::from(!local) << 1 | u64::from(!same_region)
+}
+
 impl Candidate {
+    /// Its priority, lower is preferred.
+    #[must_use]
+    pub const fn priority(&self) -> u64 {
+        (self.rank & (RANK_FADED - 1)) >> 2
+    }
+
     /// Whether the registry listed it once and does not any more: it may be
     /// over, or withdrawn, or only forgotten.
     #[must_use]

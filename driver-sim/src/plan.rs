@@ -131,6 +131,9 @@ pub struct HubPlan {
     pub region: u8,
     /// Peers it dials, by hub number (it may list itself).
     pub peers: Vec<u8>,
+    /// How long an agent that came back is not preferred, nanoseconds.
+    #[serde(default)]
+    pub failback_ns: u64,
 }
 
 /// An agent.
@@ -156,6 +159,9 @@ pub struct AgentPlan {
     pub drift_ppm: i32,
     /// When it starts, nanoseconds.
     pub start_ns: u64,
+    /// Between checks of its targets, nanoseconds; 0: none.
+    #[serde(default)]
+    pub check_ns: u64,
 }
 
 /// One direction of a client's stream.

@@ -398,6 +398,10 @@ impl Effects<Hub> for HubEffects {
             | Observed::TokenAnswered { .. }
             | Observed::PeerIsSelf { .. }
             | Observed::FewerHubs { .. }
+            | Observed::Ejected { .. }
+            | Observed::Reinstated { .. }
+            | Observed::TargetDown { .. }
+            | Observed::TargetUp { .. }
             | Observed::GaveUp { .. } => {}
         }
         observe::event(&event, &s.lines);

@@ -14,7 +14,7 @@ use crate::config::OnOutage;
 use crate::id::{AgentId, Name};
 use crate::mux::{Mux, Peer};
 use crate::registry::Located;
-use crate::route::{Candidate, Candidates, RANK_FADED, RouteChange, Routes};
+use crate::route::{Candidate, Candidates, RANK_FADED, RouteChange, Routes, rank};
 use crate::shard::ControlNote;
 
 /// What is published, and what is to be published next.
@@ -72,6 +72,15 @@ impl Control {
         }
     }
 
+    /// Another configuration gives other priorities.
+    pub(super) fn own_ranks_changed(&mut self) {
+        let all = |(agent_id, names): (&AgentId, &Vec<Name>)| {
+            names.iter().map(|name| (name.clone(), agent_id.clone())).collect::<Vec<_>>()
+        };
+        let all: Vec<_> = self.published.by_agent.iter().flat_map(all).collect();
+        self.published.own.extend(all);
+    }
+
     /// Whether other hubs' attachments may be used now (semantics 5).
     fn others_usable(&self) -> bool {
         self.routes_across() && (!self.registry_unwell() || self.config.registry.on_outage == OnOutage::Cached)
@@ -120,11 +129,12 @@ impl Control {
         let ad = a.open_to().iter().find(|ad| ad.name == *connector)?;
         Some(Candidate {
             agent_id: agent_id.clone(),
+            instance: a.instance,
             fence: a.fence,
             session: a.session,
             owner: self.run.replica_id.clone(),
             local: true,
-            rank: u64::from(ad.priority) << 2,
+            rank: rank(self.config.selection.priority(agent_id, connector, ad.priority), true, true),
             weight: ad.weight,
         })
     }
@@ -152,14 +162,15 @@ impl Control {
             return None;
         }
         let ad = l.connectors.iter().find(|ad| ad.name == *connector)?;
-        let elsewhere = u64::from(l.region != self.config.region);
+        let priority = self.config.selection.priority(&l.agent_id, connector, ad.priority);
         Some(Candidate {
             agent_id: l.agent_id.clone(),
+            instance: l.instance,
             fence: l.fence,
             session: key,
             owner: l.hub.replica_id.clone(),
             local: false,
-            rank: last | (u64::from(ad.priority) << 2) | 2 | elsewhere,
+            rank: last | rank(priority, false, l.region == self.config.region),
             weight: ad.weight,
         })
     }

@@ -270,6 +270,10 @@ impl World {
             Observed::TokenExpired { .. } => self.marks.hit(Mark::TokenExpired),
             Observed::TokenRenewed { .. } => self.marks.hit(Mark::TokenRenewed),
             Observed::TokenRefused { .. } => self.marks.hit(Mark::TokenRefused),
+            Observed::Ejected { .. } => self.marks.hit(Mark::Ejected),
+            Observed::Reinstated { .. } => self.marks.hit(Mark::Reinstated),
+            Observed::TargetDown { .. } => self.marks.hit(Mark::TargetDown),
+            Observed::TargetUp { .. } => self.marks.hit(Mark::TargetUp),
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
             Observed::ProtocolViolation { plane, kind, detail } => {
                 self.fail(

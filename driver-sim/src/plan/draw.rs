@@ -213,6 +213,7 @@ impl HubPlan {
             drift_ppm: drift(l),
             region: l.below(2) as u8,
             peers: (0..hubs).collect(),
+            failback_ns: if l.chance(1, 3) { l.spread(500, 20_000) * MS } else { 0 },
         }
     }
 }
@@ -245,6 +246,7 @@ impl AgentPlan {
             inflight: inflight(l),
             drift_ppm: drift(l),
             start_ns: if l.chance(1, 4) { l.below(3000) * MS } else { 0 },
+            check_ns: if l.chance(1, 3) { l.spread(200, 2000) * MS } else { 0 },
         }
     }
 }
