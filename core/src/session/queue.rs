@@ -17,7 +17,7 @@ use slab::Slab;
 
 use super::Released;
 use crate::error::RstCode;
-use crate::id::{Cid, Epoch};
+use crate::id::{Cid, Epoch, Fence};
 use crate::planted;
 use crate::wire::{Body, DATA_PAYLOAD_MAX_BYTES, Frame, Open, Resume};
 
@@ -456,6 +456,33 @@ impl Queues {
         if bytes > 0 {
             released.push(Released { cid, bytes });
         }
+    }
+
+    /// Takes back the OPENs that wait under another fence than `keep` and that
+    /// the caller calls its own, with whatever waits behind them; in the order
+    /// they would have left in. A walk over the control that waits.
+    pub(super) fn take_back_opens(
+        &mut self,
+        keep: Fence,
+        own: impl Fn(Cid) -> bool,
+        released: &mut Vec<Released>,
+    ) -> Vec<Cid> {
+        let mut taken = Vec::new();
+        let mut at = self.dirty.head;
+        while let Some(control) = get(&self.controls, at) {
+            let (ix, next) = (control.entry, control.dirty.next);
+            let stale = control.open.as_ref().is_some_and(|(epoch, o)| Fence { epoch: *epoch, nonce: o.nonce } != keep);
+            let cid = self.entries[ix as usize].cid;
+            if stale && own(cid) {
+                // The peer never heard of the stream.
+                self.drop_control(ix);
+                self.discard(ix, None, released);
+                self.drop_if_empty(ix);
+                taken.push(cid);
+            }
+            at = next;
+        }
+        taken
     }
 
     /// The next control frame.

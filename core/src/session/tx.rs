@@ -10,8 +10,9 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use super::queue::{Notices, Pulled, Queues};
-use super::{BlockedBy, Chunks, Released, TxMessage, kind_ix};
+use super::{BlockedBy, Chunks, Released, Session, TxMessage, kind_ix};
 use crate::error::{ProtocolError, ProtocolErrorKind};
+use crate::id::{Cid, Fence};
 use crate::planted;
 use crate::wire::{
     Body, Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, FRAME_KINDS, Frame, encode_head, encode_message_start,
@@ -54,6 +55,20 @@ pub(super) struct Tx {
     replay_held: u64,
     arena: BytesMut,
     chunks: Vec<Bytes>,
+}
+
+impl Session {
+    /// Takes back the OPENs of `own` streams that were never sent and are under
+    /// another fence than `keep`, with what waits behind them. `released` gets
+    /// their payload.
+    pub fn take_back_opens(
+        &mut self,
+        keep: Fence,
+        own: impl Fn(Cid) -> bool,
+        released: &mut Vec<Released>,
+    ) -> Vec<Cid> {
+        self.tx.queues.take_back_opens(keep, own, released)
+    }
 }
 
 impl Tx {
