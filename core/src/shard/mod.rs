@@ -114,6 +114,9 @@ pub struct ShardOut {
     pub frames: Vec<(SessionKey, Frame)>,
     /// Socket operations.
     pub socks: Vec<(SockKey, SockOp)>,
+    /// Sessions whose fence was replaced, with the new one: OPENs of this shard
+    /// that still wait there under the old one come back to `on_unsent`.
+    pub refenced: Vec<(SessionKey, Fence)>,
     /// Targets to connect (agent): answer with `on_target`.
     pub targets: Vec<(StreamKey, Name)>,
     /// Notes to control.
@@ -363,7 +366,12 @@ impl Shard {
                 {
                     self.violations.entry(name).or_default();
                 }
-                self.attachments.entry(attach.agent_id.clone()).or_default().insert(attach.session, attach);
+                let (session, fence) = (attach.session, attach.fence);
+                let of_agent = self.attachments.entry(attach.agent_id.clone()).or_default();
+                let before = of_agent.insert(session, attach);
+                if before.is_some_and(|b| b.fence != fence) && !self.is_agent() {
+                    out.refenced.push((session, fence));
+                }
             }
             ControlNote::Detach { agent_id, fence } => {
                 if let Some(by_session) = self.attachments.get_mut(&agent_id) {

@@ -218,9 +218,16 @@ impl Shard {
         }
     }
 
+    /// Whether a stream of this shard has this name.
+    #[must_use]
+    pub fn knows(&self, cid: Cid) -> bool {
+        self.by_cid.contains_key(&cid)
+    }
+
     /// The OPEN of a stream could not be handed to its session: that one is
-    /// gone, and the note of its loss is still on the way. Nothing was sent, so
-    /// it is as good as a definite no (S6); a stale cid is ignored (C5).
+    /// gone, and the note of its loss is still on the way; or it waited there
+    /// until the fence it names was replaced. Nothing was sent, so it is as good
+    /// as a definite no (S6); a stale cid is ignored (C5).
     pub fn on_unsent(&mut self, now: Instant, session: SessionKey, cid: Cid, out: &mut ShardOut) {
         let Some(&key) = self.by_cid.get(&cid) else { return };
         if self.streams.get(key).is_some_and(|s| !s.open && s.ends[1] == End::Session(session)) {

@@ -122,6 +122,8 @@ pub(crate) struct World {
     pub(crate) registry_fails_at_once: bool,
     /// Operations wait.
     pub(crate) registry_held: bool,
+    /// Claims wait, and what comes behind one.
+    pub(crate) claims_held: bool,
     /// Nodes whose operations get lost.
     pub(crate) registry_deaf: Vec<usize>,
     /// Further names that lead to a node.
@@ -178,6 +180,7 @@ impl World {
             registry_down: false,
             registry_fails_at_once: false,
             registry_held: false,
+            claims_held: false,
             registry_deaf: Vec::new(),
             aliases: Vec::new(),
             timeouts: 0,
@@ -404,6 +407,11 @@ impl World {
         self.registry_ops.len()
     }
 
+    /// Whether the next operation is a claim.
+    pub(crate) fn claim_waits(&self) -> bool {
+        matches!(self.registry_ops.front(), Some((_, _, RegistryOp::Claim(_))))
+    }
+
     fn registry_millis(&self) -> u64 {
         1_000_000 + self.now.as_nanos() / 1_000_000 + self.registry_ahead - self.registry_behind
     }
@@ -502,6 +510,7 @@ impl World {
             self.prove(n, conn, &proof);
         }
         while !self.registry_held
+            && !(self.claims_held && self.claim_waits())
             && let Some((n, token, op)) = self.registry_ops.pop_front()
         {
             worked = true;
