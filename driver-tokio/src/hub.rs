@@ -373,6 +373,7 @@ impl Effects<Hub> for HubEffects {
             Observed::Rtt { plane: Plane::Mesh, sample } => s.metrics.observe_mesh_rtt(*sample),
             Observed::Rtt { plane: Plane::Tunnel, sample } => s.metrics.observe_tunnel_rtt(*sample),
             Observed::ProtocolViolation { plane, kind, .. } => s.counts.protocol_error(*plane, *kind),
+            Observed::HandshakeFailed { plane, cause, .. } => s.counts.handshake_failure(*plane, *cause),
             Observed::LeaseHeldByOther => {
                 s.counts.replica_id_twice.set(s.counts.replica_id_twice.get() + 1);
                 s.counts.ownership(&event);
@@ -390,7 +391,6 @@ impl Effects<Hub> for HubEffects {
             | Observed::SessionSuspended { .. }
             | Observed::SessionResumed { .. }
             | Observed::SessionLost { .. }
-            | Observed::HandshakeFailed { .. }
             | Observed::TokenExpired { .. }
             | Observed::StartedOver { .. }
             | Observed::TokenRenewed { .. }

@@ -17,6 +17,7 @@
 )]
 
 pub mod actors;
+pub mod agents;
 pub mod certs;
 pub mod cluster;
 pub mod cpu;
@@ -31,6 +32,7 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod redis;
+pub mod redis_cluster;
 pub mod slapd;
 pub mod sources;
 pub mod target;

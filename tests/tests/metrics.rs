@@ -93,9 +93,12 @@ fn overrun(hub: SocketAddr) {
     peer.frames_until(refused).unwrap();
 }
 
-/// A peer with a good token and a bad message.
+/// A peer with a good token: asks for more than that allows, then sends a bad
+/// message.
 fn break_the_protocol(hub: SocketAddr) {
     let token = token::good("intruder", &["x"]);
+    let more = Peer::establish(hub, TUNNEL, &token, agent_hello("intruder", &["not-mine"]));
+    assert!(more.is_err(), "attached with a connector the token does not name");
     let mut peer = Peer::establish(hub, TUNNEL, &token, agent_hello("intruder", &["x"])).unwrap();
     peer.message(&[0xff; 9]);
     let _ = peer.until_closed();
@@ -281,6 +284,7 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&a, "nowconnect_tunnel_rtt_seconds_count", &[], 1.0);
     at_least(&a, "nowconnect_jwks_fetches_total", &[("result", "connect")], 1.0);
     at_least(&a, "nowconnect_jwks_age_seconds", &[("source", "url")], 0.0);
+    at_least(&a, "nowconnect_handshake_failures_total", &[("plane", "tunnel"), ("cause", "AUTH")], 1.0);
     at_least(&a, "nowconnect_auth_rejects_total", &[("reason", "path")], 1.0);
     at_least(&a, "nowconnect_protocol_errors_total", &[("plane", "tunnel")], 1.0);
     at_least(&a, "nowconnect_mesh_backpressure_drops_total", &[("peer", "hub-z"), ("reason", "FLOW")], 1.0);

@@ -51,6 +51,9 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     for ((plane, kind), n) in shared.counts.protocol_errors.borrow().iter() {
         s.add(Family::ProtocolErrors, &[plane, kind], *n);
     }
+    for ((plane, cause), n) in shared.counts.handshakes.borrow().iter() {
+        s.add(Family::HandshakeFailures, &[plane, cause], *n);
+    }
     s.add(Family::ReplicaIdConflicts, &[], shared.counts.replica_id_twice.get());
     s.add(Family::DuplicateAgents, &[], shared.counts.agent_id_twice.get());
     s.add(Family::DuplicateAgentRefusals, &[], shared.counts.agent_id_refused.get());
