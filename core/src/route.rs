@@ -59,7 +59,8 @@ impl Candidate {
     /// The change that adds it, or puts it in the place of the one before.
     #[must_use]
     pub fn at(self, connector: Name) -> RouteChange {
-        RouteChange { connector, agent_id: self.agent_id.clone(), owner: self.owner.clone(), candidate: Some(self) }
+        let (agent_id, owner) = (self.agent_id.clone(), self.owner.clone());
+        RouteChange { connector, agent_id, owner, withdrawn: false, candidate: Some(self) }
     }
 }
 
@@ -72,6 +73,9 @@ pub struct RouteChange {
     pub agent_id: AgentId,
     /// The hub that holds or held it.
     pub owner: Name,
+    /// It is none any more because the agent says so: its other attachments,
+    /// which may still be candidates, do not carry the connector either.
+    pub withdrawn: bool,
     /// The candidate it is now; `None` if it is none any more.
     pub candidate: Option<Candidate>,
 }

@@ -438,6 +438,37 @@ fn a_target_that_is_down_is_withdrawn_and_comes_back() {
 }
 
 #[test]
+fn what_an_agent_withdrew_came_back_even_if_other_hubs_never_noticed() {
+    in_forms(|| {
+        let (mut w, hubs, first, second) = checked_agents(Selection { failback_after: S(20), ..selection() });
+        let mut config = w.as_agent(first).tunnels().config().clone();
+        let quick = HealthConfig { interval: MS(100), timeout: MS(50), fall: 1, rise: 1 };
+        config.connectors[0].health = Some(quick);
+        w.reload_agent(first, &config).unwrap();
+        w.run_for(S(2));
+        assert_eq!(lands(&mut w, hubs[0]), Ok(first));
+        // For less than a lookup is fresh: hub A goes on to list it at hub B.
+        w.targets_of.insert(first, Target::Refuse);
+        w.run_for(MS(150));
+        w.targets_of.clear();
+        w.run_for(MS(150));
+        assert_eq!(events(&w, first), ["ldap down REFUSED", "ldap up"]);
+        assert_eq!(lands(&mut w, hubs[0]), Ok(second));
+        // One tunnel that is lost is no absence: the other one was there.
+        w.run_for(S(20));
+        assert_eq!(lands(&mut w, hubs[0]), Ok(first));
+        w.cut(hubs[0], first);
+        w.unreachable.push(("hub-a".to_owned(), "first".to_owned()));
+        w.run_for(S(35));
+        assert_eq!(lands(&mut w, hubs[0]), Ok(first), "over hub B");
+        w.unreachable.clear();
+        assert!(w.run_until(S(60), |w| w.as_agent(first).mux().len() == 2));
+        w.run_for(MS(10));
+        assert_eq!(lands(&mut w, hubs[0]), Ok(first));
+    });
+}
+
+#[test]
 fn an_open_on_its_way_to_a_withdrawn_connector_goes_to_the_next_candidate() {
     let (mut w, hubs, first, second) = checked_agents(Selection { fall: 0, ..selection() });
     // The hubs do not hear of it.

@@ -62,6 +62,8 @@ pub struct Plan {
     pub jwt_extra: String,
     /// Services: connector (and listener) name and target.
     pub connectors: Vec<(String, String)>,
+    /// Keys added to each of them at the agent, each with a comma before it.
+    pub connector_extra: String,
     /// The hubs the agent knows.
     pub attach: Vec<usize>,
     /// Attachments the agent keeps.
@@ -98,6 +100,7 @@ impl Default for Plan {
             ingress: false,
             jwt_extra: String::new(),
             connectors: Vec::new(),
+            connector_extra: String::new(),
             attach: vec![0],
             parallel: 1,
             tunnel_proxy: false,
@@ -470,7 +473,7 @@ impl Cluster {
         }
         yaml.push_str("connectors:\n");
         for (name, target) in &self.plan.connectors {
-            let _ = writeln!(yaml, "  - {{ name: {name}, target: '{target}' }}");
+            let _ = writeln!(yaml, "  - {{ name: {name}, target: '{target}'{} }}", self.plan.connector_extra);
         }
         yaml.push_str(&self.plan.agent_extra);
         fs::write(self.agent_file(), yaml).unwrap();

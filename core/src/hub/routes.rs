@@ -100,7 +100,9 @@ impl Control {
         let run = self.run.replica_id.clone();
         for (connector, agent_id) in std::mem::take(&mut self.published.own) {
             let candidate = self.own_candidate(&connector, &agent_id);
-            changes.push(RouteChange { connector, agent_id, owner: run.clone(), candidate });
+            let speaks = self.attachments.get(&agent_id).is_some_and(|a| !a.expired);
+            let withdrawn = candidate.is_none() && speaks;
+            changes.push(RouteChange { connector, agent_id, owner: run.clone(), withdrawn, candidate });
         }
         for connector in std::mem::take(&mut self.published.others) {
             let mut now = self.other_candidates(&connector, mux);
@@ -110,6 +112,7 @@ impl Control {
                     connector: connector.clone(),
                     agent_id: c.agent_id.clone(),
                     owner: c.owner.clone(),
+                    withdrawn: false,
                     candidate: None,
                 })
                 .collect();

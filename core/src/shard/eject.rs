@@ -95,7 +95,8 @@ pub(super) enum Standing {
 #[derive(Debug, Default)]
 pub(super) struct Ejections {
     records: BTreeMap<At, Record>,
-    /// Agents that were candidates of a connector and are none now.
+    /// Agents that were candidates of a connector and are none now, or said so
+    /// at this hub while others still list them.
     gone: Due<(Name, AgentId), ()>,
     /// Since when agents that came back are candidates again.
     back: BTreeMap<(Name, AgentId), Instant>,
@@ -223,12 +224,13 @@ impl Ejections {
         self.records.remove(&(change.connector.clone(), own.0.clone(), own.1.clone()));
         let elsewhere = |c: &Candidate| c.agent_id == own.0 && c.owner != own.1 && !c.is_faded();
         let instance = after.or(before).map(|c| c.instance);
-        let stays = routes.of(&change.connector).any(|c| elsewhere(c) && Some(c.instance) == instance);
-        if stays {
+        let stays =
+            !change.withdrawn && routes.of(&change.connector).any(|c| elsewhere(c) && Some(c.instance) == instance);
+        let agent = (change.connector.clone(), change.agent_id.clone());
+        if stays && self.gone.get(agent.clone()).is_none() {
             // It was there all the time, over another hub.
             return;
         }
-        let agent = (change.connector.clone(), change.agent_id.clone());
         if after.is_none() {
             self.back.remove(&agent);
             self.gone.insert(agent, now, ());

@@ -80,6 +80,8 @@ pub(crate) struct Check {
     tried: BTreeSet<u32>,
     /// The hub each agent attached to last.
     pub(crate) attached: BTreeMap<AgentId, u16>,
+    /// Connectors whose targets failed their checks, with when that was over.
+    pub(super) withdrawn: BTreeMap<(u16, Name), Option<u64>>,
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
@@ -119,6 +121,7 @@ impl Check {
             twins: Vec::new(),
             tried: BTreeSet::new(),
             attached: BTreeMap::new(),
+            withdrawn: BTreeMap::new(),
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
@@ -148,6 +151,7 @@ impl Check {
 
     pub(crate) fn on_boot(&mut self, ix: u16) {
         self.drains.remove(&ix);
+        self.withdrawn.retain(|(node, _), _| *node != ix);
     }
 
     pub(crate) fn on_crash(&mut self, ix: u16, _now: u64) {
@@ -272,8 +276,14 @@ impl World {
             Observed::TokenRefused { .. } => self.marks.hit(Mark::TokenRefused),
             Observed::Ejected { .. } => self.marks.hit(Mark::Ejected),
             Observed::Reinstated { .. } => self.marks.hit(Mark::Reinstated),
-            Observed::TargetDown { .. } => self.marks.hit(Mark::TargetDown),
-            Observed::TargetUp { .. } => self.marks.hit(Mark::TargetUp),
+            Observed::TargetDown { connector, .. } => {
+                self.marks.hit(Mark::TargetDown);
+                self.check.withdrawn.insert((ix, connector), None);
+            }
+            Observed::TargetUp { connector } => {
+                self.marks.hit(Mark::TargetUp);
+                self.check.withdrawn.insert((ix, connector), Some(self.now));
+            }
             Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
             Observed::ProtocolViolation { plane, kind, detail } => {
                 self.fail(
