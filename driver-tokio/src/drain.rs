@@ -66,7 +66,7 @@ fn run_of(status: &Value) -> String {
 }
 
 /// One line of what is left.
-fn progress(drain: &Value) -> String {
+pub(crate) fn progress(drain: &Value) -> String {
     let number = |path: &str| drain.pointer(path).and_then(Value::as_u64).unwrap_or_default();
     let mut line = format!("{} streams left", number("/streams"));
     if drain["agents"].is_object() {

@@ -18,6 +18,7 @@
 
 pub mod actors;
 pub mod agents;
+pub mod balancer;
 pub mod certs;
 pub mod cluster;
 pub mod cpu;
