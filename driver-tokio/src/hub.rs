@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nowconnect_core::config::Mode;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{ConnKey, ListenerIx, Name, SessionKey, SockKey, StreamKey, TargetIx};
@@ -232,8 +233,11 @@ pub async fn start(
     Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, admin, shared, watch })
 }
 
+/// In `off` nothing is asked, so nobody is connected to (M1).
 async fn connect_registry(setup: &HubSetup) -> Result<Registry, RunError> {
-    let Some(url) = &setup.redis_url else { return Ok(Registry::Memory(SharedMemory::default())) };
+    let Some(url) = setup.redis_url.as_ref().filter(|_| setup.core.mode != Mode::Off) else {
+        return Ok(Registry::Memory(SharedMemory::default()));
+    };
     let timeouts = RedisTimeouts { op: setup.core.registry.op_timeout, ..RedisTimeouts::default() };
     let place = RedisPlace {
         url: url.reveal().to_owned(),
@@ -308,9 +312,10 @@ impl Effects<Hub> for HubEffects {
 
     fn registry(&self, node: &Node<Hub>, token: Token, op: RegistryOp) {
         let (node, shared) = (node.clone(), Rc::clone(&self.0));
+        // The one of this moment: a reload may put another in its place.
+        let registry = Rc::clone(&shared.registry.borrow());
         tokio::task::spawn_local(async move {
             let started = node.clock().now();
-            let registry = Rc::clone(&shared.registry.borrow());
             let result = registry.execute(&op).await;
             shared.metrics.observe_registry(&op, node.clock().now().since(started), &result);
             node.input(Input::Registry { token, result });
