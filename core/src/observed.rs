@@ -116,6 +116,25 @@ pub struct CarriedRecord {
     pub by: Side,
 }
 
+/// How far a drain is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainStep {
+    /// It was asked for.
+    Begun,
+    /// It was taken back.
+    Cancelled,
+    /// Nothing new is taken from now on (hub; an agent begins with it).
+    Closed,
+    /// The deadline passed with streams left, which are reset now: those that
+    /// moved nothing for a while first.
+    Deadline {
+        /// Quiet ones.
+        quiet: usize,
+        /// The others.
+        busy: usize,
+    },
+}
+
 /// Something worth a log line or a sample.
 #[derive(Clone, Debug)]
 pub enum Observed {
@@ -278,6 +297,8 @@ pub enum Observed {
         /// Distinct hubs found.
         have: u16,
     },
+    /// This node leaves, and how far it is.
+    Drain(DrainStep),
     /// A dial gave up after `max_retries`.
     GaveUp {
         /// Tunnel or link.

@@ -10,6 +10,10 @@ use crate::id::{AgentId, Fence, Name, SessionKey};
 /// Ranks from here on: attachments that the registry does not list any more.
 pub const RANK_FADED: u64 = 1 << 32;
 
+/// Added to the rank of an attachment whose hub leaves: it serves when no other
+/// does.
+pub const RANK_LEAVING: u64 = 1 << 31;
+
 /// One attachment that exposes a connector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {

@@ -1,6 +1,7 @@
 //! A hub process: ports, registry, signals around the core's `Hub`.
 
 mod app;
+mod drain;
 mod keys;
 mod readiness;
 mod reload;
@@ -61,7 +62,8 @@ pub(crate) struct Shared {
     pub(crate) lines: Limiter,
     pub(crate) clients: Clients,
     pub(crate) counts: app::Counts,
-    pub(crate) leaving: Cell<bool>,
+    /// A signal asked it to leave: the next one ends it.
+    pub(crate) stop_asked: Cell<bool>,
     /// Open client ports, in the order of the configuration.
     pub(crate) open: RefCell<Vec<reload::OpenListener>>,
     targets: RefCell<BTreeMap<String, Target>>,
@@ -75,7 +77,7 @@ impl Shared {
     }
 
     fn stop_accepting(&self) {
-        self.open.borrow_mut().iter_mut().for_each(reload::OpenListener::pause);
+        self.open.borrow_mut().iter_mut().for_each(reload::OpenListener::close);
     }
 }
 
@@ -115,13 +117,17 @@ pub fn run(setup: HubSetup, source: Source) -> Result<(), RunError> {
         let (replica, mode) = (setup.core.replica_id.clone(), setup.core.mode);
         let hub = start(setup, Some(source), None, None).await?;
         tracing::info!(event = "ready", %replica, http = %hub.http, mode = mode.name());
-        while signals.wait().await == Asked::Reload {
-            hub.reload().await;
+        loop {
+            tokio::select! {
+                asked = signals.wait() => match asked {
+                    Asked::Reload => drop(hub.reload().await),
+                    Asked::Stop if hub.shared.stop_asked.replace(true) => break,
+                    Asked::Stop => hub.drain(),
+                },
+                () = hub.node.drained() => break,
+            }
         }
-        tokio::select! {
-            () = hub.leave() => {}
-            () = signals.stop() => hub.stop().await,
-        }
+        hub.stop().await;
         Ok(())
     })
 }
@@ -178,7 +184,7 @@ pub async fn start(
         lines: lines.clone(),
         clients: Clients::default(),
         counts: app::Counts::default(),
-        leaving: Cell::new(false),
+        stop_asked: Cell::new(false),
         open: RefCell::default(),
         targets: RefCell::new(targets),
         hook,
@@ -251,30 +257,15 @@ impl RunningHub {
         reload::run(&self.node, &self.shared).await
     }
 
-    /// Leaves in order: readiness first, listeners stay open for
-    /// `drain.lameduck`, then no new streams, and an end when all are gone or
-    /// `drain.timeout` has passed.
-    pub async fn leave(&self) {
-        let drain = self.shared.setup().drain;
-        tracing::info!(
-            event = "draining",
-            lameduck_ms = drain.lameduck.as_millis() as u64,
-            timeout_ms = drain.timeout.as_millis() as u64
-        );
-        self.shared.leaving.set(true);
-        tokio::time::sleep(drain.lameduck).await;
-        self.shared.stop_accepting();
-        self.node.input(Input::Drain);
-        if tokio::time::timeout(drain.timeout, self.node.drained()).await.is_err() {
-            tracing::warn!(event = "drain_deadline", "drain.timeout passed; the remaining streams are reset");
-        }
-        self.stop().await;
+    /// Leaves in order; the node says when it has ([`Node::drained`]). One
+    /// under way goes on as it is.
+    pub fn drain(&self) {
+        self.node.input(Input::Drain(self.shared.setup().drain));
     }
 
     /// Ends at once: streams are reset, peers are told.
     pub async fn stop(&self) {
         self.watch.abort();
-        self.shared.leaving.set(true);
         self.shared.stop_accepting();
         self.node.input(Input::Shutdown);
         self.node.flushed(Duration::from_secs(1)).await;
@@ -345,6 +336,10 @@ impl Effects<Hub> for HubEffects {
         node.input(Input::Judged { session, grant });
     }
 
+    fn close_listeners(&self) {
+        self.0.stop_accepting();
+    }
+
     fn observe(&self, node: &Node<Hub>, event: Observed) {
         let s = &self.0;
         match &event {
@@ -398,6 +393,7 @@ impl Effects<Hub> for HubEffects {
             | Observed::TokenAnswered { .. }
             | Observed::PeerIsSelf { .. }
             | Observed::FewerHubs { .. }
+            | Observed::Drain(_)
             | Observed::GaveUp { .. } => {}
         }
         observe::event(&event, &s.lines);

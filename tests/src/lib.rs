@@ -17,6 +17,7 @@
 )]
 
 pub mod actors;
+pub mod balancer;
 pub mod certs;
 pub mod cluster;
 pub mod cpu;

@@ -227,6 +227,9 @@ impl Tunnels {
         let (Some(secret), Some(attachment)) = (w.secret, &w.attachment) else {
             return self.give_up(now, conn, CloseCode::Protocol, "WELCOME without a secret or an attachment", mux, out);
         };
+        if self.draining {
+            return self.give_up(now, conn, CloseCode::Shutdown, "this agent leaves", mux, out);
+        }
         if !self.hubs.get(ix).is_some_and(|h| h.listed) {
             let detail = "this address was removed from `hubs`";
             return self.give_up(now, conn, CloseCode::Shutdown, detail, mux, out);

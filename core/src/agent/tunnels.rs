@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use super::handshake::Handshake;
 use super::reload::Quit;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, DrainTimes};
 use crate::due::Due;
 use crate::error::{CloseCode, Ends, ProtocolError, ProtocolErrorKind};
 use crate::id::{ConnKey, Epoch, Fence, Instance, Name, SessionKey, TargetIx};
 use crate::link::{self, Event, Link};
 use crate::mux::{Mux, NodeOut, SessionNews};
-use crate::observed::Observed;
+use crate::observed::{DrainStep, Observed};
 use crate::rng::{Rng, Seed};
-use crate::shard::{Attach, ControlNote, Shard, ShardNote};
+use crate::shard::{Attach, ControlNote, Ending, Shard, ShardNote};
 use crate::time::{Deadline, Instant};
 use crate::wire::{EpochNotice, Frame, Plane, SecretText, TOKEN_ACCEPTED, TOKEN_REFUSED};
 
@@ -151,6 +151,12 @@ impl Tunnels {
             let state = h.link.as_ref().map_or(TunnelState::Resting, |l| TunnelState::Wanted(l.state()));
             (state, h.replica.as_ref(), h.session)
         })
+    }
+
+    /// Whether this agent leaves and takes nothing new.
+    #[must_use]
+    pub const fn is_draining(&self) -> bool {
+        self.draining
     }
 
     pub(super) fn start(&mut self, now: Instant, mux: &Mux, out: &mut NodeOut) {
@@ -513,9 +519,21 @@ impl Tunnels {
         }
     }
 
-    pub(super) fn drain(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
-        self.draining = true;
-        notes.push(ControlNote::Drain);
+    /// Nothing new from now on. Hubs hear of it before anything else and open
+    /// elsewhere; what was on its way here is told to try the next attachment.
+    pub(super) fn drain(
+        &mut self,
+        now: Instant,
+        times: DrainTimes,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        if std::mem::replace(&mut self.draining, true) {
+            return;
+        }
+        notes.push(ControlNote::Drain(Ending::after(now, times.timeout)));
+        out.observed.push(Observed::Drain(DrainStep::Begun));
         let keys: Vec<SessionKey> = mux.iter().map(|(k, _)| k).collect();
         for key in keys {
             // Withdrawing everything makes hubs open elsewhere; streams go on.

@@ -16,7 +16,7 @@ use crate::mux::{Mux, NodeOut};
 use crate::registry::RegistryOp;
 use crate::shard::ControlNote;
 use crate::time::Instant;
-use crate::wire::{Frame, Plane, Status};
+use crate::wire::{Frame, Plane};
 
 impl Control {
     /// The configuration says another mode than `before`.
@@ -143,8 +143,7 @@ impl Control {
                 None => drop(self.quitting.remove(&key)),
             }
             if before.is_some() != until.is_some() {
-                let status = Status { draining: self.draining || until.is_some(), ..self.status() };
-                mux.send(now, key, Frame::Status(status), out);
+                mux.send(now, key, Frame::Status(self.status_to(key)), out);
             }
         }
         self.rest_links(now, mux);

@@ -14,7 +14,7 @@ use crate::config::OnOutage;
 use crate::id::{AgentId, Name};
 use crate::mux::{Mux, Peer};
 use crate::registry::Located;
-use crate::route::{Candidate, Candidates, RANK_FADED, RouteChange, Routes};
+use crate::route::{Candidate, Candidates, RANK_FADED, RANK_LEAVING, RouteChange, Routes};
 use crate::shard::ControlNote;
 
 /// What is published, and what is to be published next.
@@ -148,9 +148,11 @@ impl Control {
         let this_run = mux
             .get(key)
             .is_some_and(|e| matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == l.hub.incarnation));
-        if !this_run || self.statuses.get(&key).is_some_and(|s| !s.active || s.draining) {
+        let status = self.statuses.get(&key);
+        if !this_run || status.is_some_and(|s| !s.active) {
             return None;
         }
+        let leaving = if status.is_some_and(|s| s.draining) { RANK_LEAVING } else { 0 };
         let ad = l.connectors.iter().find(|ad| ad.name == *connector)?;
         let elsewhere = u64::from(l.region != self.config.region);
         Some(Candidate {
@@ -159,7 +161,7 @@ impl Control {
             session: key,
             owner: l.hub.replica_id.clone(),
             local: false,
-            rank: last | (u64::from(ad.priority) << 2) | 2 | elsewhere,
+            rank: last | leaving | (u64::from(ad.priority) << 2) | 2 | elsewhere,
             weight: ad.weight,
         })
     }

@@ -12,6 +12,7 @@
 //! in [`ControlNote`]s and hears [`ShardNote`]s.
 
 mod bulk;
+mod ending;
 mod frames;
 mod note;
 mod origin;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use ending::Ending;
 pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShardNote};
 pub use reload::ShardConfig;
 pub use share::{Elsewhere, shard_of_lane};
@@ -169,6 +171,8 @@ pub struct Shard {
     interruptions: BTreeMap<SessionKey, u16>,
     clients: Vec<u32>,
     draining: bool,
+    /// What becomes of the streams that are left then.
+    leftover: Option<Box<ending::Leftover>>,
     lease_until: Option<Instant>,
     socket_held: u64,
     violations: BTreeMap<Name, u64>,
@@ -214,6 +218,7 @@ impl Shard {
             lost: VecDeque::new(),
             interruptions: BTreeMap::new(),
             draining: false,
+            leftover: None,
             lease_until: None,
             socket_held: 0,
             violations: BTreeMap::new(),
@@ -364,8 +369,9 @@ impl Shard {
                 }
             }
             ControlNote::Lease(until) => self.lease_until = until,
-            ControlNote::Drain => {
+            ControlNote::Drain(plan) => {
                 self.draining = true;
+                self.leftover = Some(Box::new(ending::Leftover::new(plan)));
                 self.note_if_drained(out);
             }
             ControlNote::Shutdown => {
@@ -390,7 +396,8 @@ impl Shard {
         }
         let opening = self.timers.first().map(|(at, _)| Deadline { at: *at, why: "stream open" });
         let relief = self.relief_at.map(|at| Deadline { at, why: "memory relief" });
-        Deadline::earliest(opening, relief)
+        let leftover = self.leftover_due().map(|at| Deadline { at, why: "streams of a node that leaves" });
+        Deadline::earliest(leftover, Deadline::earliest(opening, relief))
     }
 
     /// Does what is due.
@@ -398,6 +405,7 @@ impl Shard {
         self.work_off_lost(now, out);
         self.relieve(now, out);
         self.free_memory(now, out);
+        self.end_leftover(now, out);
         let mut worked = 0;
         while let Some((at, key)) = self.timers.first().copied() {
             if at > now || worked == BULK_STREAMS {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::ShardConfig;
+use super::{Ending, ShardConfig};
 use crate::error::{CloseCode, RstCode};
 use crate::id::{AgentId, Cid, Epoch, Fence, Incarnation, Name, SessionKey};
 use crate::route::RouteChange;
@@ -134,8 +134,8 @@ pub enum ControlNote {
     /// Until when this hub may take streams of other hubs as owner (O7); `None`:
     /// it may not at all.
     Lease(Option<Instant>),
-    /// Take no new streams.
-    Drain,
+    /// Take no new streams, and end those that are left in this way.
+    Drain(Ending),
     /// End every stream now.
     Shutdown,
 }

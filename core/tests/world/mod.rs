@@ -423,6 +423,11 @@ impl World {
         self.nodes[n].out.drained
     }
 
+    /// Whether a hub said that its listening sockets are to be closed.
+    pub(crate) fn closes_listeners(&self, n: usize) -> bool {
+        self.nodes[n].out.close_listeners
+    }
+
     /// Gives a hub one of its notes back.
     fn note(&mut self, n: usize, note: nowconnect_core::shard::Note) {
         let node = &mut self.nodes[n];
@@ -580,6 +585,7 @@ impl World {
         o.tokens.extend(later.tokens);
         o.observed.extend(later.observed);
         o.notes.extend(later.notes);
+        o.close_listeners |= later.close_listeners;
         o.drained |= later.drained;
         worked
     }

@@ -289,6 +289,7 @@ impl World {
             | Observed::DuplicateAgent { .. }
             | Observed::DuplicateAgentRefused { .. }
             | Observed::StartedOver { .. }
+            | Observed::Drain(_)
             | Observed::GaveUp { .. } => {}
         }
     }

@@ -170,6 +170,8 @@ impl AdminApp for App {
         let task = tokio::task::spawn_local(async move {
             match action {
                 Action::Reload => super::reload::run(&node, &shared).await.answer(),
+                Action::Drain => super::drain::begin(&node, &shared),
+                Action::Undrain => super::drain::cancel(&node, &shared),
             }
         });
         Box::pin(async { task.await.unwrap_or_else(|e| (500, json!({ "error": e.to_string() }).to_string())) })

@@ -89,6 +89,13 @@ impl OpenListener {
         }
     }
 
+    /// Listens no more: a connect fails at once, and a client tries its next
+    /// server.
+    pub(super) fn close(&mut self) {
+        self.pause();
+        self.port.replace(None);
+    }
+
     /// Accepts clients, as the machine's listener of this name.
     pub(super) fn accept(&mut self, node: &Node<Hub>, shared: &Rc<Shared>) {
         self.pause();
@@ -220,7 +227,7 @@ pub(super) async fn run(node: &Node<Hub>, shared: &Rc<Shared>) -> Outcome {
 
 async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) -> Result<Vec<&'static str>, RunError> {
     let config = |e: &dyn std::fmt::Display| RunError::Config(e.to_string());
-    if shared.leaving.get() {
+    if node.look(|hub| hub.control().is_draining()) {
         return Err(RunError::Failed("the hub is leaving".to_owned()));
     }
     let old = shared.setup();
