@@ -18,6 +18,7 @@ mod origin;
 mod pass;
 mod record;
 mod reload;
+mod shadow;
 mod share;
 mod socket;
 #[cfg(test)]
@@ -28,7 +29,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShardNote};
+pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShadowNote, ShardNote};
 pub use reload::ShardConfig;
 pub use share::{Elsewhere, shard_of_lane};
 
@@ -150,6 +151,7 @@ pub struct Shard {
     /// What an attachment exposed and does not any more.
     withdrawn: BTreeMap<SessionKey, BTreeSet<Name>>,
     routes: Routes,
+    shadow: Option<Box<shadow::Shadow>>,
     load: BTreeMap<Fence, u64>,
     /// With the number of the question each stream asked.
     waiting_route: BTreeMap<Name, BTreeMap<StreamKey, u64>>,
@@ -185,6 +187,9 @@ impl Shard {
                 opened_local: vec![0; listeners],
                 opened_mesh: vec![0; listeners],
                 open_failures: vec![[0; 32]; listeners],
+                shadow_local: vec![0; listeners],
+                shadow_mesh: vec![0; listeners],
+                shadow_refused: vec![[0; 32]; listeners],
                 ..ShardCounters::default()
             },
             clients: vec![0; listeners],
@@ -199,6 +204,7 @@ impl Shard {
             attachments: BTreeMap::new(),
             withdrawn: BTreeMap::new(),
             routes: Routes::default(),
+            shadow: None,
             load: BTreeMap::new(),
             waiting_route: BTreeMap::new(),
             questions: 0,
@@ -270,6 +276,7 @@ impl Shard {
         match note {
             ControlNote::Routes(changes) => {
                 for change in changes.iter() {
+                    self.shadow_follows(change);
                     self.routes.apply(change);
                 }
             }
@@ -356,6 +363,7 @@ impl Shard {
                 }
             }
             ControlNote::Lease(until) => self.lease_until = until,
+            ControlNote::Shadow(note) => self.on_shadow(note.as_ref()),
             ControlNote::Drain => {
                 self.draining = true;
                 self.note_if_drained(out);

@@ -95,6 +95,11 @@ impl Shard {
     pub(super) fn try_open(&mut self, now: Instant, key: StreamKey, out: &mut ShardOut) {
         let Some(Stream { part: Part::Origin(o), .. }) = self.streams.get(key) else { return };
         let connector = self.connector_of(o.listener);
+        if o.tried.is_empty() && !o.asked_afresh {
+            let listener = o.listener;
+            self.decide_in_shadow(now, listener, &connector);
+        }
+        let Some(o) = self.origin(key) else { return };
         let choice = self.choose(&connector, &o.tried);
         let Role::Hub { open, .. } = &self.role else { return };
         let attempt = open.attempt_timeout;
@@ -125,7 +130,7 @@ impl Shard {
     /// the OPEN waits in its queue and is taken back at its deadline, unsent.
     /// Then the lowest rank; among equals the fewest streams per weight, then the
     /// lowest fence (a total order, so the choice is reproducible).
-    fn choose(&self, connector: &Name, tried: &[Fence]) -> Option<Candidate> {
+    pub(super) fn choose(&self, connector: &Name, tried: &[Fence]) -> Option<Candidate> {
         self.routes
             .of(connector)
             .filter(|c| !tried.contains(&c.fence))
