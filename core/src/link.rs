@@ -333,13 +333,19 @@ impl Link {
         now.after(Duration::from_nanos(self.rng.below(nanos.saturating_add(1))))
     }
 
-    /// What the pause stands for has changed: the peer answers after all, or is
-    /// needed more than before. A back-off in progress ends almost at once.
+    /// The peer answers after all: a back-off in progress ends almost at once.
     /// Failures in a row count on, so that this helps once (L8).
     pub fn hasten(&mut self, now: Instant) {
         if self.state == State::Backoff {
             self.retry_at = self.retry_at.min(self.spread(now)).max(self.not_before);
         }
+    }
+
+    /// The peer is needed more than before: the same, yet a while after the last
+    /// dial, however often this is said (L8).
+    pub fn hasten_gently(&mut self, now: Instant) {
+        let rested = self.since.after(self.backoff.initial.saturating_mul(LASTED_INITIAL_DELAYS));
+        self.hasten(now.max(rested));
     }
 
     /// The next delay, longer than the one before.

@@ -141,7 +141,10 @@ fn an_agent_without_a_tunnel_is_not_kept_by_the_pauses_of_before() {
             let began = w.now;
             let attached = w.run_until(S(60), |w| w.as_hub(survivor).control().tunnels().count() == 1);
             let took = w.now.since(began);
-            assert!(attached && took < S(1), "{secs} s apart, kill {round}: attached after {took:?}");
+            assert!(
+                attached && took < Duration::from_millis(1300),
+                "{secs} s apart, kill {round}: attached after {took:?}"
+            );
             w.run_for(S(secs));
             hubs[holds] = hub(&mut w, holds, 100 + round);
             // Its hub has hardly come back when the other one goes.

@@ -290,7 +290,7 @@ impl Tunnels {
                 && !h.is_connected(mux)
                 && let Some(l) = h.link.as_mut()
             {
-                l.hasten(now);
+                l.hasten_gently(now);
             }
         }
     }
