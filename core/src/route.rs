@@ -56,6 +56,13 @@ impl Candidate {
         self.rank >= RANK_FADED
     }
 
+    /// The change that takes it away.
+    #[must_use]
+    pub fn gone(&self, connector: Name) -> RouteChange {
+        let (agent_id, owner) = (self.agent_id.clone(), self.owner.clone());
+        RouteChange { connector, agent_id, owner, candidate: None }
+    }
+
     /// The change that adds it, or puts it in the place of the one before.
     #[must_use]
     pub fn at(self, connector: Name) -> RouteChange {
