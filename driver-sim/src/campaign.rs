@@ -188,10 +188,10 @@ pub struct Live {
     /// Faults carried out.
     pub faults: AtomicU64,
     /// A bit for each mark hit.
-    pub marks: AtomicU64,
+    marks: [AtomicU64; 2],
 }
 
-const _: () = assert!(Mark::ALL.len() <= 64, "a bit for each mark");
+const _: () = assert!(Mark::ALL.len() <= 128, "a bit for each mark");
 
 impl Live {
     fn add(&self, r: &Report, failed: bool) {
@@ -199,8 +199,16 @@ impl Live {
         self.failures.fetch_add(u64::from(failed), Relaxed);
         self.virtual_ns.fetch_add(r.virtual_ns, Relaxed);
         self.faults.fetch_add(r.faults.iter().sum(), Relaxed);
-        let hit = Mark::ALL.iter().filter(|m| r.marks.count(**m) > 0).fold(0, |bits, m| bits | 1 << (*m as u64));
-        self.marks.fetch_or(hit, Relaxed);
+        for m in Mark::ALL.iter().filter(|m| r.marks.count(**m) > 0) {
+            let ix = *m as usize;
+            self.marks[ix / 64].fetch_or(1 << (ix % 64), Relaxed);
+        }
+    }
+
+    /// How many marks were hit.
+    #[must_use]
+    pub fn marks_hit(&self) -> u32 {
+        self.marks.iter().map(|bits| bits.load(Relaxed).count_ones()).sum()
     }
 }
 

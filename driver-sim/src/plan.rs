@@ -131,6 +131,25 @@ pub struct HubPlan {
     pub region: u8,
     /// Peers it dials, by hub number (it may list itself).
     pub peers: Vec<u8>,
+    /// With the registry out, attachments of other hubs that are known are
+    /// still tried (`registry.on_outage: cached`).
+    #[serde(default)]
+    pub cached: bool,
+    /// What becomes of a tunnel whose token ran out (`auth.on_expiry`).
+    #[serde(default)]
+    pub on_expiry: ExpiryPlan,
+}
+
+/// What a hub does when the token of a tunnel has run out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExpiryPlan {
+    /// It stays for the streams it has.
+    #[default]
+    Keep,
+    /// It ends at once.
+    Cut,
+    /// It ends after this many milliseconds.
+    Drain(u64),
 }
 
 /// An agent.
