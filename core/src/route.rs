@@ -60,7 +60,7 @@ impl Candidate {
     #[must_use]
     pub fn gone(&self, connector: Name) -> RouteChange {
         let (agent_id, owner) = (self.agent_id.clone(), self.owner.clone());
-        RouteChange { connector, agent_id, owner, candidate: None }
+        RouteChange { connector, agent_id, owner, withdrawn: false, candidate: None }
     }
 
     /// The change that adds it, or puts it in the place of the one before.

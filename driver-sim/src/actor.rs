@@ -95,6 +95,9 @@ impl World {
             Err(code) => {
                 self.socks[sock as usize].gone = true;
                 self.settle(node);
+                if code == RstCode::Draining {
+                    self.judge_refused(node, plan.id);
+                }
                 self.end_actor(actor, Fate::Reset(Some(code)));
             }
         }

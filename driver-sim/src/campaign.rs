@@ -188,7 +188,7 @@ pub struct Live {
     /// Faults carried out.
     pub faults: AtomicU64,
     /// A bit for each mark hit.
-    pub marks: [AtomicU64; 2],
+    marks: [AtomicU64; 2],
 }
 
 const _: () = assert!(Mark::ALL.len() <= 128, "a bit for each mark");
@@ -199,15 +199,16 @@ impl Live {
         self.failures.fetch_add(u64::from(failed), Relaxed);
         self.virtual_ns.fetch_add(r.virtual_ns, Relaxed);
         self.faults.fetch_add(r.faults.iter().sum(), Relaxed);
-        let hit = Mark::ALL.iter().filter(|m| r.marks.count(**m) > 0).fold(0_u128, |bits, m| bits | 1 << (*m as u32));
-        for (word, bits) in self.marks.iter().zip([hit as u64, (hit >> 64) as u64]) {
-            word.fetch_or(bits, Relaxed);
+        for m in Mark::ALL.iter().filter(|m| r.marks.count(**m) > 0) {
+            let ix = *m as usize;
+            self.marks[ix / 64].fetch_or(1 << (ix % 64), Relaxed);
         }
     }
 
-    /// How many marks were hit so far.
-    pub fn marks(&self) -> u32 {
-        self.marks.iter().map(|word| word.load(Relaxed).count_ones()).sum()
+    /// How many marks were hit.
+    #[must_use]
+    pub fn marks_hit(&self) -> u32 {
+        self.marks.iter().map(|bits| bits.load(Relaxed).count_ones()).sum()
     }
 }
 

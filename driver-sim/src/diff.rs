@@ -79,6 +79,8 @@ fn even(mut p: Plan) -> Plan {
         | Fault::AbortTargets { .. }
         | Fault::Drain { .. }
         | Fault::Mode { .. }
+        | Fault::Reload { .. }
+        | Fault::Certificate { .. }
         | Fault::Swizzle { .. }
         | Fault::IdleCut { .. }
         | Fault::IngressRestart { .. }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::faults::{At, Fault};
+use crate::faults::{At, Fault, Reload};
 use crate::plan::Plan;
 
 /// The same fault with its nodes renamed; `None` if one of them is gone.
@@ -33,13 +33,23 @@ fn renamed(fault: Fault, name: &impl Fn(At) -> Option<At>) -> Option<Fault> {
         Fault::Clone { agent: a, ms } => Fault::Clone { agent: agent(a)?, ms },
         Fault::Targets { agent: a, hang, ms } => Fault::Targets { agent: agent(a)?, hang, ms },
         Fault::AbortTargets { agent: a } => Fault::AbortTargets { agent: agent(a)? },
-        Fault::Drain { at, ms } => Fault::Drain { at: name(at)?, ms },
+        Fault::Drain { at, ms, lameduck_ms, timeout_ms, back_ms } => {
+            Fault::Drain { at: name(at)?, ms, lameduck_ms, timeout_ms, back_ms }
+        }
         Fault::Mode { hub: h, mode } => Fault::Mode { hub: hub(h)?, mode },
         Fault::Swizzle { order, ms } => Fault::Swizzle { order, ms },
         Fault::Stop { at, down_ms } => Fault::Stop { at: name(at)?, down_ms },
         Fault::IdleCut { hub: h, idle_ms, how, ms } => Fault::IdleCut { hub: hub(h)?, idle_ms, how, ms },
         Fault::IngressRestart { hub: h, how, ms } => Fault::IngressRestart { hub: hub(h)?, how, ms },
         Fault::NoDescriptors { at, ms } => Fault::NoDescriptors { at: name(at)?, ms },
+        Fault::Reload { at, what } => {
+            let what = match what {
+                Reload::Peer { hub: h, there } => Reload::Peer { hub: hub(h)?, there },
+                Reload::Connector { .. } | Reload::Limits(_) | Reload::Streams(_) => what,
+            };
+            Fault::Reload { at: name(at)?, what }
+        }
+        Fault::Certificate { hub: h, keys } => Fault::Certificate { hub: hub(h)?, keys },
         Fault::Twin { hub: h, ms } => Fault::Twin { hub: hub(h)?, ms },
     })
 }

@@ -112,6 +112,10 @@ pub(crate) enum Undo {
     Drained {
         node: u16,
     },
+    /// Not an end: what leaves is to stay after all.
+    Undrain {
+        node: u16,
+    },
     /// Not an end: the proxy before a hub looks for idle connections.
     Idle {
         hub: u16,

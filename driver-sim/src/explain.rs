@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use crate::plan::{ClientPlan, FlowPlan, MS, Plan, Twin};
+use crate::plan::{ClientPlan, ExpiryPlan, FlowPlan, MS, Plan, Twin};
 use crate::run::Report;
 use crate::trace::Line;
 
@@ -92,7 +92,7 @@ pub fn plan(plan: &Plan, clients: &BTreeSet<u32>, triggered: &[crate::faults::Tr
         let _ = writeln!(
             t,
             "  hub-{ix}: {:?}, {split}, region {}, dials {:?}, window {} to {} B, {} frames and {} B in flight, \
-             budget {} B, drift {} ppm{}",
+             budget {} B, drift {} ppm{}{}{}",
             h.mode,
             h.region,
             h.peers,
@@ -102,7 +102,13 @@ pub fn plan(plan: &Plan, clients: &BTreeSet<u32>, triggered: &[crate::faults::Tr
             h.inflight,
             h.budget,
             h.drift_ppm,
-            if h.first_byte { ", waits for a first byte" } else { "" }
+            if h.first_byte { ", waits for a first byte" } else { "" },
+            if h.cached { ", tries what it knows without the registry" } else { "" },
+            match h.on_expiry {
+                ExpiryPlan::Keep => String::new(),
+                ExpiryPlan::Cut => ", cuts tunnels whose token ran out".to_owned(),
+                ExpiryPlan::Drain(ms) => format!(", ends tunnels {ms} ms after their token ran out"),
+            }
         );
     }
     for (ix, a) in plan.agents.iter().enumerate() {

@@ -2,12 +2,13 @@
 //! it is likelier. Carried out by the world (`inject.rs`); numbers in brackets
 //! are those of the fault catalogue (N network, P process, R registry, G agent,
 //! C client, X operators). Clients' faults are part of their plans, and so is a
-//! small memory budget (P5). Not yet: changes by reload (X2) and new certificates
-//! (X4), which have nothing to act on before a node can reload.
+//! small memory budget (P5).
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{MS, ModePlan, Plan};
+pub use crate::proof::Keys;
+pub use crate::reload::Reload;
 use crate::tape::Lane;
 
 /// A class of faults, switched on and off together by the swarm.
@@ -279,12 +280,21 @@ pub enum Fault {
         /// The agent.
         agent: u8,
     },
-    /// A node is told to drain, and is restarted when it is done or late.
+    /// A node is told to leave, and is restarted after a while, done or not.
     Drain {
         /// Which.
         at: At,
-        /// Time it gets.
+        /// Restarted after this long.
         ms: u64,
+        /// A hub serves as before for this long.
+        #[serde(default)]
+        lameduck_ms: u64,
+        /// Then open streams have this long before any is reset.
+        #[serde(default = "minute")]
+        timeout_ms: u64,
+        /// It is taken back after this long.
+        #[serde(default)]
+        back_ms: Option<u64>,
     },
     /// A hub is in another mode until the healing, by a reload (X1); sometimes
     /// with less room for clients than it has.
@@ -339,6 +349,20 @@ pub enum Fault {
         /// For this long.
         ms: u64,
     },
+    /// A node's configuration changes while it runs (X2), until the healing.
+    Reload {
+        /// Which.
+        at: At,
+        /// What of it.
+        what: Reload,
+    },
+    /// A hub proves itself otherwise (X4), until the healing.
+    Certificate {
+        /// The hub.
+        hub: u8,
+        /// With what.
+        keys: Keys,
+    },
     /// A second process runs with a hub's configuration, replica id included;
     /// clients and peers end at one or the other.
     Twin {
@@ -347,6 +371,11 @@ pub enum Fault {
         /// For this long.
         ms: u64,
     },
+}
+
+/// What a drain once took, when it was not said.
+const fn minute() -> u64 {
+    60_000
 }
 
 impl Fault {
@@ -364,7 +393,11 @@ impl Fault {
             Self::Registry { .. } => Class::Registry,
             Self::Clone { .. } => Class::Agent,
             Self::Targets { .. } | Self::AbortTargets { .. } => Class::Target,
-            Self::Drain { .. } | Self::Stop { .. } | Self::Mode { .. } => Class::Operate,
+            Self::Drain { .. }
+            | Self::Stop { .. }
+            | Self::Mode { .. }
+            | Self::Reload { .. }
+            | Self::Certificate { .. } => Class::Operate,
             Self::IdleCut { .. } | Self::IngressRestart { .. } => Class::Ingress,
             Self::NoDescriptors { .. } => Class::Shortage,
             Self::Twin { .. } => Class::Twin,
@@ -375,7 +408,12 @@ impl Fault {
     #[must_use]
     pub const fn lasts(&self) -> u64 {
         match self {
-            Self::Cut { .. } | Self::CutAll { .. } | Self::AbortTargets { .. } | Self::Mode { .. } => 0,
+            Self::Cut { .. }
+            | Self::CutAll { .. }
+            | Self::AbortTargets { .. }
+            | Self::Mode { .. }
+            | Self::Reload { .. }
+            | Self::Certificate { .. } => 0,
             Self::Flap { times, every_ms, .. } => *times as u64 * *every_ms * MS,
             Self::Crash { down_ms, .. } | Self::Stop { down_ms, .. } => *down_ms * MS,
             Self::Block { ms, .. }
@@ -494,11 +532,21 @@ impl Fault {
                 }
             }
             Class::Operate => {
-                if l.chance(1, 5) {
+                if l.chance(1, 4) {
+                    let at = node(l);
+                    Self::Reload { at, what: Reload::draw(at, plan, l) }
+                } else if l.chance(1, 12) {
+                    Self::Certificate { hub: hub(l), keys: Keys::draw(l) }
+                } else if l.chance(1, 5) {
                     let mode = [ModePlan::Active, ModePlan::Shadow, ModePlan::Off][l.below(3) as usize];
                     Self::Mode { hub: hub(l), mode }
                 } else if l.chance(1, 2) {
-                    Self::Drain { at: node(l), ms: l.spread(500, 10_000) }
+                    let at = node(l);
+                    let lameduck_ms = if l.chance(1, 3) { 0 } else { l.spread(500, 12_000) };
+                    let timeout_ms = l.spread(500, 60_000);
+                    let ms = lameduck_ms + if l.chance(1, 2) { l.spread(500, 10_000) } else { timeout_ms + 4000 };
+                    let back_ms = l.chance(1, 4).then(|| l.below(lameduck_ms + 1000));
+                    Self::Drain { at, ms, lameduck_ms, timeout_ms, back_ms }
                 } else {
                     Self::Stop { at: node(l), down_ms: l.spread(10, 20_000) }
                 }

@@ -3,9 +3,7 @@
 //! left alone by it; what must hold of those that open afterwards is asked
 //! here (M1 to M3). Must not know what a mode means inside the hub.
 
-use std::time::Duration;
-
-use nowconnect_core::config::{HubConfig, Mode};
+use nowconnect_core::config::Mode;
 use nowconnect_core::id::ListenerIx;
 use nowconnect_core::stream::{End, Part, Stream};
 use nowconnect_core::wire::Plane;
@@ -14,9 +12,6 @@ use crate::marks::Mark;
 use crate::node::{Machine, mode};
 use crate::plan::ModePlan;
 use crate::world::{Phase, World};
-
-/// How long the link of a removed peer would be used up; none is removed here.
-const DRAIN: Duration = Duration::from_secs(60);
 
 impl World {
     /// Puts a hub into another mode, or (`None`) back into the plan's.
@@ -31,18 +26,21 @@ impl World {
             && self.phase == Phase::Safety
             && self.tape.lane("flip", (self.now << 8) | u64::from(ix)).chance(1, 3);
         let now = self.now;
+        let Ok(n) = u8::try_from(ix) else { return };
+        let mut config = self.hub_file(ix, n);
         let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);
         let Some(Machine::Hub(hub)) = &mut node.machine else { return };
         let crossing =
             hub.mux().iter().any(|(key, e)| e.plane == Plane::Mesh && hub.shards().iter().any(|s| s.has_streams(key)));
-        let mut config = HubConfig { mode: wanted, ..hub.control().config().clone() };
         for (listener, place) in config.listeners.iter_mut().zip(0..) {
             let clients = hub.clients(ListenerIx(place));
-            listener.max_connections = if narrow && clients > 1 { clients / 2 } else { 10_000 };
+            if narrow && clients > 1 {
+                listener.max_connections = listener.max_connections.min(clients / 2);
+            }
         }
         let before = hub.mode();
-        if hub.reload(at, &config, DRAIN, &mut node.out).is_err() {
+        if hub.reload(at, &config, crate::reload::DRAIN, &mut node.out).is_err() {
             // It drains: whoever runs it starts it anew.
             self.stop(ix);
             return self.boot(ix);
@@ -61,6 +59,9 @@ impl World {
     pub(crate) fn judge_path(&mut self, ix: u16, stream: &Path) {
         let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
         let (now, told) = (hub.mode(), hub.notes_under_way() == 0);
+        if !stream.local && now == Mode::Active && told {
+            return self.judge_outage(ix);
+        }
         if stream.local || now == Mode::Active || !told {
             return;
         }

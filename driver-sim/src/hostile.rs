@@ -26,6 +26,7 @@ use crate::faults::At;
 use crate::marks::Mark;
 use crate::net::place;
 use crate::node::connector;
+use crate::proof::own_name;
 use crate::world::{Phase, World};
 
 /// A frame type of no version, flagged as optional, and its body.
@@ -187,7 +188,7 @@ impl World {
             && self.phase == Phase::Safety
             && self.conns[conn as usize].dialect.plane == Plane::Mesh
             && self.tape.lane("certificate", u64::from(conn)).chance(1, WRONG_CERTIFICATE_IN);
-        (if wrong { format!("hub-{hub}0") } else { format!("hub-{hub}") }, wrong)
+        own_name(hub, wrong || self.nodes[usize::from(hub)].keys.wrong_name)
     }
 
     /// The connectors and the lifetime of the token an agent shows.

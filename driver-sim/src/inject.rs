@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use nowconnect_core::config::DrainTimes;
 use nowconnect_core::mux::Input;
 use nowconnect_core::registry::{RegistryOp, RegistryResult, Token};
 use nowconnect_core::time::Instant;
@@ -11,7 +10,9 @@ use crate::event::{Event, Undo};
 use crate::faults::{At, CutHow, Fault, Point, RegistryFault, Triggered, draw_triggered};
 use crate::marks::Mark;
 use crate::plan::MS;
+use crate::proof::Keys;
 use crate::registry::{self, Client, Damage, Draw, Effect, ServerError, Whom};
+use crate::reload::Changed;
 use crate::tape::Lane;
 use crate::world::{Phase, World};
 
@@ -67,6 +68,7 @@ impl World {
         self.faults_done[fault.class() as usize] += 1;
         self.line(None, || format!("FAULT {fault:?}"));
         let lasts = fault.lasts();
+        let alone = self.only_drains();
         self.check.quiet_from = self.check.quiet_from.max(self.now + lasts);
         match fault {
             Fault::Cut { a, b, how } => {
@@ -149,11 +151,15 @@ impl World {
                 let node = self.node_of(At::Agent(agent));
                 self.abort_targets(node);
             }
-            Fault::Drain { at, .. } => {
+            Fault::Drain { at, lameduck_ms, timeout_ms, back_ms, .. } => {
                 let node = self.node_of(at);
-                self.check.drains.insert(node);
-                self.input(node, Input::Drain(DrainTimes::at_once(Duration::from_secs(60))));
-                self.after(lasts, Event::Undo(Undo::Drained { node }));
+                if !self.nodes[usize::from(node)].paused {
+                    self.drain(node, lameduck_ms, timeout_ms, alone);
+                    self.after(lasts, Event::Undo(Undo::Drained { node }));
+                    if let Some(back) = back_ms {
+                        self.after(back * MS, Event::Undo(Undo::Undrain { node }));
+                    }
+                }
             }
             Fault::Mode { hub, mode } => {
                 let node = u16::from(hub);
@@ -163,6 +169,13 @@ impl World {
                 } else {
                     self.flip(node, Some(mode));
                 }
+            }
+            Fault::Reload { at, what } => {
+                let node = self.node_of(at);
+                self.change(node, what);
+            }
+            Fault::Certificate { hub, keys } => {
+                self.set_keys(u16::from(hub), keys);
             }
             Fault::Swizzle { order, .. } => self.swizzle(order, lasts),
             Fault::IdleCut { hub, idle_ms, how, .. } => {
@@ -203,6 +216,7 @@ impl World {
             return;
         }
         self.excuse(node);
+        self.ghost_stopped(node);
         self.input(node, Input::Shutdown);
         self.crash(node, false);
     }
@@ -441,9 +455,15 @@ impl World {
                     self.flap(a, b, left, every_ns, how);
                 }
             }
+            Undo::Undrain { node } => {
+                if self.phase == Phase::Safety && !self.nodes[usize::from(node)].paused {
+                    self.input(node, Input::Undrain);
+                }
+            }
             Undo::Drained { node } => {
                 let n = &self.nodes[usize::from(node)];
-                if n.is_up() {
+                // Taken back, or another process by now.
+                if self.check.drains.contains_key(&node) && n.is_up() && !n.paused {
                     let all = n.drained;
                     self.marks.hit(if all { Mark::Drained } else { Mark::DrainDeadline });
                     self.stop(node);
@@ -495,9 +515,15 @@ impl World {
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);
             // Also of a hub that is down just now and comes back later.
-            let changed = self.nodes[usize::from(ix)].mode.take().is_some();
-            if changed && self.nodes[usize::from(ix)].is_up() && !self.is_frozen(ix) {
-                self.flip(ix, None);
+            self.nodes[usize::from(ix)].keys = Keys::default();
+            let changed = std::mem::take(&mut self.nodes[usize::from(ix)].changed) != Changed::default();
+            let flipped = self.nodes[usize::from(ix)].mode.take().is_some();
+            if self.nodes[usize::from(ix)].is_up() && !self.is_frozen(ix) {
+                if flipped {
+                    self.flip(ix, None);
+                } else if changed {
+                    self.tell_file(ix);
+                }
             }
             let n = &self.nodes[usize::from(ix)];
             if n.is_clone {
@@ -506,7 +532,7 @@ impl World {
                 let silent = self.plan.frozen.is_some_and(|f| f.silent);
                 self.crash(ix, silent);
                 self.nodes[usize::from(ix)].silent = silent;
-            } else if n.is_up() && (self.check.drains.contains(&ix) || self.has_short_token(ix)) {
+            } else if n.is_up() && (self.check.drains.contains_key(&ix) || self.has_short_token(ix)) {
                 self.stop(ix);
                 self.boot(ix);
             } else {

@@ -27,6 +27,7 @@ pub mod plan;
 pub mod profile;
 mod proof;
 pub mod registry;
+mod reload;
 pub mod repeat;
 pub mod run;
 mod scenario;

@@ -78,6 +78,16 @@ marks! {
     Split = "a hub was split and its notes were late";
     Drained = "a node was drained to its last stream";
     DrainDeadline = "a drained node was stopped with streams left";
+    DrainReset = "a drain's deadline passed and what was left was reset";
+    DrainTakenBack = "a drain was taken back";
+    LameDuck = "a hub had served for a while after it was told to leave";
+    MovedInTime = "all that could attach elsewhere had when their hub took nothing new";
+    TokenCut = "a token ran out and its tunnel was ended";
+    CachedServed = "a stream crossed hubs while the registry was away";
+    Reloaded = "a reload took a peer, a hub, a listener or a connector away while streams were open";
+    LimitBelowUse = "a reload lowered a limit below its use";
+    CertificateChanged = "a hub's certificate or its CAs changed";
+    UntrustedCa = "a hub showed a certificate of a CA that its peer does not know";
     ModeFlip = "a mode flipped under cross-hub streams";
     TokenExpired = "a token ran out on a live tunnel";
     TokenRenewed = "a fresh token came on a live tunnel and was taken";

@@ -30,7 +30,7 @@ use crate::check::wire::Told;
 use crate::event::Event;
 use crate::faults::At;
 use crate::marks::Mark;
-use crate::node::connector;
+use crate::node::{Machine, connector};
 use crate::plan::{Level, MS, Plan};
 use crate::tape::{Lane, Tape};
 use crate::world::World;
@@ -61,7 +61,9 @@ pub(crate) struct Conn {
     /// The dialler gave up before it heard of it.
     given_up: bool,
     /// The dialler showed a certificate of another name.
-    pub(crate) wrong_certificate: bool,
+    /// The certificate of an end is not its own, or of a CA the other one does
+    /// not know.
+    pub(crate) unproven: [bool; 2],
     connected: bool,
     /// Messages that reached each end, as far as it matters (a handshake).
     heard: [u8; 2],
@@ -199,10 +201,15 @@ impl World {
     /// A node dials a hub of its list.
     pub(crate) fn dial(&mut self, from: u16, target: TargetIx) {
         let node = &self.nodes[usize::from(from)];
-        let (hub, plane) = match node.at {
-            At::Hub(n) => (self.plan.hubs[usize::from(n)].peers.get(usize::from(target.0)).copied(), Plane::Mesh),
-            At::Agent(n) => (self.plan.agents[usize::from(n)].hubs.get(usize::from(target.0)).copied(), Plane::Tunnel),
+        // As its configuration names them by now: what is gone keeps its place.
+        let (url, plane) = match &node.machine {
+            Some(Machine::Hub(h)) => {
+                (h.control().config().peers.get(usize::from(target.0)).map(|p| p.url.clone()), Plane::Mesh)
+            }
+            Some(Machine::Agent(a)) => (a.tunnels().config().hubs.get(usize::from(target.0)).cloned(), Plane::Tunnel),
+            None => return,
         };
+        let hub: Option<u8> = url.and_then(|u| u.strip_prefix("hub-")?.parse().ok());
         let run = node.run;
         let Some(hub) = hub else {
             return self.fail("D2", format!("node {from} dials target {}, which it does not have", target.0));
@@ -229,7 +236,7 @@ impl World {
             dialect: Dialect { codec, plane },
             target,
             given_up: false,
-            wrong_certificate: false,
+            unproven: [false; 2],
             connected: false,
             heard: [0; 2],
             buffer,
@@ -310,7 +317,7 @@ impl World {
             && self.certificate(conn, n).1
             && self.ends_tls(conn)
         {
-            self.conns[conn as usize].wrong_certificate = true;
+            self.conns[conn as usize].unproven[0] = true;
             self.marks.hit(Mark::WrongCertificate);
         }
         self.input(to, Input::Accepted { conn: key(conn, 1), dialect, principal });

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
     AgentConfig, Backoff, ConnectorConfig, HealthConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry,
-    OpenRule, OpenTimers, PeerConfig, RegistryTimers, Selection,
+    OnOutage, OpenRule, OpenTimers, PeerConfig, RegistryTimers, Selection,
 };
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, ConnKey, Name, StreamKey};
@@ -23,7 +23,9 @@ use nowconnect_core::time::{Deadline, Instant};
 use crate::event::Event;
 use crate::faults::At;
 use crate::net::place;
-use crate::plan::{AgentPlan, HubPlan, ModePlan, Plan};
+use crate::plan::{AgentPlan, ExpiryPlan, HubPlan, ModePlan, Plan};
+use crate::proof::Keys;
+use crate::reload::Changed;
 use crate::world::{Phase, World};
 
 /// Calls of `handle_timeout` in a row at one instant that are no busy loop:
@@ -126,6 +128,10 @@ pub(crate) struct Node {
     pub(crate) is_clone: bool,
     /// A mode other than the plan's, until the healing.
     pub(crate) mode: Option<ModePlan>,
+    /// What else its file says otherwise, until the healing.
+    pub(crate) changed: Changed,
+    /// What a hub proves itself with.
+    pub(crate) keys: Keys,
     /// What its targets do instead of the plan: refuse, or hang.
     pub(crate) targets_down: Option<bool>,
     pub(crate) drained: bool,
@@ -226,7 +232,7 @@ pub(crate) const fn mode(m: ModePlan) -> Mode {
     }
 }
 
-fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
+pub(crate) fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
     HubConfig {
         replica_id: name(&format!("hub-{ix}")),
         namespace: name("sim"),
@@ -257,10 +263,18 @@ fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
             failback_after: Duration::from_nanos(h.failback_ns),
             ..Selection::default()
         },
-        registry: RegistryTimers { lease: Duration::from_nanos(plan.timers.lease), ..RegistryTimers::default() },
+        registry: RegistryTimers {
+            lease: Duration::from_nanos(plan.timers.lease),
+            on_outage: if h.cached { OnOutage::Cached } else { OnOutage::Refuse },
+            ..RegistryTimers::default()
+        },
         handshake_timeout: Duration::from_nanos(plan.timers.handshake),
         insecure_allow_unscoped: true,
-        on_expiry: OnExpiry::Keep,
+        on_expiry: match h.on_expiry {
+            ExpiryPlan::Keep => OnExpiry::Keep,
+            ExpiryPlan::Cut => OnExpiry::Cut,
+            ExpiryPlan::Drain(ms) => OnExpiry::Drain(Duration::from_millis(ms)),
+        },
         insecure_mesh: false,
     }
 }
@@ -270,7 +284,7 @@ fn checks(every_ns: u64) -> HealthConfig {
     HealthConfig { interval, timeout: interval / 2, ..HealthConfig::default() }
 }
 
-fn agent_config(plan: &Plan, ix: usize, a: &AgentPlan) -> AgentConfig {
+pub(crate) fn agent_config(plan: &Plan, ix: usize, a: &AgentPlan) -> AgentConfig {
     AgentConfig {
         agent_id: AgentId::new(&format!("agent-{ix}")).expect("names of the plan are valid"),
         hubs: a.hubs.iter().map(|h| format!("hub-{h}")).collect(),
@@ -316,6 +330,8 @@ impl World {
             wall_ns: 0,
             is_clone,
             mode: None,
+            changed: Changed::default(),
+            keys: Keys::default(),
             targets_down: None,
             drained: false,
             notes: BTreeMap::new(),
@@ -348,6 +364,7 @@ impl World {
     pub(crate) fn add_clone(&mut self, at: At) -> u16 {
         let of = usize::from(self.node_of(at));
         let node = self.add_node(at, format!("{} (clone)", self.nodes[of].name), 0, true);
+        self.nodes[usize::from(node)].keys = self.nodes[of].keys;
         self.boot(node);
         node
     }
@@ -383,11 +400,7 @@ impl World {
         let machine = match at {
             At::Hub(n) => {
                 let h = &self.plan.hubs[usize::from(n)];
-                let mut config = hub_config(&self.plan, usize::from(n), h);
-                if let Some(m) = node.mode {
-                    config.mode = mode(m);
-                }
-                let config = Arc::new(config);
+                let config = Arc::new(self.hub_file(ix, n));
                 Machine::Hub(if h.shards == 0 {
                     Hub::new(config, seed, now, &mut out)
                 } else {
@@ -395,8 +408,7 @@ impl World {
                 })
             }
             At::Agent(n) => {
-                let a = &self.plan.agents[usize::from(n)];
-                let config = Arc::new(agent_config(&self.plan, usize::from(n), a));
+                let config = Arc::new(self.agent_file(ix, n));
                 Machine::Agent(Agent::new(config, seed, now, &mut out))
             }
         };
@@ -565,6 +577,8 @@ impl World {
         for note in out.notes.drain(..) {
             self.post_note(ix, note);
         }
+        // Whoever comes is refused by the machine itself.
+        out.close_listeners = false;
         if std::mem::take(&mut out.drained) {
             self.nodes[usize::from(ix)].drained = true;
         }

@@ -134,6 +134,25 @@ pub struct HubPlan {
     /// How long an agent that came back is not preferred, nanoseconds.
     #[serde(default)]
     pub failback_ns: u64,
+    /// With the registry out, attachments of other hubs that are known are
+    /// still tried (`registry.on_outage: cached`).
+    #[serde(default)]
+    pub cached: bool,
+    /// What becomes of a tunnel whose token ran out (`auth.on_expiry`).
+    #[serde(default)]
+    pub on_expiry: ExpiryPlan,
+}
+
+/// What a hub does when the token of a tunnel has run out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExpiryPlan {
+    /// It stays for the streams it has.
+    #[default]
+    Keep,
+    /// It ends at once.
+    Cut,
+    /// It ends after this many milliseconds.
+    Drain(u64),
 }
 
 /// An agent.

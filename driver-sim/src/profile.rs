@@ -131,6 +131,30 @@ pub const PROFILES: &[Profile] = &[
         ..SCENARIO
     },
     Profile {
+        name: "rolling-drain",
+        what: "one hub after the other leaves, with time for its agents and clients to go elsewhere",
+        hubs: Some(3),
+        agents: Some(3),
+        clients: Some(48),
+        script: Some(scenario::rolling_drain),
+        ..SCENARIO
+    },
+    Profile {
+        name: "rotation",
+        what: "hubs get certificates of another CA while they start anew and prove themselves",
+        hubs: Some(3),
+        script: Some(scenario::rotation),
+        ..SCENARIO
+    },
+    Profile {
+        name: "reloads",
+        what: "configurations change: peers, hubs, listeners, connectors, limits; nothing else goes wrong",
+        hubs: Some(3),
+        clients: Some(48),
+        script: Some(scenario::reloads),
+        ..SCENARIO
+    },
+    Profile {
         name: "lease-edge",
         what: "renewals answered late and then not at all while other hubs open streams",
         script: Some(scenario::lease_edge),

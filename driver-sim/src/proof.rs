@@ -1,7 +1,8 @@
-//! Keys and certificates of hubs, as a model: a certificate is a name, a
-//! signature a fingerprint of what was signed under that name. What matters is
-//! kept: nobody can show a name that the fingerprint was not made with, and the
-//! fingerprint fits one statement only. TLS ends at hubs of even number
+//! Keys and certificates of hubs, as a model: a certificate is a name and the
+//! number of a CA, a signature a fingerprint of what was signed under both. What
+//! matters is kept: nobody can show a name that the fingerprint was not made
+//! with, the fingerprint fits one statement only, and a CA counts where it is
+//! known. What a hub has of it changes while it runs (X4). TLS ends at hubs of even number
 //! (`listen_tls: native`), before the others (`ingress`).
 
 use nowconnect_core::id::ConnKey;
@@ -9,12 +10,50 @@ use nowconnect_core::identity::{Proof, Verified};
 use nowconnect_core::mux::Input;
 use nowconnect_core::principal::HubGrant;
 use nowconnect_core::wire::Signature;
+use serde::{Deserialize, Serialize};
 
 use crate::faults::At;
 use crate::marks::Mark;
 use crate::net::place;
 use crate::node::name;
+use crate::tape::Lane;
 use crate::world::World;
+
+/// What a hub proves itself with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keys {
+    /// Its certificate has another hub's name.
+    pub wrong_name: bool,
+    /// The CA its certificate is of, by number below 8.
+    pub ca: u8,
+    /// CAs it knows, by bit.
+    pub knows: u8,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { wrong_name: false, ca: 0, knows: 1 }
+    }
+}
+
+impl Keys {
+    /// A certificate of a new CA, with or without overlap, or for another name.
+    pub(crate) fn draw(l: &mut Lane) -> Self {
+        match l.below(4) {
+            0 => Self { wrong_name: true, ..Self::default() },
+            1 => Self { knows: 3, ..Self::default() },
+            2 => Self { ca: 1, knows: 3, ..Self::default() },
+            _ => Self { ca: 1, knows: 2, ..Self::default() },
+        }
+    }
+
+    const fn knows(self, ca: u8) -> bool {
+        self.knows >> (ca & 7) & 1 == 1
+    }
+}
+
+/// Why a certificate of a CA that is not in the bundle is refused.
+const UNKNOWN_CA: &str = "the chain reaches no CA of the bundle";
 
 /// FNV-1a, from a basis of its own.
 fn fingerprint(basis: u64, parts: &[&[u8]]) -> u64 {
@@ -42,14 +81,37 @@ fn mark(certificate: &str, statement: &[u8]) -> String {
     text(halves.as_flattened())
 }
 
-fn judge(statements: &[Vec<u8>], s: &Signature) -> Result<Verified, &'static str> {
+fn judge(statements: &[Vec<u8>], s: &Signature, keys: Keys) -> Result<Verified, &'static str> {
     let certificate = s.chain.first().map(|c| shown(c)).unwrap_or_default();
     let fits = |statement: &Vec<u8>| mark(&certificate, statement) == s.signature;
     let statement = statements.iter().position(fits).ok_or("the signature does not fit")?;
-    Ok(Verified { names: vec![certificate], statement })
+    let (name, ca) = certificate.split_once('@').ok_or("a certificate of no CA")?;
+    if !ca.parse().is_ok_and(|ca| keys.knows(ca)) {
+        return Err(UNKNOWN_CA);
+    }
+    Ok(Verified { names: vec![name.to_owned()], statement })
 }
 
 impl World {
+    /// A hub proves itself with something else from now on.
+    pub(crate) fn set_keys(&mut self, ix: u16, keys: Keys) {
+        self.nodes[usize::from(ix)].keys = keys;
+        self.marks.hit(Mark::CertificateChanged);
+        let hubs = || self.nodes.iter().filter(|n| n.is_hub());
+        let strange = hubs().any(|a| a.keys.wrong_name || hubs().any(|b| !b.keys.knows(a.keys.ca)));
+        self.check.strange_keys |= strange;
+    }
+
+    /// I3: a hub is refused on the mesh for what it shows. With a right name and
+    /// a CA that all know, as from the first to the last step of a rotation with
+    /// overlap, none may be.
+    pub(crate) fn judge_unproven(&mut self, ix: u16) {
+        if !self.check.strange_keys && self.plan.hostile == 0 {
+            let text = format!("node {ix} or its peer refuses a hub for its certificate, which all know");
+            self.fail("I3", text);
+        }
+    }
+
     /// What TLS tells the acceptor of a link.
     pub(crate) fn link_grant(&self, conn: u32, from: u8) -> HubGrant {
         if !self.ends_tls(conn) {
@@ -72,15 +134,22 @@ impl World {
         };
         let input = match proof {
             Proof::Verify { statements, signature } => {
-                Input::Verified { conn: k, result: judge(statements, signature) }
+                let result = judge(statements, signature, self.nodes[usize::from(ix)].keys);
+                if result == Err(UNKNOWN_CA) {
+                    self.conns[conn as usize].unproven[1 - end] = true;
+                    self.marks.hit(Mark::UntrustedCa);
+                }
+                Input::Verified { conn: k, result }
             }
             Proof::Sign { statement } => {
-                let (certificate, wrong) =
-                    if end == 0 { self.certificate(conn, n) } else { (format!("hub-{n}"), false) };
+                let keys = self.nodes[usize::from(ix)].keys;
+                let (name_shown, wrong) =
+                    if end == 0 { self.certificate(conn, n) } else { own_name(n, keys.wrong_name) };
                 if wrong {
-                    self.conns[conn as usize].wrong_certificate = true;
+                    self.conns[conn as usize].unproven[end] = true;
                     self.marks.hit(Mark::WrongCertificate);
                 }
+                let certificate = format!("{name_shown}@{}", keys.ca);
                 let chain = vec![text(certificate.as_bytes())];
                 let signature = mark(&certificate, statement);
                 let result = Ok(Signature { chain, scheme: name("model"), signature });
@@ -89,6 +158,11 @@ impl World {
         };
         self.raw_input(ix, input);
     }
+}
+
+/// The name in a hub's certificate, and whether it is wrong.
+pub(crate) fn own_name(hub: u8, wrong: bool) -> (String, bool) {
+    (if wrong { format!("hub-{hub}0") } else { format!("hub-{hub}") }, wrong)
 }
 
 /// What both ends of a TLS connection can compute.

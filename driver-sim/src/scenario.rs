@@ -2,7 +2,7 @@
 //! in an order that chance finds seldom. Each shapes a calm plan; times and
 //! sizes stay drawn.
 
-use crate::faults::{At, CutHow, Fault, Planned, Point, RegistryFault, Triggered};
+use crate::faults::{At, CutHow, Fault, Keys, Planned, Point, RegistryFault, Reload, Triggered};
 use crate::plan::{Ending, MS, ModePlan, Plan, TargetPlan, Twin};
 use crate::tape::Lane;
 
@@ -99,13 +99,79 @@ pub(crate) fn sweep_between(plan: &mut Plan, l: &mut Lane) {
     }
 }
 
-/// {drain during a mode flip}.
+/// {drains of all hubs in turn, each with time to go elsewhere, some taken back}.
+pub(crate) fn rolling_drain(plan: &mut Plan, l: &mut Lane) {
+    let hubs = plan.hubs.len() as u8;
+    for a in &mut plan.agents {
+        a.hubs = (0..hubs).collect();
+        a.parallel = if l.chance(3, 4) { 1 } else { 2 };
+        (a.start_ns, a.token_ns) = (0, 0);
+    }
+    let mut at = l.between(8500, 10_000);
+    for hub in 0..hubs {
+        let (lameduck_ms, timeout_ms) = (l.between(8000, 12_000), l.spread(500, 12_000));
+        let whole = lameduck_ms + timeout_ms + 4000;
+        let back_ms = l.chance(1, 4).then(|| l.below(lameduck_ms + 1000));
+        let ms = if l.chance(2, 3) { whole } else { lameduck_ms + l.below(timeout_ms) };
+        plan_fault(plan, at, Fault::Drain { at: At::Hub(hub), ms, lameduck_ms, timeout_ms, back_ms });
+        at += ms + l.between(8500, 10_000);
+    }
+    plan.safety_ns = plan.safety_ns.max((at + 2000) * MS);
+    for c in &mut plan.clients {
+        c.at = (4000 + l.below(at - 4000)) * MS + l.below(MS);
+    }
+}
+
+/// {certificates of a new CA for all hubs, in three steps with overlap or in one
+/// without, while hubs start anew and have to prove themselves}.
+pub(crate) fn rotation(plan: &mut Plan, l: &mut Lane) {
+    plan.hostile = 0;
+    let hubs = plan.hubs.len() as u8;
+    let (first, second, last) = (
+        Keys { knows: 3, ..Keys::default() },
+        Keys { ca: 1, knows: 3, ..Keys::default() },
+        Keys { ca: 1, knows: 2, ..Keys::default() },
+    );
+    let steps: &[Keys] = if l.chance(2, 3) { &[first, second, last] } else { &[last] };
+    let mut at = l.between(5000, 8000);
+    for keys in steps {
+        for hub in 0..hubs {
+            plan_fault(plan, at + l.below(3000), Fault::Certificate { hub, keys: *keys });
+            let down_ms = l.below(1000);
+            plan_fault(plan, at + l.below(8000), Fault::Stop { at: At::Hub(hub), down_ms });
+        }
+        at += l.between(3500, 12_000);
+    }
+}
+
+/// {one reload after the other, and nothing else}.
+pub(crate) fn reloads(plan: &mut Plan, l: &mut Lane) {
+    let nodes = plan.hubs.len() as u64 + plan.agents.len() as u64;
+    let hubs = plan.hubs.len() as u64;
+    let mut at = l.between(3000, 6000);
+    while at + 2000 < plan.safety_ns / MS {
+        let n = l.below(nodes);
+        let node = if n < hubs { At::Hub(n as u8) } else { At::Agent((n - hubs) as u8) };
+        let what = Reload::draw(node, plan, l);
+        plan_fault(plan, at, Fault::Reload { at: node, what });
+        at += l.spread(50, 6000);
+    }
+}
+
+/// {drain during a mode flip; sometimes the one that leaves dies}.
 pub(crate) fn drain_in_flip(plan: &mut Plan, l: &mut Lane) {
     first_agent_roams(plan);
     let mut at = l.between(6000, 10_000);
     for round in 0..3 {
         let hub = l.below(2) as u8;
-        plan_fault(plan, at, Fault::Drain { at: At::Hub(hub), ms: l.between(500, 8000) });
+        let (lameduck_ms, timeout_ms) = (l.below(3) * l.between(500, 3000), l.between(500, 8000));
+        let back_ms = l.chance(1, 4).then(|| l.below(lameduck_ms + 1000));
+        let ms = lameduck_ms + l.between(500, 8000).min(9000 - lameduck_ms);
+        plan_fault(plan, at, Fault::Drain { at: At::Hub(hub), ms, lameduck_ms, timeout_ms, back_ms });
+        if l.chance(1, 3) {
+            let (down_ms, silent) = (l.below(2000), l.chance(1, 2));
+            plan_fault(plan, at + l.below(ms), Fault::Crash { at: At::Hub(hub), down_ms, silent });
+        }
         let mode = [ModePlan::Shadow, ModePlan::Off, ModePlan::Active][(round + l.below(2) as usize) % 3];
         plan_fault(plan, at + l.below(3000), Fault::Mode { hub: 1 - hub, mode });
         at += l.between(9000, 14_000);
@@ -336,6 +402,9 @@ pub(crate) const ALL: &[fn(&mut Plan, &mut Lane)] = &[
     lease_renewal_lost,
     sweep_between,
     drain_in_flip,
+    rolling_drain,
+    rotation,
+    reloads,
     lease_edge,
     slow_claims,
     dial_together,

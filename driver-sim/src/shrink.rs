@@ -342,7 +342,12 @@ impl Shrinker<'_> {
 
 fn halve_fault(fault: &mut Fault) {
     match fault {
-        Fault::Cut { .. } | Fault::CutAll { .. } | Fault::AbortTargets { .. } | Fault::Mode { .. } => {}
+        Fault::Cut { .. }
+        | Fault::CutAll { .. }
+        | Fault::AbortTargets { .. }
+        | Fault::Mode { .. }
+        | Fault::Reload { .. }
+        | Fault::Certificate { .. } => {}
         Fault::Flap { times, .. } => *times = (*times / 2).max(1),
         Fault::Crash { down_ms: ms, .. }
         | Fault::Stop { down_ms: ms, .. }

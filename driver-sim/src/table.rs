@@ -198,8 +198,6 @@ mod tests {
     fn what_is_not_here_is_said_and_what_is_not_noticed_too() {
         let driver = hunt(find(48).unwrap(), &search(0..1)).outcome;
         assert!(matches!(&driver, Outcome::Elsewhere(why) if why.starts_with("production driver")), "{driver:?}");
-        let later = hunt(find(60).unwrap(), &search(0..1)).outcome;
-        assert!(matches!(&later, Outcome::Elsewhere(why) if why.starts_with("later: ")), "{later:?}");
         assert_eq!(hunt(find(CANARY).unwrap(), &search(1..4)).outcome, Outcome::Missed { after: 3 });
     }
 }

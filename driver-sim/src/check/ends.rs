@@ -57,7 +57,9 @@ impl World {
     /// Whether any process that may have carried a stream lost something.
     fn excused(&self, from: u64, to: u64, agent: u16) -> bool {
         let touched = |n: u16| n == agent || self.nodes[usize::from(n)].is_hub();
-        self.check.excuses.iter().any(|(at, n)| (from..=to).contains(at) && touched(*n))
+        // Whoever leaves resets what is left, one stream after the other.
+        let causes = self.check.excuses.iter().chain(&self.check.resetting);
+        causes.into_iter().any(|(at, n)| (from..=to).contains(at) && touched(*n))
     }
 
     /// L1, S5: no reset comes from nowhere.

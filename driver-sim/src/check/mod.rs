@@ -5,11 +5,13 @@
 //! healing (L). The ghost state here is what a perfect wire would have done.
 
 mod ends;
+mod leaving;
 mod nodes;
 mod outage;
 pub(crate) mod pace;
 mod rare;
 mod relations;
+mod rules;
 mod tap;
 mod twins;
 pub(crate) mod wire;
@@ -53,7 +55,14 @@ pub(crate) struct Check {
     pub(crate) extra_targets: Vec<u32>,
     pub(crate) late_faults: Vec<Fault>,
     pub(crate) effects: Vec<Effect>,
-    pub(crate) drains: BTreeSet<u16>,
+    /// Processes that were told to leave and have not ended or been told to stay.
+    pub(crate) drains: BTreeMap<u16, leaving::Drain>,
+    /// Hubs had certificates that are not their own, or not known to all.
+    pub(crate) strange_keys: bool,
+    /// When a process that leaves began to reset what was left.
+    pub(crate) resetting: Vec<(u64, u16)>,
+    /// When a process was last told to stop, or reset what it still carried.
+    pub(crate) ended: BTreeMap<u16, u64>,
     probes: Vec<ClientPlan>,
     /// Probes that were connected.
     probing: usize,
@@ -105,7 +114,10 @@ impl Check {
             extra_targets: Vec::new(),
             late_faults: Vec::new(),
             effects: Vec::new(),
-            drains: BTreeSet::new(),
+            drains: BTreeMap::new(),
+            strange_keys: false,
+            resetting: Vec::new(),
+            ended: BTreeMap::new(),
             probes: Vec::new(),
             probing: 0,
             wanted: BTreeMap::new(),
@@ -260,19 +272,28 @@ impl World {
                     self.link_was_there(ix, &peer);
                 }
             }
+            Observed::HandshakeFailed { plane: Plane::Mesh, cause: CloseCode::Auth, .. } => self.judge_unproven(ix),
             Observed::HandshakeFailed { cause: CloseCode::ResumeRefused, .. } => self.marks.hit(Mark::ResumeRefused),
             Observed::LeaseHeldByOther => {
                 self.marks.hit(Mark::LeaseSelfFence);
                 self.ghost_fenced(ix);
+                self.check.nodes.entry(ix).or_default().fenced = true;
             }
             Observed::Attached { agent_id, firm, takeover, .. } if self.nodes[usize::from(ix)].is_hub() => {
                 self.note_attached(ix, &agent_id, firm, takeover);
             }
-            Observed::Detached { agent_id, .. } => {
+            Observed::Detached { agent_id, cause, .. } => {
+                self.ghost_token_end(ix, &agent_id, cause);
                 self.check.held.remove(&(ix, agent_id));
             }
-            Observed::TokenExpired { .. } => self.marks.hit(Mark::TokenExpired),
-            Observed::TokenRenewed { .. } => self.marks.hit(Mark::TokenRenewed),
+            Observed::TokenExpired { agent_id } => {
+                self.marks.hit(Mark::TokenExpired);
+                self.ghost_token_expired(ix, &agent_id);
+            }
+            Observed::TokenRenewed { agent_id } => {
+                self.marks.hit(Mark::TokenRenewed);
+                self.ghost_token_anew(ix, agent_id.as_str());
+            }
             Observed::TokenRefused { .. } => self.marks.hit(Mark::TokenRefused),
             Observed::Ejected { .. } => self.marks.hit(Mark::Ejected),
             Observed::Reinstated { .. } => self.marks.hit(Mark::Reinstated),
@@ -284,7 +305,11 @@ impl World {
                 self.marks.hit(Mark::TargetUp);
                 self.check.withdrawn.insert((ix, connector), Some(self.now));
             }
-            Observed::SessionResumed { .. } => self.vulnerable(Point::Resumed, ix, None),
+            Observed::Drain(step) => self.ghost_drain(ix, step),
+            Observed::SessionResumed { peer, .. } => {
+                self.ghost_token_anew(ix, &peer);
+                self.vulnerable(Point::Resumed, ix, None);
+            }
             Observed::ProtocolViolation { plane, kind, detail } => {
                 self.fail(
                     "D2",
@@ -303,7 +328,6 @@ impl World {
             | Observed::DuplicateAgent { .. }
             | Observed::DuplicateAgentRefused { .. }
             | Observed::StartedOver { .. }
-            | Observed::Drain(_)
             | Observed::GaveUp { .. } => {}
         }
     }
@@ -332,8 +356,8 @@ impl World {
         let streams = self.nodes[usize::from(ix)].machine.as_ref().map_or(0, crate::node::Machine::streams);
         self.check.wire.note_streams(ix, streams);
         let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
-        if c.wrong_certificate && to == 1 && hub.mux().carried_by(crate::net::key(conn, to)).is_some() {
-            let text = format!("node {ix} has a session on conn {conn}, whose certificate names another hub");
+        if c.unproven[1 - to] && hub.mux().carried_by(crate::net::key(conn, to)).is_some() {
+            let text = format!("node {ix} has a session on conn {conn}, whose certificate proves nothing");
             return self.fail("I3", text);
         }
         let Some(asked) = asked else { return };
@@ -380,6 +404,7 @@ impl World {
         {
             self.fail("B4", format!("the {} of client {client} was reset with {code}", side(is_client)));
         }
+        self.judge_ending(ix);
     }
 
     /// Everything that holds at any time.
@@ -394,6 +419,7 @@ impl World {
         }
         self.check_nodes();
         self.check_reclaimed();
+        self.check_expired();
         self.check_twins();
         self.check_duplicates();
         self.check_memory();
@@ -511,7 +537,12 @@ impl World {
         }
         // On a slow wire they would time out behind each other's bytes and what
         // else is under way: there they come one by one, when it is quiet.
-        while self.plan.net.bandwidth.0 >= SLOW_BELOW && self.next_probe() {}
+        while self.is_fast() && self.next_probe() {}
+    }
+
+    /// No wire holds what is small back for long.
+    pub(super) const fn is_fast(&self) -> bool {
+        self.plan.net.bandwidth.0 >= SLOW_BELOW
     }
 
     /// Connects the next new client; false when all were.

@@ -22,6 +22,7 @@ use crate::faults::At;
 use crate::net::{key, place};
 use crate::node::connector;
 use crate::plan::MS;
+use crate::reload::Changed;
 use crate::world::World;
 
 /// How long a hub may take to notice that the registry does not answer: two
@@ -35,10 +36,12 @@ const REFUSED_WITHIN: u64 = 100 * MS;
 pub(crate) struct NodeGhost {
     /// Its mode changed while it ran: what is open may be of an earlier one.
     pub(crate) flipped: bool,
+    /// Something else of its configuration did: peers, hubs, what is exposed.
+    pub(crate) rewired: bool,
     /// It has run undisturbed since.
     pub(crate) calm_since: u64,
     /// Its registry answered last, has been out since, and is back since.
-    ok_at: u64,
+    pub(super) ok_at: u64,
     pub(crate) unhealthy_since: Option<u64>,
     pub(super) healthy_since: u64,
     renewals: BTreeMap<Token, Instant>,
@@ -47,6 +50,10 @@ pub(crate) struct NodeGhost {
     pub(crate) from_sockets: u64,
     pub(crate) to_sockets: u64,
     highest: Epoch,
+    /// Another run holds its lease, as it was told last.
+    pub(super) fenced: bool,
+    /// Agents whose token ran out on their tunnel, when by the hub's clock.
+    pub(super) expired: BTreeMap<AgentId, Instant>,
     /// When each agent's token runs out, by the hub's clock.
     tokens: BTreeMap<u8, Instant>,
 }
@@ -64,7 +71,8 @@ impl World {
 
     pub(crate) fn ghost_boot(&mut self, ix: u16) {
         let now = self.now;
-        *self.ghost(ix) = NodeGhost { calm_since: now, ok_at: now, ..NodeGhost::default() };
+        let rewired = self.nodes[usize::from(ix)].changed != Changed::default();
+        *self.ghost(ix) = NodeGhost { calm_since: now, ok_at: now, rewired, ..NodeGhost::default() };
         self.check.wire.forget_causes(ix);
         self.check.held.retain(|(hub, _), _| *hub != ix);
     }
@@ -72,6 +80,16 @@ impl World {
     /// Its mode changed at run time.
     pub(crate) fn ghost_flipped(&mut self, ix: u16) {
         self.ghost(ix).flipped = true;
+    }
+
+    /// Its configuration changed at run time.
+    pub(crate) fn ghost_rewired(&mut self, ix: u16) {
+        self.ghost(ix).rewired = true;
+    }
+
+    /// Whether a process runs with another configuration than the plan's, or did.
+    pub(crate) fn is_rewired(&self, ix: u16) -> bool {
+        self.check.nodes.get(&ix).is_some_and(|g| g.rewired)
     }
 
     /// Since when a process has run undisturbed; `None` while it does not.
@@ -103,6 +121,7 @@ impl World {
         if *result == Ok(RegistryReply::Renewed) {
             let until = Some(sent.after(std::time::Duration::from_nanos(lease)));
             g.lease_until = g.lease_until.max(until);
+            g.fenced = false;
         }
     }
 
@@ -121,7 +140,7 @@ impl World {
         let node = &self.nodes[usize::from(ix)];
         let at = node.clock(self.now);
         let until = self.check.nodes.get(&ix).and_then(|g| g.lease_until);
-        if until.is_none_or(|until| at >= until) {
+        if until.is_none_or(|until| at >= until) && !self.serves_without_lease(ix) {
             let text = format!("{} carries an OPEN of another hub at {at:?}, its lease ended at {until:?}", node.name);
             self.fail("O7", text);
         }
@@ -174,6 +193,7 @@ impl World {
         use nowconnect_core::error::RstCode;
         use nowconnect_core::observed::Cause;
         self.note_record(ix, r);
+        self.note_cached(ix, r);
         let total = r.total.as_nanos() as u64;
         let At::Hub(n) = self.nodes[usize::from(ix)].at else { return };
         let calm = self.calm(ix).is_some_and(|t| self.now - t > total + 1000 * MS);
@@ -200,6 +220,8 @@ impl World {
         if r.cause == Cause::Reset(RstCode::RegistryDown)
             && r.owner.is_none()
             && !waits
+            // Whoever was tried elsewhere first was not refused at once.
+            && !(self.plan.hubs[usize::from(n)].cached && self.was_tried(r))
             && out.is_some_and(|t| t + total < self.now)
             && total > REFUSED_WITHIN + slack - 1000 * MS
         {

@@ -39,6 +39,12 @@ impl World {
         provisional
     }
 
+    /// Whether a client's stream was opened once, or nobody knows whose it is.
+    pub(super) fn was_tried(&self, r: &StreamRecord) -> bool {
+        let client = r.sock.and_then(|k| self.socks.get(k.ix as usize)).map(|s| self.actors[s.actor as usize].client);
+        client.is_none_or(|c| self.check.tried.contains(&c))
+    }
+
     fn agent_plan(&self, agent: &AgentId) -> Option<(u8, &crate::plan::AgentPlan)> {
         let n: u8 = agent.as_str().strip_prefix("agent-")?.parse().ok()?;
         Some((n, self.plan.agents.get(usize::from(n))?))
@@ -61,23 +67,23 @@ impl World {
             self.marks.hit(Mark::ProvisionalServed);
         }
         // Whom an agent refused was served as well as could be.
-        let client = r.sock.and_then(|k| self.socks.get(k.ix as usize)).map(|s| self.actors[s.actor as usize].client);
         if r.cid.0 != 0
-            || client.is_none_or(|c| self.check.tried.contains(&c))
+            || self.was_tried(r)
             || r.open.is_some()
             || !matches!(r.cause, Cause::Reset(RstCode::NoRoute | RstCode::RegistryDown))
         {
             return;
         }
         let came = self.now.saturating_sub(r.total.as_nanos() as u64);
-        if self.check.interrupted.get(&ix).is_some_and(|at| at + slack >= came) || self.check.drains.contains(&ix) {
+        if self.check.interrupted.get(&ix).is_some_and(|at| at + slack >= came) || self.leaves(ix) {
             return;
         }
         let served = self.check.held.iter().find(|((hub, agent), held)| {
             let Some((n, plan)) = self.agent_plan(agent) else { return false };
             let exposed = plan.connectors.iter().any(|c| c.0 == r.listener.0);
             let node = self.node_of(At::Agent(n));
-            let calm = self.calm(node).is_some_and(|t| t + slack < came) && !self.check.drains.contains(&node);
+            let calm =
+                self.calm(node).is_some_and(|t| t + slack < came) && !self.leaves(node) && !self.is_rewired(node);
             // What an earlier run of the agent left behind may have been
             // withdrawn by it, and serves nobody.
             let present = held.since >= self.nodes[usize::from(node)].started;

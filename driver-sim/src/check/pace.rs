@@ -107,14 +107,15 @@ impl World {
         let node = &self.nodes[usize::from(from)];
         let (run, calm) = (node.run, self.calm(from));
         // Of several hubs an agent may want another one first.
-        let wants = match node.at {
-            // Off, or about to be: its links are not wanted.
-            At::Hub(_) => self.check.nodes.get(&from).is_none_or(|g| !g.flipped),
-            At::Agent(n) => {
-                let a = &self.plan.agents[usize::from(n)];
-                a.hubs.len() <= usize::from(a.parallel)
-            }
-        };
+        let wants = !self.is_rewired(from)
+            && match node.at {
+                // Off, or about to be: its links are not wanted.
+                At::Hub(_) => self.check.nodes.get(&from).is_none_or(|g| !g.flipped),
+                At::Agent(n) => {
+                    let a = &self.plan.agents[usize::from(n)];
+                    a.hubs.len() <= usize::from(a.parallel)
+                }
+            };
         let late = 2 * self.plan.late_timers_ns;
         let between = self.check.pace.welcomed.get(&pair(from, to)).copied();
         let d = self.check.pace.dials.entry((from, run, target)).or_default();

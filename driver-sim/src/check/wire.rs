@@ -21,6 +21,7 @@ use nowconnect_core::wire::{Body, Dialect, Frame, HelloRole, Plane, WireLimits, 
 
 use crate::faults::Point;
 use crate::marks::Mark;
+use crate::node::Machine;
 use crate::world::{Violation, World};
 
 use self::amplification::Allowance;
@@ -197,13 +198,13 @@ impl Ghost<'_> {
 
     /// Caps of the sender: bytes and frames in flight.
     fn caps(&self) -> (u64, u64) {
-        match self.node().at {
-            crate::faults::At::Hub(n) => {
-                let h = &self.world.plan.hubs[usize::from(n)];
-                (h.inflight.max(1), u64::from(h.queue_depth.max(1)))
-            }
-            crate::faults::At::Agent(n) => (self.world.plan.agents[usize::from(n)].inflight.max(1), 1000),
-        }
+        // As it was told last.
+        let limits = match &self.node().machine {
+            Some(Machine::Hub(h)) => &h.control().config().limits,
+            Some(Machine::Agent(a)) => &a.tunnels().config().limits,
+            None => return (u64::MAX, u64::MAX),
+        };
+        (limits.inflight_bytes.max(1), u64::from(limits.send_queue_depth.max(1)))
     }
 
     /// The largest window anybody may grant.

@@ -23,7 +23,7 @@ fn told(live: &Live, start: &Start) -> String {
         live.seeds.load(Relaxed) as f64 / real,
         virtual_s / real,
         live.faults.load(Relaxed),
-        live.marks(),
+        live.marks_hit(),
         Mark::ALL.iter().filter(|m| m.later().is_none()).count(),
         live.failures.load(Relaxed)
     )

@@ -2,7 +2,8 @@
 //! from a lane of its own. Must not know how anything is carried out.
 
 use super::{
-    AgentPlan, ClientPlan, Ending, FlowPlan, Frozen, HubPlan, Level, MS, ModePlan, NetPlan, Plan, TargetPlan, TimerPlan,
+    AgentPlan, ClientPlan, Ending, ExpiryPlan, FlowPlan, Frozen, HubPlan, Level, MS, ModePlan, NetPlan, Plan,
+    TargetPlan, TimerPlan,
 };
 use crate::faults::{At, Class, Fault, Planned};
 use crate::profile::Profile;
@@ -35,6 +36,15 @@ impl Plan {
             // A list of peers that is the same file for all holds oneself.
             let itself = tape.lane("peers", ix as u64).chance(1, 4);
             hub.peers.retain(|p| itself || usize::from(*p) != ix);
+        }
+        for (ix, hub) in hubs.iter_mut().enumerate() {
+            let mut l = tape.lane("rules", ix as u64);
+            hub.cached = l.chance(1, 4);
+            hub.on_expiry = match l.weighted(&[2, 1, 1]) {
+                0 => ExpiryPlan::Keep,
+                1 => ExpiryPlan::Cut,
+                _ => ExpiryPlan::Drain(l.spread(100, 10_000)),
+            };
         }
         let calm = p.faults_per_minute == Some(0);
         let net = NetPlan::draw(&mut tape.lane("net plan", 0), level, calm);
@@ -214,6 +224,8 @@ impl HubPlan {
             region: l.below(2) as u8,
             peers: (0..hubs).collect(),
             failback_ns: if l.chance(1, 3) { l.spread(500, 20_000) * MS } else { 0 },
+            cached: false,
+            on_expiry: ExpiryPlan::Keep,
         }
     }
 }
