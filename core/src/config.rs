@@ -231,6 +231,31 @@ impl Default for RegistryTimers {
     }
 }
 
+/// How a node leaves (semantics 10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainTimes {
+    /// How long a hub still takes new clients, while balancers and agents look
+    /// for another one. Agents have none: who opens hears of it at once.
+    pub lameduck: Duration,
+    /// After that, how long open streams may take to end by themselves before
+    /// any of them is reset.
+    pub timeout: Duration,
+}
+
+impl Default for DrainTimes {
+    fn default() -> Self {
+        Self { lameduck: Duration::from_secs(10), timeout: Duration::from_secs(60) }
+    }
+}
+
+impl DrainTimes {
+    /// Nothing new from now on, and this long for what is open.
+    #[must_use]
+    pub const fn at_once(timeout: Duration) -> Self {
+        Self { lameduck: Duration::ZERO, timeout }
+    }
+}
+
 /// A hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubConfig {

@@ -27,7 +27,7 @@
 //! ```
 //! use std::sync::Arc;
 //! # use std::time::Duration;
-//! # use nowconnect_core::config::{Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, RegistryTimers, Selection};
+//! # use nowconnect_core::config::{Backoff, DrainTimes, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, RegistryTimers, Selection};
 //! use nowconnect_core::error::RstCode;
 //! use nowconnect_core::hub::Hub;
 //! use nowconnect_core::id::{ListenerIx, Name, SockKey};
@@ -77,7 +77,7 @@
 //! if let Some(due) = hub.poll_timeout() {
 //!     hub.handle_timeout(due.at, &mut out);
 //! }
-//! hub.handle(now, Input::Drain, &mut out);
+//! hub.handle(now, Input::Drain(DrainTimes::at_once(Duration::ZERO)), &mut out);
 //! assert!(out.drained, "no stream is left to wait for");
 //! hub.check_invariants();
 //! # Ok::<(), RstCode>(())

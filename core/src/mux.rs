@@ -484,7 +484,7 @@ impl Mux {
     fn carry_out(&mut self, now: Instant, shard: &mut Shard, out: &mut NodeOut) {
         let mut so = std::mem::take(&mut self.shard_out);
         let mut unsent = Vec::new();
-        while !so.frames.is_empty() {
+        while !so.frames.is_empty() || !so.refenced.is_empty() {
             for (key, frame) in so.frames.drain(..) {
                 let opens = if let Frame::Stream { cid, body: Body::Open(_), .. } = &frame { Some(*cid) } else { None };
                 if !self.queue(now, key, frame, out)
@@ -492,11 +492,20 @@ impl Mux {
                 {
                     unsent.push((key, cid));
                 }
-                // Discarded by a reset: the stream is gone, nobody waits for it.
-                self.released.clear();
             }
-            // The shard has not heard yet that this session is over. What was
-            // never sent may go to the next candidate; each is tried once.
+            // Behind an EPOCH the agent would refuse them (O4).
+            for (key, fence) in so.refenced.drain(..) {
+                let Some(entry) = self.sessions.get_mut(key) else { continue };
+                let stale = entry.session.take_back_opens(fence, |cid| shard.knows(cid), &mut self.released);
+                unsent.extend(stale.into_iter().map(|cid| (key, cid)));
+                self.account(key);
+            }
+            // Discarded by a reset: the stream is gone, nobody waits for it. Or
+            // taken back with its OPEN: it is sent anew.
+            self.released.clear();
+            // The shard has not heard yet that this session is over, or has
+            // another fence. What was never sent may go to the next candidate;
+            // each is tried once.
             for (key, cid) in unsent.drain(..) {
                 shard.on_unsent(now, key, cid, &mut so);
             }

@@ -297,12 +297,11 @@ pub const BUGS: &[Bug] = &[
         &["L4", "L2", "L1"],
         "a peer of another version that sends an optional frame",
     ),
-    other(
+    core(
         60,
         "a draining hub closes its listeners before its agents have moved",
         &["L10"],
-        Applies::Later("a drain refuses new clients at once; handing agents over before that does not exist"),
-        "",
+        "a drain with a lame duck, while clients come that only this hub's listeners or tunnels can serve",
     ),
     other(
         CANARY,

@@ -10,6 +10,10 @@ use crate::id::{AgentId, Fence, Instance, Name, SessionKey};
 /// Ranks from here on: attachments that the registry does not list any more.
 pub const RANK_FADED: u64 = 1 << 32;
 
+/// Added to the rank of an attachment whose hub leaves: it serves when no other
+/// does.
+pub const RANK_LEAVING: u64 = 1 << 31;
+
 /// One attachment that exposes a connector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -42,7 +46,7 @@ impl Candidate {
     /// Its priority, lower is preferred.
     #[must_use]
     pub const fn priority(&self) -> u64 {
-        (self.rank & (RANK_FADED - 1)) >> 2
+        (self.rank & (RANK_LEAVING - 1)) >> 2
     }
 
     /// Whether the registry listed it once and does not any more: it may be
@@ -50,6 +54,13 @@ impl Candidate {
     #[must_use]
     pub const fn is_faded(&self) -> bool {
         self.rank >= RANK_FADED
+    }
+
+    /// The change that takes it away.
+    #[must_use]
+    pub fn gone(&self, connector: Name) -> RouteChange {
+        let (agent_id, owner) = (self.agent_id.clone(), self.owner.clone());
+        RouteChange { connector, agent_id, owner, candidate: None }
     }
 
     /// The change that adds it, or puts it in the place of the one before.

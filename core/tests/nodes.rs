@@ -1,5 +1,6 @@
 //! Whole nodes against each other: hubs, mesh, agent, registry.
 
+mod drain;
 mod ownership;
 mod reclaim;
 mod split;
@@ -7,7 +8,7 @@ mod world;
 
 use std::time::Duration;
 
-use nowconnect_core::config::Mode;
+use nowconnect_core::config::{DrainTimes, Mode};
 use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::mux::Input;
 use nowconnect_core::observed::Observed;
@@ -488,7 +489,7 @@ fn a_draining_hub_finishes_its_streams_and_says_when() {
     let c = w.client(a).unwrap();
     w.run_for(Duration::from_millis(10));
     let t = w.targets(g)[0];
-    w.input(a, Input::Drain);
+    w.input(a, Input::Drain(DrainTimes::at_once(Duration::from_secs(60))));
     w.run_for(Duration::from_secs(2));
     assert!(!w.drained(a));
     assert_eq!(w.client(a).err(), Some(RstCode::Draining));
@@ -511,7 +512,7 @@ fn a_draining_agent_withdraws_and_finishes() {
     let c = w.client(b).unwrap();
     w.run_for(Duration::from_millis(10));
     let t = w.targets(g)[0];
-    w.input(g, Input::Drain);
+    w.input(g, Input::Drain(DrainTimes::at_once(Duration::from_secs(60))));
     w.run_for(Duration::from_secs(3));
     for hub in [a, b] {
         assert_eq!(echo(&mut w, hub, 1), Err(Some(RstCode::NoRoute)), "hub {hub}");

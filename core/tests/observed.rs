@@ -6,7 +6,7 @@ mod world;
 
 use std::time::Duration;
 
-use nowconnect_core::config::Mode;
+use nowconnect_core::config::{DrainTimes, Mode};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Unready;
 use nowconnect_core::id::ListenerIx;
@@ -142,6 +142,6 @@ fn a_listener_says_why_it_is_not_ready() {
     w.unreachable.clear();
     w.run_for(S(10));
     assert_eq!(w.as_hub(a).unready(l), None);
-    w.input(a, nowconnect_core::mux::Input::Drain);
+    w.input(a, nowconnect_core::mux::Input::Drain(DrainTimes::at_once(Duration::from_secs(60))));
     assert_eq!(w.as_hub(a).unready(l), Some(Unready::Draining));
 }

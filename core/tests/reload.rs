@@ -8,7 +8,7 @@ mod world;
 
 use std::time::Duration;
 
-use nowconnect_core::config::{ConnectorConfig, HubConfig, ListenerConfig, Mode, OpenRule, PeerConfig};
+use nowconnect_core::config::{ConnectorConfig, DrainTimes, HubConfig, ListenerConfig, Mode, OpenRule, PeerConfig};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::ReloadError;
 use nowconnect_core::id::{ListenerIx, SockKey};
@@ -516,7 +516,7 @@ fn what_cannot_change_is_refused_and_nothing_else_is_taken() {
     assert!(w.reload_agent(g, &agent).is_err());
     opens(&mut w, a);
     wrong.peers.clear();
-    w.input(a, nowconnect_core::mux::Input::Drain);
+    w.input(a, nowconnect_core::mux::Input::Drain(DrainTimes::at_once(Duration::from_secs(60))));
     assert_eq!(w.reload_hub(a, &wrong), Err(ReloadError::Leaving));
     assert!(FRAME_KINDS.len() > 1);
 }

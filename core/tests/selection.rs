@@ -605,7 +605,8 @@ fn an_agent_that_leaves_checks_nothing_and_exposes_nothing() {
     let (mut w, hubs, first, second) = checked_agents(selection());
     w.targets_of.insert(first, Target::Refuse);
     w.run_for(S(8));
-    w.input(first, nowconnect_core::mux::Input::Drain);
+    let times = nowconnect_core::config::DrainTimes::at_once(Duration::from_secs(60));
+    w.input(first, nowconnect_core::mux::Input::Drain(times));
     w.targets_of.clear();
     let checks = w.as_agent(first).targets().map(|t| t.passed + t.failed).sum::<u64>();
     w.run_for(S(20));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nowconnect_core::config::DrainTimes;
 use nowconnect_core::mux::Input;
 use nowconnect_core::registry::{RegistryOp, RegistryResult, Token};
 use nowconnect_core::time::Instant;
@@ -151,7 +152,7 @@ impl World {
             Fault::Drain { at, .. } => {
                 let node = self.node_of(at);
                 self.check.drains.insert(node);
-                self.input(node, Input::Drain);
+                self.input(node, Input::Drain(DrainTimes::at_once(Duration::from_secs(60))));
                 self.after(lasts, Event::Undo(Undo::Drained { node }));
             }
             Fault::Mode { hub, mode } => {

@@ -10,7 +10,7 @@ use crate::panics::{Running, place};
 use crate::plan::{Level, Plan, Twin};
 use crate::profile::Profile;
 use crate::share::{self, Span};
-use crate::tape::Tape;
+use crate::tape::{Tape, mix};
 use crate::trace::{Line, Trace};
 use crate::world::{Violation, World};
 
@@ -110,7 +110,10 @@ pub fn run_on(plan: Plan, tape: Tape, keep: Keep) -> Report {
     let report = match &plan.twin {
         None => return alone(plan, tape, keep),
         Some(Twin::Modes) => diff::compare(&plan, |p| alone(p, tape.clone(), keep)),
-        Some(Twin::Without(stalled)) => share::compare(&plan, stalled, |p| alone(p, tape.clone(), keep)),
+        Some(Twin::Without(stalled)) => share::compare(&plan, stalled, |p, round| {
+            let other = || Tape::from_seed(mix(plan.seed.wrapping_add(round)));
+            alone(p, if round == 0 { tape.clone() } else { other() }, keep)
+        }),
     };
     Report { plan, ..report }
 }

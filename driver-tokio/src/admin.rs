@@ -267,7 +267,7 @@ impl Server {
                 Some(name) => json(self.app.readyz_listener(name)),
                 None => text(
                     StatusCode::NOT_FOUND,
-                    "expected /status, /metrics, /healthz, /readyz, /readyz/<listener> or POST /reload\n",
+                    "expected /status, /metrics, /healthz, /readyz, /readyz/<listener> or POST /reload, /drain, /undrain\n",
                 ),
             },
         }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
+use nowconnect_core::config::DrainTimes;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{ConnKey, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use nowconnect_core::identity::Proof;
@@ -54,15 +55,14 @@ pub fn run(setup: AgentSetup, source: Source) -> Result<(), RunError> {
             tokio::select! {
                 asked = signals.wait() => match asked {
                     Asked::Reload => drop(agent.reload()),
-                    Asked::Stop => break,
+                    Asked::Stop if agent.shared.stop_asked.replace(true) => break,
+                    Asked::Stop => drain(&agent.node),
                 },
+                () = agent.node.drained() => break,
                 () = agent.gave_up() => return Err(RunError::Failed("every hub was given up (reconnect.max_retries)".to_owned())),
             }
         }
-        tokio::select! {
-            () = agent.leave() => {}
-            () = signals.stop() => agent.stop().await,
-        }
+        agent.stop().await;
         Ok(())
     })
 }
@@ -103,7 +103,8 @@ struct Shared {
     /// Opens that failed here, by connector and reason.
     failures: RefCell<BTreeMap<(Name, &'static str), u64>>,
     protocol_errors: RefCell<BTreeMap<&'static str, u64>>,
-    leaving: Cell<bool>,
+    /// A signal asked it to leave: the next one ends it.
+    stop_asked: Cell<bool>,
     /// The latest token was not taken by some hub.
     token_refused: Cell<bool>,
     /// When the token ends, in seconds since 1970, if it says.
@@ -135,7 +136,7 @@ pub fn start(setup: AgentSetup, source: Option<Source>) -> Result<RunningAgent, 
         carried: RefCell::default(),
         failures: RefCell::default(),
         protocol_errors: RefCell::default(),
-        leaving: Cell::new(false),
+        stop_asked: Cell::new(false),
         token_refused: Cell::new(false),
         token_ends: Cell::new(None),
         given_up: RefCell::default(),
@@ -166,22 +167,10 @@ impl RunningAgent {
         reload::run(&self.node, &self.shared)
     }
 
-    /// Withdraws the connectors, lets streams end, then stops.
-    pub async fn leave(&self) {
-        tracing::info!(event = "draining", timeout_ms = DRAIN.as_millis() as u64);
-        self.shared.leaving.set(true);
-        self.node.input(Input::Drain);
-        if tokio::time::timeout(DRAIN, self.node.drained()).await.is_err() {
-            tracing::warn!(event = "drain_deadline", "the remaining streams are reset");
-        }
-        self.stop().await;
-    }
-
     /// Ends at once.
     pub async fn stop(&self) {
         self.renewal.abort();
         self.watch.abort();
-        self.shared.leaving.set(true);
         self.node.input(Input::Shutdown);
         self.node.flushed(Duration::from_secs(1)).await;
         tracing::info!(event = "stopped");
@@ -191,6 +180,11 @@ impl RunningAgent {
     pub async fn gave_up(&self) {
         self.shared.gave_up.notified().await;
     }
+}
+
+/// Withdraws the connectors and lets streams end; the node says when they have.
+fn drain(node: &Node<Agent>) {
+    node.input(Input::Drain(DrainTimes::at_once(DRAIN)));
 }
 
 /// The token of this very dial: the file may have changed (semantics 9).
@@ -272,6 +266,8 @@ impl Effects<Agent> for AgentEffects {
     fn prove(&self, _node: &Node<Agent>, _conn: ConnKey, _proof: Proof) {}
 
     fn judge(&self, _node: &Node<Agent>, _session: SessionKey, _token: SecretText) {}
+
+    fn close_listeners(&self) {}
 
     fn observe(&self, node: &Node<Agent>, event: Observed) {
         if let Observed::Carried(r) = &event {

@@ -111,6 +111,9 @@ pub(crate) fn table(status: &Value) -> String {
     for reason in status["reasons"].as_array().into_iter().flatten() {
         out += &format!("\n         {}", show(reason));
     }
+    if status["drain"].is_object() {
+        out += &format!("\ndrain    {}", crate::drain::progress(&status["drain"]));
+    }
     out += &format!("\nstreams  {}", at("/streams"));
     out += &format!("\nmemory   {} of {} bytes held", at("/memory/held_bytes"), at("/memory/budget_bytes"));
     let session = [

@@ -18,7 +18,7 @@ use crate::auth::TunnelAuth;
 use crate::cert::{self, Signer, Subject, TokenRequest};
 use crate::config::{self, AgentSetup, Finding, HubSetup, Kind, ParseOptions};
 use crate::demo::DemoOptions;
-use crate::{ask, secret, tls};
+use crate::{ask, drain, secret, tls};
 
 /// Why a command ended without success.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -135,6 +135,8 @@ enum Command {
     Status(StatusArgs),
     /// Make a running process read its configuration file again; 0 when it is in force.
     Reload(ReloadArgs),
+    /// Make a running process leave as SIGTERM does, and wait until it is gone.
+    Drain(drain::DrainArgs),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -158,7 +160,7 @@ enum ConfigCommand {
 
 /// Where a process is asked by its operator.
 #[derive(Debug, Args)]
-struct AdminArgs {
+pub(crate) struct AdminArgs {
     /// Its admin.socket.
     #[arg(long, default_value = "/run/nowconnect/admin.sock", value_name = "PATH")]
     socket: PathBuf,
@@ -172,7 +174,7 @@ struct AdminArgs {
 
 impl AdminArgs {
     /// Asks there.
-    fn ask<R>(&self, ask: impl FnOnce(ask::Place<'_>) -> Result<R, RunError>) -> Result<R, RunError> {
+    pub(crate) fn ask<R>(&self, ask: impl FnOnce(ask::Place<'_>) -> Result<R, RunError>) -> Result<R, RunError> {
         let token = match &self.token_file {
             Some(path) => Some(secret::read("--token-file", path, 4096).map_err(RunError::Config)?),
             None => None,
@@ -275,7 +277,7 @@ struct SubjectArgs {
     agent: Option<Name>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     config::read_duration(text)
 }
 
@@ -329,6 +331,7 @@ fn run(command: Command) -> Result<(), RunError> {
         }
         Command::Status(args) => status(&args),
         Command::Reload(args) => reload(&args),
+        Command::Drain(args) => drain::run(&args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "nowconnect", &mut text);

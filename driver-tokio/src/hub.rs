@@ -1,6 +1,7 @@
 //! A hub process: ports, registry, signals around the core's `Hub`.
 
 mod app;
+mod drain;
 mod keys;
 mod readiness;
 mod reload;
@@ -14,6 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nowconnect_core::config::Mode;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{ConnKey, ListenerIx, Name, SessionKey, SockKey, StreamKey, TargetIx};
@@ -61,7 +63,8 @@ pub(crate) struct Shared {
     pub(crate) lines: Limiter,
     pub(crate) clients: Clients,
     pub(crate) counts: app::Counts,
-    pub(crate) leaving: Cell<bool>,
+    /// A signal asked it to leave: the next one ends it.
+    pub(crate) stop_asked: Cell<bool>,
     /// Open client ports, in the order of the configuration.
     pub(crate) open: RefCell<Vec<reload::OpenListener>>,
     targets: RefCell<BTreeMap<String, Target>>,
@@ -75,7 +78,7 @@ impl Shared {
     }
 
     fn stop_accepting(&self) {
-        self.open.borrow_mut().iter_mut().for_each(reload::OpenListener::pause);
+        self.open.borrow_mut().iter_mut().for_each(reload::OpenListener::close);
     }
 }
 
@@ -115,13 +118,17 @@ pub fn run(setup: HubSetup, source: Source) -> Result<(), RunError> {
         let (replica, mode) = (setup.core.replica_id.clone(), setup.core.mode);
         let hub = start(setup, Some(source), None, None).await?;
         tracing::info!(event = "ready", %replica, http = %hub.http, mode = mode.name());
-        while signals.wait().await == Asked::Reload {
-            hub.reload().await;
+        loop {
+            tokio::select! {
+                asked = signals.wait() => match asked {
+                    Asked::Reload => drop(hub.reload().await),
+                    Asked::Stop if hub.shared.stop_asked.replace(true) => break,
+                    Asked::Stop => hub.drain(),
+                },
+                () = hub.node.drained() => break,
+            }
         }
-        tokio::select! {
-            () = hub.leave() => {}
-            () = signals.stop() => hub.stop().await,
-        }
+        hub.stop().await;
         Ok(())
     })
 }
@@ -178,7 +185,7 @@ pub async fn start(
         lines: lines.clone(),
         clients: Clients::default(),
         counts: app::Counts::default(),
-        leaving: Cell::new(false),
+        stop_asked: Cell::new(false),
         open: RefCell::default(),
         targets: RefCell::new(targets),
         hook,
@@ -226,8 +233,11 @@ pub async fn start(
     Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, admin, shared, watch })
 }
 
+/// In `off` nothing is asked, so nobody is connected to (M1).
 async fn connect_registry(setup: &HubSetup) -> Result<Registry, RunError> {
-    let Some(url) = &setup.redis_url else { return Ok(Registry::Memory(SharedMemory::default())) };
+    let Some(url) = setup.redis_url.as_ref().filter(|_| setup.core.mode != Mode::Off) else {
+        return Ok(Registry::Memory(SharedMemory::default()));
+    };
     let timeouts = RedisTimeouts { op: setup.core.registry.op_timeout, ..RedisTimeouts::default() };
     let place = RedisPlace {
         url: url.reveal().to_owned(),
@@ -251,30 +261,15 @@ impl RunningHub {
         reload::run(&self.node, &self.shared).await
     }
 
-    /// Leaves in order: readiness first, listeners stay open for
-    /// `drain.lameduck`, then no new streams, and an end when all are gone or
-    /// `drain.timeout` has passed.
-    pub async fn leave(&self) {
-        let drain = self.shared.setup().drain;
-        tracing::info!(
-            event = "draining",
-            lameduck_ms = drain.lameduck.as_millis() as u64,
-            timeout_ms = drain.timeout.as_millis() as u64
-        );
-        self.shared.leaving.set(true);
-        tokio::time::sleep(drain.lameduck).await;
-        self.shared.stop_accepting();
-        self.node.input(Input::Drain);
-        if tokio::time::timeout(drain.timeout, self.node.drained()).await.is_err() {
-            tracing::warn!(event = "drain_deadline", "drain.timeout passed; the remaining streams are reset");
-        }
-        self.stop().await;
+    /// Leaves in order; the node says when it has ([`Node::drained`]). One
+    /// under way goes on as it is.
+    pub fn drain(&self) {
+        self.node.input(Input::Drain(self.shared.setup().drain));
     }
 
     /// Ends at once: streams are reset, peers are told.
     pub async fn stop(&self) {
         self.watch.abort();
-        self.shared.leaving.set(true);
         self.shared.stop_accepting();
         self.node.input(Input::Shutdown);
         self.node.flushed(Duration::from_secs(1)).await;
@@ -317,9 +312,10 @@ impl Effects<Hub> for HubEffects {
 
     fn registry(&self, node: &Node<Hub>, token: Token, op: RegistryOp) {
         let (node, shared) = (node.clone(), Rc::clone(&self.0));
+        // The one of this moment: a reload may put another in its place.
+        let registry = Rc::clone(&shared.registry.borrow());
         tokio::task::spawn_local(async move {
             let started = node.clock().now();
-            let registry = Rc::clone(&shared.registry.borrow());
             let result = registry.execute(&op).await;
             shared.metrics.observe_registry(&op, node.clock().now().since(started), &result);
             node.input(Input::Registry { token, result });
@@ -343,6 +339,10 @@ impl Effects<Hub> for HubEffects {
     fn judge(&self, node: &Node<Hub>, session: SessionKey, token: SecretText) {
         let grant = self.0.grant(&node.clock(), |auth, now| auth.verify_token(&token.0, now)).ok();
         node.input(Input::Judged { session, grant });
+    }
+
+    fn close_listeners(&self) {
+        self.0.stop_accepting();
     }
 
     fn observe(&self, node: &Node<Hub>, event: Observed) {
@@ -373,6 +373,7 @@ impl Effects<Hub> for HubEffects {
             Observed::Rtt { plane: Plane::Mesh, sample } => s.metrics.observe_mesh_rtt(*sample),
             Observed::Rtt { plane: Plane::Tunnel, sample } => s.metrics.observe_tunnel_rtt(*sample),
             Observed::ProtocolViolation { plane, kind, .. } => s.counts.protocol_error(*plane, *kind),
+            Observed::HandshakeFailed { plane, cause, .. } => s.counts.handshake_failure(*plane, *cause),
             Observed::LeaseHeldByOther => {
                 s.counts.replica_id_twice.set(s.counts.replica_id_twice.get() + 1);
                 s.counts.ownership(&event);
@@ -390,7 +391,6 @@ impl Effects<Hub> for HubEffects {
             | Observed::SessionSuspended { .. }
             | Observed::SessionResumed { .. }
             | Observed::SessionLost { .. }
-            | Observed::HandshakeFailed { .. }
             | Observed::TokenExpired { .. }
             | Observed::StartedOver { .. }
             | Observed::TokenRenewed { .. }
@@ -402,6 +402,7 @@ impl Effects<Hub> for HubEffects {
             | Observed::Reinstated { .. }
             | Observed::TargetDown { .. }
             | Observed::TargetUp { .. }
+            | Observed::Drain(_)
             | Observed::GaveUp { .. } => {}
         }
         observe::event(&event, &s.lines);

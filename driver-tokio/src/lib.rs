@@ -19,6 +19,7 @@ pub mod conn;
 pub mod demo;
 pub mod dial;
 pub mod dialer;
+mod drain;
 pub mod http;
 pub mod hub;
 pub mod identity;

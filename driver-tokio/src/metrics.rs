@@ -65,6 +65,7 @@ macro_rules! families {
 
 families! {
     StreamsTotal = Counter "nowconnect_streams_total" ["listener", "path"] "Streams opened, by listener and path (local or mesh).";
+    ShadowDecisions = Counter "nowconnect_shadow_decisions_total" ["listener", "outcome"] "In mode shadow: clients by what active would have done with them, by listener and outcome (local, mesh, or the reason of the refusal).";
     Streams = Gauge "nowconnect_streams" [] "Streams open now.";
     StreamBytes = Counter "nowconnect_stream_bytes_total" ["direction"] "Payload bytes at client and target sockets: in (read) and out (written).";
     OpenFailures = Counter "nowconnect_open_failures_total" ["listener", "reason"] "Streams that could not be opened, by listener (at an agent: connector) and reason.";
@@ -106,6 +107,7 @@ families! {
     MemoryBudget = Gauge "nowconnect_memory_budget_bytes" [] "Payload bytes this process may hold (limits.memory_budget_bytes).";
     MeshRttMs = Gauge "nowconnect_mesh_rtt_ms" ["peer"] "Latest round trip to each peer in milliseconds, rounded up; with metrics.legacy_names only.";
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
+    HandshakeFailures = Counter "nowconnect_handshake_failures_total" ["plane", "cause"] "Handshakes on tunnels and links that came to nothing, by the code of their end.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
     JwksFetches = Counter "nowconnect_jwks_fetches_total" ["result"] "Fetches of auth.jwt.jwks_url: ok, connect, tls, timeout, http, status, redirect, too_large or content.";
     JwksAge = Gauge "nowconnect_jwks_age_seconds" ["source"] "Age of the key set in use, by where it comes from (url).";

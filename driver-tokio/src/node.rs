@@ -105,6 +105,8 @@ pub trait Effects<M: Machine>: 'static {
     fn prove(&self, node: &Node<M>, conn: ConnKey, proof: Proof);
     /// Judges a fresh token of a live tunnel and reports with `Judged`.
     fn judge(&self, node: &Node<M>, session: SessionKey, token: SecretText);
+    /// Closes the sockets on which clients are accepted.
+    fn close_listeners(&self);
     /// Logs and samples.
     fn observe(&self, node: &Node<M>, event: Observed);
 }
@@ -259,6 +261,9 @@ impl<M: Machine> Node<M> {
         }
         for event in out.observed.drain(..) {
             self.0.effects.observe(self, event);
+        }
+        if std::mem::take(&mut out.close_listeners) {
+            self.0.effects.close_listeners();
         }
         if std::mem::take(&mut out.drained) {
             self.0.drained.set(true);

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use nowconnect_core::error::CloseCode;
-use nowconnect_core::observed::{CarriedRecord, Observed, StreamRecord};
+use nowconnect_core::observed::{CarriedRecord, DrainStep, Observed, StreamRecord};
 use nowconnect_core::wire::Plane;
 
 use crate::limiter::Limiter;
@@ -230,6 +230,19 @@ pub fn event(event: &Observed, lines: &Limiter) {
         }
         Observed::TargetUp { connector } => {
             tracing::info!(event = "target_up", %connector, "its checks succeed; the connector is exposed again");
+        }
+        Observed::Drain(DrainStep::Begun) => tracing::info!(event = "draining", "the process leaves"),
+        Observed::Drain(DrainStep::Cancelled) => tracing::info!(event = "drain_cancelled", "the process stays"),
+        Observed::Drain(DrainStep::Closed) => {
+            tracing::info!(event = "drain_closed", "the listeners are closed; nothing new is taken");
+        }
+        Observed::Drain(DrainStep::Deadline { quiet, busy }) => {
+            tracing::warn!(
+                event = "drain_deadline",
+                quiet,
+                busy,
+                "drain.timeout passed; the streams that are left are reset, quiet ones first"
+            );
         }
         Observed::GaveUp { plane, target } => {
             tracing::error!(

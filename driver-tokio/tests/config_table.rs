@@ -131,7 +131,7 @@ fn bad_hubs() {
         ("ha:\n  enabled: true\n  mode: on\n", 3, "ha.mode: expected off or shadow or active"),
         ("ha:\n  enabled: true\n", 2, "ha.replica_id: this key is required"),
         ("ha: { enabled: true, replica_id: a, redis_url: 'http://h' }\n", 1, "ha.redis_url: expected redis://"),
-        ("ha: { redis_url: 'redis-cluster://h' }\n", 1, "ha.redis_url: Redis Cluster is not supported"),
+        ("ha: { redis_url: 'redis-cluster://h/3' }\n", 1, "ha.redis_url: a cluster has database 0 only"),
         ("ha: { redis_url: 'redis-sentinel://h' }\n", 1, "ha.redis_url: expected the master's name"),
         ("ha: { redis_url: 'redis://h', redis_tls: { ca_bundle: c } }\n", 1, "ha.redis_tls: needs rediss://"),
         ("ha: { redis_url: 'rediss://h', redis_tls: { cert_file: c } }\n", 1, "ha.redis_tls.key_file"),

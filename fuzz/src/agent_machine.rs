@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nowconnect_core::agent::Agent;
-use nowconnect_core::config::{AgentConfig, Backoff, ConnectorConfig, Limits, Liveness};
+use nowconnect_core::config::{AgentConfig, Backoff, ConnectorConfig, DrainTimes, Limits, Liveness};
 use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::id::{
     Cid, ConnKey, Epoch, Fence, Incarnation, Instance, Nonce, Secret, SessionId, SockKey, StreamKey, TargetIx,
@@ -175,7 +175,7 @@ impl World {
             17 => self.raw(tape),
             18 => self.open(tape),
             _ => match tape.below(8) {
-                0 if tape.one_in(4) => self.input(Input::Drain),
+                0 if tape.one_in(4) => self.input(Input::Drain(DrainTimes::at_once(tape.pause()))),
                 1 if tape.one_in(8) => self.input(Input::Shutdown),
                 _ => self.disconnect(tape),
             },

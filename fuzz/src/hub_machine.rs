@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nowconnect_core::config::{
-    Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, PeerConfig,
+    Backoff, DrainTimes, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, PeerConfig,
     RegistryTimers, Selection,
 };
 use nowconnect_core::error::CloseCode;
@@ -233,8 +233,12 @@ impl World {
             16 | 17 => self.speak(tape, false),
             18 => self.raw(tape),
             _ => match tape.below(8) {
-                0 if tape.one_in(4) => self.input(Input::Drain),
+                0 if tape.one_in(4) => {
+                    let times = DrainTimes { lameduck: tape.pause(), timeout: tape.pause() };
+                    self.input(Input::Drain(times));
+                }
                 1 if tape.one_in(8) => self.input(Input::Shutdown),
+                2 if tape.one_in(4) => self.input(Input::Undrain),
                 _ => self.disconnect(tape),
             },
         }

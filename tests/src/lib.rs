@@ -17,6 +17,8 @@
 )]
 
 pub mod actors;
+pub mod agents;
+pub mod balancer;
 pub mod certs;
 pub mod cluster;
 pub mod cpu;
@@ -31,6 +33,7 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod redis;
+pub mod redis_cluster;
 pub mod slapd;
 pub mod sources;
 pub mod target;

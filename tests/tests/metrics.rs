@@ -93,9 +93,12 @@ fn overrun(hub: SocketAddr) {
     peer.frames_until(refused).unwrap();
 }
 
-/// A peer with a good token and a bad message.
+/// A peer with a good token: asks for more than that allows, then sends a bad
+/// message.
 fn break_the_protocol(hub: SocketAddr) {
     let token = token::good("intruder", &["x"]);
+    let more = Peer::establish(hub, TUNNEL, &token, agent_hello("intruder", &["not-mine"]));
+    assert!(more.is_err(), "attached with a connector the token does not name");
     let mut peer = Peer::establish(hub, TUNNEL, &token, agent_hello("intruder", &["x"])).unwrap();
     peer.message(&[0xff; 9]);
     let _ = peer.until_closed();
@@ -296,6 +299,7 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&a, "nowconnect_tunnel_rtt_seconds_count", &[], 1.0);
     at_least(&a, "nowconnect_jwks_fetches_total", &[("result", "connect")], 1.0);
     at_least(&a, "nowconnect_jwks_age_seconds", &[("source", "url")], 0.0);
+    at_least(&a, "nowconnect_handshake_failures_total", &[("plane", "tunnel"), ("cause", "AUTH")], 1.0);
     at_least(&a, "nowconnect_auth_rejects_total", &[("reason", "path")], 1.0);
     at_least(&a, "nowconnect_protocol_errors_total", &[("plane", "tunnel")], 1.0);
     at_least(&a, "nowconnect_mesh_backpressure_drops_total", &[("peer", "hub-z"), ("reason", "FLOW")], 1.0);
@@ -306,7 +310,16 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&b, "nowconnect_mesh_rtt_ms", &[("peer", "hub-a")], 1.0);
     assert_eq!(a.sum("nowconnect_mesh_rtt_ms", &[]), None, "not without metrics.legacy_names");
 
-    let shown = &(&families(&a) | &families(&b)) | &families(&agent);
+    // What `active` would have done is counted in `shadow`, from its start.
+    let text = fs::read_to_string(cluster.hub_file(1)).unwrap();
+    assert!(text.contains("  mode: active\n"));
+    fs::write(cluster.hub_file(1), text.replace("  mode: active\n", "  mode: shadow\n")).unwrap();
+    cluster.hubs[1].running().signal(nowconnect_tests::process::Signal::HUP);
+    let outcome = [("listener", "t"), ("outcome", "mesh")];
+    cluster.wait_metric(1, "nowconnect_shadow_decisions_total", &outcome, 0.0).await;
+    let shadow = cluster.metrics(1).await;
+
+    let shown = &(&(&families(&a) | &families(&b)) | &families(&agent)) | &families(&shadow);
     let missing: Vec<_> = documented().difference(&shown).cloned().collect();
     let unknown: Vec<_> = shown.difference(&documented()).cloned().collect();
     assert!(missing.is_empty() && unknown.is_empty(), "never seen: {missing:?}; not documented: {unknown:?}");

@@ -94,8 +94,9 @@ impl Agent {
             | Input::Registry { .. }
             | Input::Signed { .. }
             | Input::Verified { .. }
+            | Input::Undrain
             | Input::Judged { .. } => {}
-            Input::Drain => self.tunnels.drain(now, &mut self.mux, &mut self.notes, out),
+            Input::Drain(times) => self.tunnels.drain(now, times, &mut self.mux, &mut self.notes, out),
             Input::Shutdown => {
                 self.notes.push(ControlNote::Shutdown);
                 self.settle(now, out);

@@ -53,7 +53,7 @@ impl Control {
             let detail = "HELLO names a connector outside the token's claim `connectors`";
             return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
         }
-        if self.draining && hello.resume.is_none() {
+        if self.is_draining() && hello.resume.is_none() {
             return self.refuse_handshake(now, conn, CloseCode::Draining, "this hub is draining", mux, out);
         }
         if let Some(request) = hello.resume.clone() {
@@ -280,7 +280,7 @@ impl Control {
         let session = Session::new(config, seed, now);
         let peer = Peer::Agent { id: agent.agent_id.clone(), instance: agent.instance };
         let key = mux.establish(session, Plane::Tunnel, peer, None, conn, self.accepted_window());
-        mux.send(now, key, Frame::Status(self.status()), out);
+        mux.send(now, key, Frame::Status(self.status_to(key)), out);
 
         notes.push(ControlNote::SessionUp(SessionUp {
             session: key,
@@ -344,6 +344,7 @@ impl Control {
         }
         let newer = notice.epoch > self.epochs.highest(&notice.agent_id);
         self.learn_epoch(now, &notice.agent_id, notice.epoch, notice.firm);
+        self.heard_elsewhere(&notice.agent_id, notice.instance);
         if newer {
             let before = self.attachments.get(&notice.agent_id).map(|a| a.instance);
             self.learn_holder(now, &notice.agent_id, notice.instance, before, out);

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::drain::Leaving;
 use super::epochs::Epochs;
 use super::handshake::Handshake;
 use super::routes::Published;
@@ -170,13 +171,16 @@ pub struct Control {
     pub(super) sweep_at: Option<Instant>,
     /// When the next token of an attachment may run out.
     pub(super) expiry_at: Option<Instant>,
-    pub(super) draining: bool,
+    pub(super) leaving: Option<Leaving>,
+    /// It was told to end at once.
+    pub(super) stopped: bool,
     /// Links that end when their last stream does, or at their deadline.
     pub(super) quitting: BTreeMap<SessionKey, Option<Instant>>,
     /// Links changed: what other hubs hold is looked at again as a whole.
     pub(super) routes_dirty: bool,
     pub(super) last_status: Option<Status>,
     pub(super) published: Published,
+    pub(super) told: super::shadow::Told,
 }
 
 impl Control {
@@ -219,11 +223,13 @@ impl Control {
             renew_at: None,
             sweep_at: None,
             expiry_at: None,
-            draining: false,
+            leaving: None,
+            stopped: false,
             quitting: BTreeMap::new(),
             routes_dirty: true,
             last_status: None,
             published: Published::default(),
+            told: super::shadow::Told::default(),
             config,
         }
     }
@@ -251,12 +257,6 @@ impl Control {
     #[must_use]
     pub fn config(&self) -> &HubConfig {
         &self.config
-    }
-
-    /// Whether it takes no new streams.
-    #[must_use]
-    pub const fn is_draining(&self) -> bool {
-        self.draining
     }
 
     /// Whether the registry answered lately (always in `off`).
@@ -394,6 +394,7 @@ impl Control {
         self.routes_dirty |= entry.plane == Plane::Mesh;
         self.statuses.remove(&key);
         self.quitting.remove(&key);
+        self.forget_untold(key);
         notes.push(ControlNote::SessionLost { session: key });
         match &entry.peer {
             Peer::Agent { id, .. } => {
@@ -458,8 +459,8 @@ impl Control {
     pub(super) fn status(&self) -> Status {
         Status {
             registry_healthy: self.registry_serves(),
-            draining: self.draining,
-            active: self.config.mode == Mode::Active,
+            draining: self.is_draining(),
+            active: self.config.mode == Mode::Active && !self.is_closed(),
             initial_window: self.config.limits.stream_window_initial_bytes,
         }
     }
@@ -476,26 +477,12 @@ impl Control {
             planted::hash_order(&mut keys);
         }
         for key in keys {
-            // A link that is about to end is none to open streams over.
-            let draining = status.draining || self.quitting.contains_key(&key);
-            mux.send(now, key, Frame::Status(Status { draining, ..status }), out);
-        }
-    }
-
-    pub(super) fn drain(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
-        if std::mem::replace(&mut self.draining, true) {
-            return;
-        }
-        notes.push(ControlNote::Drain);
-        self.broadcast_status(now, mux, out);
-        let keys: Vec<SessionKey> = mux.iter().map(|(k, _)| k).collect();
-        for key in keys {
-            mux.send(now, key, Frame::GoAway { code: CloseCode::Draining, retry_after_ms: 0 }, out);
+            mux.send(now, key, Frame::Status(self.status_to(key)), out);
         }
     }
 
     pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
-        self.draining = true;
+        self.stopped = true;
         if self.config.mode != Mode::Off {
             // Before the releases: with the lease every attachment goes from the
             // listings at once, and the process may end before all are answered.
@@ -531,6 +518,7 @@ impl Control {
         self.registry_timeouts(now, mux, notes, out);
         self.keep_up(now, mux, out);
         self.expire_tokens(now, mux, notes, out);
+        self.drain_timeouts(now, mux, notes, out);
         self.broadcast_status(now, mux, out);
     }
 
@@ -548,6 +536,7 @@ impl Control {
         d = Deadline::earliest(d, self.next_answer().map(|at| Deadline { at, why: "answer without the registry" }));
         d = Deadline::earliest(d, self.sweep_at.map(|at| Deadline { at, why: "registry sweep" }));
         d = Deadline::earliest(d, self.expiry_at.map(|at| Deadline { at, why: "token expiry" }));
+        d = Deadline::earliest(d, self.next_of_drain());
         Deadline::earliest(d, self.next_lookup().map(|at| Deadline { at, why: "registry lookup" }))
     }
 

@@ -71,7 +71,7 @@ impl Control {
         mux.send(now, key, answer(true), out);
         if was_leaving {
             // It was told to go elsewhere: it need not any more.
-            mux.send(now, key, Frame::Status(self.status()), out);
+            mux.send(now, key, Frame::Status(self.status_to(key)), out);
         }
         out.observed.push(Observed::TokenRenewed { agent_id });
     }

@@ -299,7 +299,7 @@ impl Control {
         let peer = Peer::Hub { replica_id: replica_id.clone(), incarnation };
         let window = if dialled.is_some() { self.config.resume_window } else { self.accepted_window() };
         let key: SessionKey = mux.establish(session, Plane::Mesh, peer, dialled, conn, window);
-        mux.send(now, key, Frame::Status(self.status()), out);
+        mux.send(now, key, Frame::Status(self.status_to(key)), out);
         if dialled.is_none() {
             // Whoever dialled, the link to that replica is up: no dial in vain.
             for p in self.peers.iter_mut().filter(|p| p.replica.as_ref() == Some(&replica_id)) {

@@ -15,6 +15,7 @@
 mod attach;
 mod control;
 mod credential;
+mod drain;
 mod epochs;
 mod flap;
 mod handshake;
@@ -25,6 +26,7 @@ mod readiness;
 mod registry;
 mod reload;
 mod routes;
+mod shadow;
 mod split;
 mod upkeep;
 mod view;
@@ -46,6 +48,7 @@ use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
 pub use control::Control;
+pub use drain::DrainView;
 pub use readiness::{MESH_GRACE, Unready};
 pub use reload::ReloadError;
 pub use view::{LinkView, TunnelView};
@@ -161,7 +164,8 @@ impl Hub {
                 self.control.on_judged(now, session, grant, &mut self.mux, &mut self.notes, out);
             }
             Input::Token { .. } => {}
-            Input::Drain => self.control.drain(now, &mut self.mux, &mut self.notes, out),
+            Input::Drain(times) => self.control.drain(now, times, &mut self.mux, &mut self.notes, out),
+            Input::Undrain => self.control.undrain(now, &mut self.mux, out),
             Input::Shutdown => {
                 self.notes.push(ControlNote::Shutdown);
                 self.settle(now, out);
@@ -362,7 +366,7 @@ impl Hub {
     /// Whether a client of this connector could be carried now.
     #[must_use]
     pub fn could_open(&self, connector: &Name) -> bool {
-        !self.control.is_draining() && self.control.has_candidate(connector, &self.mux)
+        !self.control.is_closed() && self.control.has_candidate(connector, &self.mux)
     }
 
     /// Checks what must hold between any two calls.

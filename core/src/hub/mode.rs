@@ -16,7 +16,7 @@ use crate::mux::{Mux, NodeOut};
 use crate::registry::RegistryOp;
 use crate::shard::ControlNote;
 use crate::time::Instant;
-use crate::wire::{Frame, Plane, Status};
+use crate::wire::{Frame, Plane};
 
 impl Control {
     /// The configuration says another mode than `before`.
@@ -38,6 +38,7 @@ impl Control {
             (Mode::Active, Mode::Shadow) => {
                 notes.push(ControlNote::Lease(None));
                 self.forget_routes_across(notes);
+                self.look_up_listeners(now, out);
             }
             (Mode::Off, Mode::Off) | (Mode::Shadow, Mode::Shadow) | (Mode::Active, Mode::Active) => return,
         }
@@ -53,7 +54,7 @@ impl Control {
 
     /// Looks every listener's connector up that is not known yet.
     pub(super) fn look_up_listeners(&mut self, now: Instant, out: &mut NodeOut) {
-        if !self.routes_across() {
+        if !self.looks_across() {
             return;
         }
         let wanted = self.config.listeners.iter().filter(|l| l.max_connections > 0);
@@ -143,8 +144,7 @@ impl Control {
                 None => drop(self.quitting.remove(&key)),
             }
             if before.is_some() != until.is_some() {
-                let status = Status { draining: self.draining || until.is_some(), ..self.status() };
-                mux.send(now, key, Frame::Status(status), out);
+                mux.send(now, key, Frame::Status(self.status_to(key)), out);
             }
         }
         self.rest_links(now, mux);

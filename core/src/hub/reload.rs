@@ -92,7 +92,7 @@ impl Control {
     /// The configuration with everything in its place.
     fn placed(&self, new: &HubConfig) -> Result<HubConfig, ReloadError> {
         let old = &self.config;
-        if self.draining {
+        if self.is_draining() {
             return Err(ReloadError::Leaving);
         }
         if new.replica_id != old.replica_id {

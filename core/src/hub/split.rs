@@ -220,7 +220,7 @@ impl Hub {
                 connectors: a.open_to().iter().map(|ad| ad.name.clone()).collect(),
             });
             shard.check_agrees(self.mux.usable(), attachments);
-            assert_eq!(shard.is_draining(), self.control.is_draining(), "all drain or none");
+            assert_eq!(shard.is_draining(), self.control.is_closed(), "all take streams or none");
         }
     }
 }

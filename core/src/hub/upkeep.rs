@@ -139,7 +139,7 @@ impl Control {
         }
     }
 
-    fn ask_owners(&mut self, now: Instant, agent_id: &AgentId, out: &mut NodeOut) {
+    pub(super) fn ask_owners(&mut self, now: Instant, agent_id: &AgentId, out: &mut NodeOut) {
         let op = RegistryOp::Agent { agent_id: agent_id.clone() };
         if !self.ask(now, op, Asked::Owners { agent_id: agent_id.clone() }, out) {
             let at = self.soon(now);
@@ -162,6 +162,7 @@ impl Control {
             return self.upkeep_by(agent_id, at);
         };
         self.learn_holders(agent_id, &listed);
+        self.learn_elsewhere(agent_id, &listed);
         let held = self.attachments.get(agent_id).map(|a| (a.session, a.instance, a.fence));
         let ours = |l: &&Located| l.agent_id == *agent_id && l.hub == self.run;
         let stale: Vec<Fence> =

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::config::DrainTimes;
 use crate::error::{CloseCode, RstCode};
 use crate::id::{ConnKey, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use crate::identity::{Proof, Verified};
@@ -123,8 +124,11 @@ pub enum Input {
         /// The token. Never logged.
         token: SecretText,
     },
-    /// Take no new streams; peers are told.
-    Drain,
+    /// Leave: a hub serves new clients for a while yet, then takes nothing new
+    /// and waits for its streams. Peers are told. One under way is not changed.
+    Drain(DrainTimes),
+    /// Stay after all (hub): ignored once it takes nothing new.
+    Undrain,
     /// End everything now.
     Shutdown,
 }
@@ -166,6 +170,9 @@ pub struct NodeOut {
     /// Notes of a split hub, to be given back with `on_note`: to each addressee
     /// in this order, after any time. Always empty otherwise.
     pub notes: Vec<Note>,
+    /// A drain has come so far that no client is to be accepted: the listening
+    /// sockets are closed.
+    pub close_listeners: bool,
     /// Every stream is gone after `Drain`.
     pub drained: bool,
 }

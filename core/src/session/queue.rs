@@ -17,7 +17,7 @@ use slab::Slab;
 
 use super::Released;
 use crate::error::RstCode;
-use crate::id::{Cid, Epoch};
+use crate::id::{Cid, Epoch, Fence};
 use crate::planted;
 use crate::wire::{Body, DATA_PAYLOAD_MAX_BYTES, Frame, Open, Resume};
 
@@ -26,6 +26,8 @@ pub(super) const QUANTUM_BYTES: usize = 16 * 1024;
 /// Least a frame costs of its stream's turn: a stream of one-byte frames must
 /// not take thousands of frames per turn.
 pub(super) const FRAME_COST_MIN_BYTES: usize = 64;
+/// Pieces that go into one frame: its chunks are written one by one.
+const PIECES_PER_FRAME_MAX: usize = 64;
 /// EPOCH notices that may wait; beyond it the oldest is given up.
 const EPOCHS_WAITING_MAX: usize = 4096;
 
@@ -458,6 +460,33 @@ impl Queues {
         }
     }
 
+    /// Takes back the OPENs that wait under another fence than `keep` and that
+    /// the caller calls its own, with whatever waits behind them; in the order
+    /// they would have left in. A walk over the control that waits.
+    pub(super) fn take_back_opens(
+        &mut self,
+        keep: Fence,
+        own: impl Fn(Cid) -> bool,
+        released: &mut Vec<Released>,
+    ) -> Vec<Cid> {
+        let mut taken = Vec::new();
+        let mut at = self.dirty.head;
+        while let Some(control) = get(&self.controls, at) {
+            let (ix, next) = (control.entry, control.dirty.next);
+            let stale = control.open.as_ref().is_some_and(|(epoch, o)| Fence { epoch: *epoch, nonce: o.nonce } != keep);
+            let cid = self.entries[ix as usize].cid;
+            if stale && own(cid) {
+                // The peer never heard of the stream.
+                self.drop_control(ix);
+                self.discard(ix, None, released);
+                self.drop_if_empty(ix);
+                taken.push(cid);
+            }
+            at = next;
+        }
+        taken
+    }
+
     /// The next control frame.
     pub(super) fn pop_control(&mut self) -> Option<Frame> {
         if self.control_starves() {
@@ -477,8 +506,11 @@ impl Queues {
 
     /// The next DATA or FIN by deficit round robin, with at most `room` bytes
     /// of payload. Large pieces are split at the quantum, or at the frame
-    /// limit while a single stream has data.
-    pub(super) fn pull(&mut self, room: usize) -> Pulled {
+    /// limit while a single stream has data. Small ones that wait go into one
+    /// frame, whose payload goes on in `more`: turns are counted in bytes and
+    /// the cap of a session in frames, and who writes little at a time must not
+    /// use up the frames of all (L7).
+    pub(super) fn pull(&mut self, room: usize, more: &mut Vec<Bytes>) -> Pulled {
         loop {
             let ix = self.ring.head;
             let sole = self.ring.len == 1;
@@ -506,28 +538,35 @@ impl Queues {
                 self.ring.push_back(&mut self.entries, ix);
                 continue;
             }
-            e.deficit -= cost;
-            e.bytes -= take as u64;
-            self.data_bytes -= take as u64;
-            let (epoch, off) = (piece.epoch, piece.off);
+            let (cid, epoch, off) = (e.cid, piece.epoch, piece.off);
             let body = if take == 0 {
                 Body::Fin { final_off: off }
             } else {
                 Body::Data { off, bytes: piece.bytes.split_to(take) }
             };
-            let frame = Frame::Stream { cid: e.cid, epoch, body };
-            if piece.bytes.is_empty() {
-                let at = std::mem::replace(&mut e.first, piece.next);
-                if e.first == NIL {
-                    e.last = NIL;
-                    self.ring.remove(&mut self.entries, ix);
-                    self.drop_if_empty(ix);
-                }
-                self.pieces.remove(at as usize);
-            } else {
-                piece.off += take as u64;
+            piece.off += take as u64;
+            let most = limit.min(room).min(e.deficit as usize);
+            let mut taken = take;
+            while let Some(piece) = get_mut(&mut self.pieces, e.first).filter(|p| p.bytes.is_empty()) {
+                let done = std::mem::replace(&mut e.first, piece.next);
+                self.pieces.remove(done as usize);
+                // FIN is the last; it never goes into a frame of DATA.
+                let next = get_mut(&mut self.pieces, e.first).filter(|p| p.epoch == epoch && !p.bytes.is_empty());
+                let Some(next) = next.filter(|_| taken < most && more.len() < PIECES_PER_FRAME_MAX - 1) else { break };
+                let n = next.bytes.len().min(most - taken);
+                more.push(next.bytes.split_to(n));
+                next.off += n as u64;
+                taken += n;
             }
-            return Pulled::Frame(frame, take);
+            e.deficit -= taken.max(FRAME_COST_MIN_BYTES) as u32;
+            e.bytes -= taken as u64;
+            self.data_bytes -= taken as u64;
+            if e.first == NIL {
+                e.last = NIL;
+                self.ring.remove(&mut self.entries, ix);
+                self.drop_if_empty(ix);
+            }
+            return Pulled::Frame(Frame::Stream { cid, epoch, body }, taken);
         }
     }
 

@@ -10,8 +10,9 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use super::queue::{Notices, Pulled, Queues};
-use super::{BlockedBy, Chunks, Released, TxMessage, kind_ix};
+use super::{BlockedBy, Chunks, Released, Session, TxMessage, kind_ix};
 use crate::error::{ProtocolError, ProtocolErrorKind};
+use crate::id::{Cid, Fence};
 use crate::planted;
 use crate::wire::{
     Body, Codec, DATA_PAYLOAD_MAX_BYTES, Dialect, FRAME_KINDS, Frame, encode_head, encode_message_start,
@@ -54,6 +55,22 @@ pub(super) struct Tx {
     replay_held: u64,
     arena: BytesMut,
     chunks: Vec<Bytes>,
+    /// The rest of the payload of the frame that was pulled last.
+    more: Vec<Bytes>,
+}
+
+impl Session {
+    /// Takes back the OPENs of `own` streams that were never sent and are under
+    /// another fence than `keep`, with what waits behind them. `released` gets
+    /// their payload.
+    pub fn take_back_opens(
+        &mut self,
+        keep: Fence,
+        own: impl Fn(Cid) -> bool,
+        released: &mut Vec<Released>,
+    ) -> Vec<Cid> {
+        self.tx.queues.take_back_opens(keep, own, released)
+    }
 }
 
 impl Tx {
@@ -73,6 +90,7 @@ impl Tx {
             replay_held: 0,
             arena: BytesMut::new(),
             chunks: Vec::new(),
+            more: Vec::new(),
         }
     }
 
@@ -188,18 +206,30 @@ impl Tx {
         encode_message_start(self.dialect, number, &mut self.arena);
     }
 
-    /// Appends a frame; returns the encoded bytes it added.
-    fn append(&mut self, number: u64, frame: Frame) -> usize {
+    /// Appends a frame, whose payload goes on with `more`; returns the encoded
+    /// bytes it added.
+    fn append(&mut self, number: u64, mut frame: Frame) -> usize {
+        if self.dialect.codec == Codec::JsonV1
+            && !self.more.is_empty()
+            && let Frame::Stream { body: Body::Data { bytes, .. }, .. } = &mut frame
+        {
+            // Its payload is written anew as text in any case.
+            let mut all = BytesMut::from(&bytes[..]);
+            self.more.drain(..).for_each(|piece| all.extend_from_slice(&piece));
+            *bytes = all.freeze();
+        }
         let before = self.arena.len();
-        let payload_follows = encode_head(self.dialect, number, &frame, &mut self.arena);
+        let more: usize = self.more.iter().map(Bytes::len).sum();
+        let payload_follows = encode_head(self.dialect, number, &frame, more, &mut self.arena);
         let head = self.arena.len() - before;
         let Frame::Stream { body: Body::Data { bytes, .. }, .. } = frame else { return head };
         if !payload_follows {
             return head;
         }
-        let added = head + bytes.len();
+        let added = head + bytes.len() + more;
         self.chunks.push(self.arena.split().freeze());
         self.chunks.push(bytes);
+        self.chunks.append(&mut self.more);
         added
     }
 
@@ -247,7 +277,7 @@ impl Tx {
                 break;
             } else {
                 let room = if frames == 0 { DATA_PAYLOAD_MAX_BYTES } else { MESSAGE_FULL_BYTES - len };
-                match self.queues.pull(room) {
+                match self.queues.pull(room, &mut self.more) {
                     Pulled::Frame(frame, bytes) => (frame, bytes),
                     Pulled::NoRoom | Pulled::Empty => break,
                 }

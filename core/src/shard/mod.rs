@@ -13,6 +13,7 @@
 
 mod bulk;
 mod eject;
+mod ending;
 mod frames;
 mod note;
 mod origin;
@@ -20,6 +21,7 @@ mod pass;
 mod record;
 mod reload;
 mod select;
+mod shadow;
 mod share;
 mod socket;
 #[cfg(test)]
@@ -30,7 +32,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShardNote};
+pub use ending::Ending;
+pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShadowNote, ShardNote};
 pub use reload::ShardConfig;
 pub use share::{Elsewhere, shard_of_lane};
 
@@ -114,6 +117,9 @@ pub struct ShardOut {
     pub frames: Vec<(SessionKey, Frame)>,
     /// Socket operations.
     pub socks: Vec<(SockKey, SockOp)>,
+    /// Sessions whose fence was replaced, with the new one: OPENs of this shard
+    /// that still wait there under the old one come back to `on_unsent`.
+    pub refenced: Vec<(SessionKey, Fence)>,
     /// Targets to connect (agent): answer with `on_target`.
     pub targets: Vec<(StreamKey, Name)>,
     /// Notes to control.
@@ -159,6 +165,7 @@ pub struct Shard {
     ejections: eject::Ejections,
     /// Ejections since the start.
     ejected: BTreeMap<(Name, RstCode), u64>,
+    shadow: Option<Box<shadow::Shadow>>,
     load: BTreeMap<Fence, u64>,
     /// With the number of the question each stream asked.
     waiting_route: BTreeMap<Name, BTreeMap<StreamKey, u64>>,
@@ -175,6 +182,8 @@ pub struct Shard {
     interruptions: BTreeMap<SessionKey, u16>,
     clients: Vec<u32>,
     draining: bool,
+    /// What becomes of the streams that are left then.
+    leftover: Option<Box<ending::Leftover>>,
     lease_until: Option<Instant>,
     socket_held: u64,
     violations: BTreeMap<Name, u64>,
@@ -194,6 +203,9 @@ impl Shard {
                 opened_local: vec![0; listeners],
                 opened_mesh: vec![0; listeners],
                 open_failures: vec![[0; 32]; listeners],
+                shadow_local: vec![0; listeners],
+                shadow_mesh: vec![0; listeners],
+                shadow_refused: vec![[0; 32]; listeners],
                 ..ShardCounters::default()
             },
             clients: vec![0; listeners],
@@ -210,6 +222,7 @@ impl Shard {
             routes: Routes::default(),
             ejections: eject::Ejections::default(),
             ejected: BTreeMap::new(),
+            shadow: None,
             load: BTreeMap::new(),
             waiting_route: BTreeMap::new(),
             questions: 0,
@@ -222,6 +235,7 @@ impl Shard {
             lost: VecDeque::new(),
             interruptions: BTreeMap::new(),
             draining: false,
+            leftover: None,
             lease_until: None,
             socket_held: 0,
             violations: BTreeMap::new(),
@@ -282,6 +296,7 @@ impl Shard {
             ControlNote::Routes(changes) => {
                 for change in changes.iter() {
                     self.ejections.follow(now, change, &self.routes);
+                    self.shadow_follows(change);
                     self.routes.apply(change);
                 }
             }
@@ -363,7 +378,12 @@ impl Shard {
                 {
                     self.violations.entry(name).or_default();
                 }
-                self.attachments.entry(attach.agent_id.clone()).or_default().insert(attach.session, attach);
+                let (session, fence) = (attach.session, attach.fence);
+                let of_agent = self.attachments.entry(attach.agent_id.clone()).or_default();
+                let before = of_agent.insert(session, attach);
+                if before.is_some_and(|b| b.fence != fence) && !self.is_agent() {
+                    out.refenced.push((session, fence));
+                }
             }
             ControlNote::Detach { agent_id, fence } => {
                 if let Some(by_session) = self.attachments.get_mut(&agent_id) {
@@ -374,8 +394,10 @@ impl Shard {
                 }
             }
             ControlNote::Lease(until) => self.lease_until = until,
-            ControlNote::Drain => {
+            ControlNote::Shadow(note) => self.on_shadow(note.as_ref()),
+            ControlNote::Drain(plan) => {
                 self.draining = true;
+                self.leftover = Some(Box::new(ending::Leftover::new(plan)));
                 self.note_if_drained(out);
             }
             ControlNote::Shutdown => {
@@ -400,7 +422,8 @@ impl Shard {
         }
         let opening = self.timers.first().map(|(at, _)| Deadline { at: *at, why: "stream open" });
         let relief = self.relief_at.map(|at| Deadline { at, why: "memory relief" });
-        Deadline::earliest(opening, relief)
+        let leftover = self.leftover_due().map(|at| Deadline { at, why: "streams of a node that leaves" });
+        Deadline::earliest(leftover, Deadline::earliest(opening, relief))
     }
 
     /// Does what is due.
@@ -408,6 +431,7 @@ impl Shard {
         self.work_off_lost(now, out);
         self.relieve(now, out);
         self.free_memory(now, out);
+        self.end_leftover(now, out);
         let mut worked = 0;
         while let Some((at, key)) = self.timers.first().copied() {
             if at > now || worked == BULK_STREAMS {

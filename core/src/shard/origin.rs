@@ -95,6 +95,11 @@ impl Shard {
     pub(super) fn try_open(&mut self, now: Instant, key: StreamKey, out: &mut ShardOut) {
         let Some(Stream { part: Part::Origin(o), .. }) = self.streams.get(key) else { return };
         let connector = self.connector_of(o.listener);
+        if o.tried.is_empty() && !o.asked_afresh {
+            let listener = o.listener;
+            self.decide_in_shadow(now, listener, &connector);
+        }
+        let Some(o) = self.origin(key) else { return };
         let choice = self.choose(now, &connector, &o.tried);
         let Role::Hub { open, .. } = &self.role else { return };
         let attempt = open.attempt_timeout;
@@ -218,9 +223,16 @@ impl Shard {
         }
     }
 
+    /// Whether a stream of this shard has this name.
+    #[must_use]
+    pub fn knows(&self, cid: Cid) -> bool {
+        self.by_cid.contains_key(&cid)
+    }
+
     /// The OPEN of a stream could not be handed to its session: that one is
-    /// gone, and the note of its loss is still on the way. Nothing was sent, so
-    /// it is as good as a definite no (S6); a stale cid is ignored (C5).
+    /// gone, and the note of its loss is still on the way; or it waited there
+    /// until the fence it names was replaced. Nothing was sent, so it is as good
+    /// as a definite no (S6); a stale cid is ignored (C5).
     pub fn on_unsent(&mut self, now: Instant, session: SessionKey, cid: Cid, out: &mut ShardOut) {
         let Some(&key) = self.by_cid.get(&cid) else { return };
         if self.streams.get(key).is_some_and(|s| !s.open && s.ends[1] == End::Session(session)) {

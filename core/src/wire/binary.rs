@@ -324,12 +324,12 @@ pub(super) fn encode_message_start(number: u64, head: &mut BytesMut) {
     put_number(number, head);
 }
 
-/// Whether the payload has to follow.
+/// Whether the payload has to follow: that of the frame and `more` bytes.
 #[inline]
-pub(super) fn encode_frame(frame: &Frame, head: &mut BytesMut) -> bool {
+pub(super) fn encode_frame(frame: &Frame, more: usize, head: &mut BytesMut) -> bool {
     let ty = FrameType::of(frame);
     if let Frame::Stream { cid, epoch, body: Body::Data { off, bytes } } = frame {
-        let len = STREAM_HEAD_BYTES + number_len(*off) + bytes.len();
+        let len = STREAM_HEAD_BYTES + number_len(*off) + bytes.len() + more;
         // One append of everything before the payload.
         let mut out = [0; 1 + NUMBER_MAX_BYTES + STREAM_HEAD_BYTES + NUMBER_MAX_BYTES];
         out[0] = ty.number();

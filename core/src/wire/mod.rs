@@ -437,20 +437,21 @@ pub fn encode_message_start(dialect: Dialect, number: u64, head: &mut BytesMut) 
 /// never copies payload). A v1 DATA frame is complete in `head`.
 #[must_use]
 pub fn encode_frame(dialect: Dialect, number: u64, frame: &Frame, head: &mut BytesMut) -> Option<Bytes> {
-    let payload_follows = encode_head(dialect, number, frame, head);
+    let payload_follows = encode_head(dialect, number, frame, 0, head);
     let Frame::Stream { body: Body::Data { bytes, .. }, .. } = frame else { return None };
     payload_follows.then(|| bytes.clone())
 }
 
 /// [`encode_frame`] for a caller that owns the payload already: whether it has
-/// to follow `head`.
-pub(crate) fn encode_head(dialect: Dialect, number: u64, frame: &Frame, head: &mut BytesMut) -> bool {
+/// to follow `head`. In v2 a DATA frame goes on with `more` bytes of payload
+/// after its own; v1 has none.
+pub(crate) fn encode_head(dialect: Dialect, number: u64, frame: &Frame, more: usize, head: &mut BytesMut) -> bool {
     match dialect.codec {
         Codec::JsonV1 => {
             json::encode(dialect.plane, number, frame, head);
             false
         }
-        Codec::BinaryV2 => binary::encode_frame(frame, head),
+        Codec::BinaryV2 => binary::encode_frame(frame, more, head),
     }
 }
 

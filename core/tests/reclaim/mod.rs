@@ -148,6 +148,39 @@ fn an_agent_that_came_during_an_outage_is_claimed_within_a_lease_after_it() {
     assert_eq!(w.sock(a, open).aborted, None);
 }
 
+/// An OPEN that waits for an interrupted tunnel was never sent. When its fence
+/// is replaced meanwhile it goes out under the new one, also for a client of
+/// another hub, and the agent has nothing to refuse (O4).
+#[test]
+fn an_open_that_waits_goes_out_under_the_fence_that_came_meanwhile() {
+    for codec in [Codec::BinaryV2, Codec::JsonV1] {
+        let (mut w, a, b, g) = two_hubs(codec);
+        w.registry = MemoryRegistry::default();
+        w.claims_held = true;
+        assert!(w.run_until(LEASE * 2, |w| w.claim_waits()), "it is missed");
+        let before = tunnel(&w, a).0;
+        w.unreachable.push(("plant-7".to_owned(), "hub-a".to_owned()));
+        w.cut(g, a);
+        let data = payload(5000);
+        let clients = [a, b].map(|hub| (hub, w.client(hub).unwrap()));
+        for (hub, c) in clients {
+            w.write(hub, c, data.clone());
+            w.eof(hub, c);
+        }
+        w.run_for(Duration::from_millis(100));
+        w.claims_held = false;
+        w.settle();
+        assert!(tunnel(&w, a).0 > before, "the claim is granted while the agent is away");
+        w.unreachable.clear();
+        w.run_for(Duration::from_secs(5));
+        assert_eq!(w.as_agent(g).mux().totals[0].resumed, 1);
+        for (hub, c) in clients {
+            assert_eq!((w.sock(hub, c).aborted, w.sock(hub, c).received == data), (None, true), "a client of {hub}");
+        }
+        assert_eq!(w.as_agent(g).shard().counters().epoch_mismatch, 0, "nothing came under {before:?}");
+    }
+}
+
 /// Two hubs that do not hear of each other claim again after a loss, with the
 /// registry's clock stepped back: the agent takes no lower epoch, says which it
 /// has, and the hub claims above it (O2).

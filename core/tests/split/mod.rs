@@ -14,7 +14,7 @@ fn forms() -> impl Iterator<Item = Form> {
 }
 
 /// Holds in every form, and clients see the same as with whole hubs.
-fn in_every_form(scenario: fn()) {
+pub(crate) fn in_every_form(scenario: fn()) {
     let whole = in_form(Form::Whole, scenario);
     for form in forms() {
         let run = std::panic::catch_unwind(|| in_form(form, scenario));

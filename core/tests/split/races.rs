@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use nowconnect_core::config::Mode;
+use nowconnect_core::config::{DrainTimes, Mode};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::SockKey;
 use nowconnect_core::mux::Input;
@@ -214,7 +214,7 @@ fn a_drain_is_over_when_control_heard_it_of_every_shard() {
         let (mut w, a, _, g) = two_hubs(Codec::BinaryV2);
         w.target = Target::Accept;
         let clients = all_open(&mut w, a, 4);
-        w.input(a, Input::Drain);
+        w.input(a, Input::Drain(DrainTimes::at_once(Duration::from_secs(60))));
         w.run_for(Duration::from_millis(10));
         let targets = w.targets(g);
         for (n, c) in clients.into_iter().enumerate() {

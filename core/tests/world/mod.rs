@@ -122,6 +122,8 @@ pub(crate) struct World {
     pub(crate) registry_fails_at_once: bool,
     /// Operations wait.
     pub(crate) registry_held: bool,
+    /// Claims wait, and what comes behind one.
+    pub(crate) claims_held: bool,
     /// Nodes whose operations get lost.
     pub(crate) registry_deaf: Vec<usize>,
     /// Further names that lead to a node.
@@ -178,6 +180,7 @@ impl World {
             registry_down: false,
             registry_fails_at_once: false,
             registry_held: false,
+            claims_held: false,
             registry_deaf: Vec::new(),
             aliases: Vec::new(),
             timeouts: 0,
@@ -404,6 +407,11 @@ impl World {
         self.registry_ops.len()
     }
 
+    /// Whether the next operation is a claim.
+    pub(crate) fn claim_waits(&self) -> bool {
+        matches!(self.registry_ops.front(), Some((_, _, RegistryOp::Claim(_))))
+    }
+
     fn registry_millis(&self) -> u64 {
         1_000_000 + self.now.as_nanos() / 1_000_000 + self.registry_ahead - self.registry_behind
     }
@@ -420,6 +428,11 @@ impl World {
     /// Whether a node said that its last stream is gone.
     pub(crate) fn drained(&self, n: usize) -> bool {
         self.nodes[n].out.drained
+    }
+
+    /// Whether a hub said that its listening sockets are to be closed.
+    pub(crate) fn closes_listeners(&self, n: usize) -> bool {
+        self.nodes[n].out.close_listeners
     }
 
     /// Gives a hub one of its notes back.
@@ -502,6 +515,7 @@ impl World {
             self.prove(n, conn, &proof);
         }
         while !self.registry_held
+            && !(self.claims_held && self.claim_waits())
             && let Some((n, token, op)) = self.registry_ops.pop_front()
         {
             worked = true;
@@ -583,6 +597,7 @@ impl World {
         o.tokens.extend(later.tokens);
         o.observed.extend(later.observed);
         o.notes.extend(later.notes);
+        o.close_listeners |= later.close_listeners;
         o.drained |= later.drained;
         worked
     }

@@ -40,8 +40,10 @@ impl World {
         let clients = ends.filter_map(|(id, [client, target])| {
             let actor = |a: &Option<u32>| a.map(|a| &self.actors[a as usize]);
             let (c, t) = (actor(client)?, actor(target)?);
-            let (from, to) = (self.client_plan(*id).at, c.ended_at);
-            let finished = c.fate == Fate::Finished && to > from;
+            // What a socket's buffer holds was not carried: a direction is over
+            // when whoever reads it has seen its end.
+            let (from, to) = (self.client_plan(*id).at, c.ended_at.max(t.ended_at));
+            let finished = c.fate == Fate::Finished && t.fate == Fate::Finished && to > from;
             Some(Span { client: *id, bytes: c.read + t.read, from, to: finished.then_some(to) })
         });
         clients.collect()

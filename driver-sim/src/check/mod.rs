@@ -303,6 +303,7 @@ impl World {
             | Observed::DuplicateAgent { .. }
             | Observed::DuplicateAgentRefused { .. }
             | Observed::StartedOver { .. }
+            | Observed::Drain(_)
             | Observed::GaveUp { .. } => {}
         }
     }

@@ -11,6 +11,10 @@ pub type Acting = Pin<Box<dyn Future<Output = (u16, String)>>>;
 pub enum Action {
     /// Read the configuration file and put it in force.
     Reload,
+    /// Leave, as after the first SIGTERM.
+    Drain,
+    /// Stay after all.
+    Undrain,
 }
 
 impl Action {
@@ -19,6 +23,8 @@ impl Action {
     pub fn of(path: &str) -> Option<Self> {
         match path {
             "/reload" => Some(Self::Reload),
+            "/drain" => Some(Self::Drain),
+            "/undrain" => Some(Self::Undrain),
             _ => None,
         }
     }

@@ -59,6 +59,9 @@ async fn the_socket_is_private_answers_and_goes_with_the_process() {
         ("POST /status", 405, "expected GET, HEAD\n"),
         ("POST /reload", 200, "Reload"),
         ("GET /reload", 405, "expected POST\n"),
+        ("POST /drain", 200, "Drain"),
+        ("POST /undrain", 200, "Undrain"),
+        ("GET /drain", 405, "expected POST\n"),
     ] {
         let stream = tokio::net::UnixStream::connect(&path).await.unwrap();
         let answer = talk(stream, &format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n")).await;

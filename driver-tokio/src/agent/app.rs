@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use nowconnect_core::agent::{Agent, TunnelState};
 use nowconnect_core::id::SessionKey;
+use nowconnect_core::time::Instant;
 use nowconnect_core::wire::Plane;
 use serde_json::{Map, Value, json};
 
@@ -23,6 +24,13 @@ const REASONS: [&str; 3] = [DRAINING, TARGETS_DOWN, TUNNELS_MISSING];
 pub(super) struct App {
     pub(super) node: Node<Agent>,
     pub(super) shared: Rc<Shared>,
+}
+
+/// `drain` of `/status`.
+fn drain(agent: &Agent, now: Instant) -> Option<Value> {
+    let ending = agent.shard().ending()?;
+    let left = u64::try_from(ending.deadline.since(now).as_millis()).unwrap_or(u64::MAX);
+    Some(json!({ "phase": "closed", "resets_in_ms": left, "streams": agent.shard().streams() }))
 }
 
 const fn label(state: TunnelState) -> &'static str {
@@ -51,7 +59,7 @@ impl App {
         let setup = self.shared.setup();
         let wanted = usize::from(setup.core.parallel).min(setup.core.hubs.len());
         let mut reasons = Vec::new();
-        if self.shared.leaving.get() {
+        if agent.tunnels().is_draining() {
             reasons.push(DRAINING);
         }
         if agent.targets().any(|t| !t.up) {
@@ -60,7 +68,7 @@ impl App {
         if serving < wanted {
             reasons.push(TUNNELS_MISSING);
         }
-        let state = if self.shared.leaving.get() {
+        let state = if agent.tunnels().is_draining() {
             "draining"
         } else if reasons.is_empty() {
             "ready"
@@ -159,6 +167,14 @@ impl AdminApp for App {
         Box::pin(async move {
             match action {
                 Action::Reload => super::reload::run(&node, &shared).answer(),
+                Action::Drain => {
+                    super::drain(&node);
+                    (200, json!({ "result": "draining", "exits": true }).to_string())
+                }
+                Action::Undrain => {
+                    let why = "an agent's drain cannot be taken back: its connectors are withdrawn at once";
+                    (409, json!({ "result": "refused", "error": why }).to_string())
+                }
             }
         })
     }
@@ -210,6 +226,7 @@ impl AdminApp for App {
                 "hubs": hubs,
                 "connectors": connectors,
                 "streams": agent.shard().streams(),
+                "drain": drain(agent, now),
                 "needs_restart": *self.shared.restart.borrow(),
                 "memory": status::memory(mux),
             })

@@ -70,7 +70,7 @@ pub(super) fn run(node: &Node<Agent>, shared: &Rc<Shared>) -> Outcome {
 }
 
 fn attempt(node: &Node<Agent>, shared: &Rc<Shared>, source: &super::Source) -> Result<Vec<&'static str>, RunError> {
-    if shared.leaving.get() {
+    if node.look(|agent| agent.tunnels().is_draining()) {
         return Err(RunError::Failed("the agent is leaving".to_owned()));
     }
     let old = shared.setup();

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
 use nowconnect_core::config::{
-    Backoff, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, RegistryTimers,
-    Selection,
+    Backoff, DrainTimes, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers,
+    RegistryTimers, Selection,
 };
 use nowconnect_core::id::Name;
 
@@ -63,7 +63,7 @@ pub struct HubSetup {
     /// Certificate and key for the registry, PEM files.
     pub redis_identity: Option<ServerTlsFiles>,
     /// Leaving.
-    pub drain: DrainSetup,
+    pub drain: DrainTimes,
     /// Whether the file gives `limits.memory_budget_bytes`; the default bows
     /// to the container's memory limit ([`HubSetup::fit_budget`]).
     pub memory_budget_given: bool,
@@ -124,15 +124,6 @@ pub struct MeshListen {
     pub addr: SocketAddr,
     /// Who ends TLS there.
     pub tls: ListenTls,
-}
-
-/// How a hub leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DrainSetup {
-    /// Readiness is 503 while listeners still accept.
-    pub lameduck: Duration,
-    /// Streams still open after this are reset.
-    pub timeout: Duration,
 }
 
 /// How tokens are judged; `auth.rs` loads the keys.
@@ -287,7 +278,7 @@ fn defaults() -> HubSetup {
         redis_password_file: None,
         redis_ca_bundle: None,
         redis_identity: None,
-        drain: DrainSetup { lameduck: Duration::from_secs(10), timeout: Duration::from_secs(60) },
+        drain: DrainTimes::default(),
         memory_budget_given: false,
         warnings: Vec::new(),
     }

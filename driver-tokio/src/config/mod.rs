@@ -25,9 +25,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use agent::{AgentSetup, parse_agent};
-pub use hub::{
-    AuthSetup, DrainSetup, HubSetup, JwksSetup, ListenerBind, MeshListen, MeshTlsFiles, ServerTlsFiles, parse_hub,
-};
+pub use hub::{AuthSetup, HubSetup, JwksSetup, ListenerBind, MeshListen, MeshTlsFiles, ServerTlsFiles, parse_hub};
 pub use subst::Env;
 pub use value::{Cidr, ListenTls, Place, Secret, WhenUnavailable, Wire};
 

@@ -331,9 +331,9 @@ sections! {
 
     /// Leaving.
     DrainSection {
-        /// Readiness is 503 while listeners still accept.
+        /// How long a hub that leaves still serves new clients.
         lameduck: Leaf<Duration>,
-        /// Streams still open after this are reset.
+        /// How long streams may take to end after that before any is reset.
         timeout: Leaf<Duration>,
     }
 

@@ -84,7 +84,7 @@ impl Readiness {
     pub(super) fn of(hub: &Hub, shared: &Shared, now: Instant) -> Self {
         let off = hub.mode() == Mode::Off;
         let mut reasons = Vec::new();
-        let draining = shared.leaving.get() || hub.control().is_draining();
+        let draining = hub.control().is_draining();
         if draining {
             reasons.push(Reason::Draining);
         }
@@ -159,7 +159,7 @@ pub(super) fn listener(hub: &Hub, shared: &Shared, name: &str) -> Option<Listene
     let setup = shared.setup();
     let l = setup.core.listeners.iter().find(|l| l.name.as_str() == name)?;
     let unready = match hub.listener(l) {
-        _ if shared.leaving.get() => Some(Unready::Draining),
+        _ if hub.control().is_draining() => Some(Unready::Draining),
         Some(ix) => hub.unready(ix),
         None => Some(Unready::Full),
     };

@@ -69,6 +69,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Value {
             "tunnels": tunnels,
             "listeners": listeners,
             "streams": hub.streams(),
+            "drain": super::drain::show(hub, now),
             "limits": {
                 "max_streams": limits.max_streams,
                 "max_sessions": limits.max_sessions,

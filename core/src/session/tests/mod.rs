@@ -301,7 +301,7 @@ fn data_stops_at_the_caps_and_control_does_not() {
 #[test]
 fn one_in_flight_frame_is_always_possible() {
     let mut s = capped(0, 0);
-    send(&mut s, [data(1, 0, 10), data(1, 10, 10)]);
+    send(&mut s, [data(1, 0, 10), data(2, 0, 10)]);
     assert_eq!(transmitted(&mut s, at(0)), [data(1, 0, 10)]);
 }
 

@@ -149,7 +149,7 @@ fn v2_packs_frames_up_to_its_marks_and_v1_sends_one() {
     };
     let counts = |out: &[(usize, usize)]| out.iter().map(|(n, _)| *n).collect::<Vec<_>>();
 
-    assert_eq!(counts(&packed(V2, (0..150).map(|n| data(1, n, 1)).collect())), [64, 64, 22]);
+    assert_eq!(counts(&packed(V2, (0..150).map(|n| data(n, 0, 1)).collect())), [64, 64, 22]);
     let big = packed(V2, (0..10).map(|n| data(n, 0, 16_384)).collect());
     assert_eq!(counts(&big), [3, 3, 3, 1]);
     assert!(big.iter().all(|(_, len)| *len <= 65_536 + 64));
@@ -200,11 +200,58 @@ fn a_backlogged_stream_costs_the_others_one_turn() {
 #[test]
 fn tiny_frames_do_not_stretch_a_turn() {
     let mut s = session(V2);
-    send(&mut s, (0..2000).map(|n| data(1, n, 1)));
+    send(&mut s, (0..20_000).map(|n| data(1, n, 1)));
     send(&mut s, [data(2, 0, 100)]);
     let out = turns(&mut s);
-    let before: usize = out.iter().take_while(|(n, _)| *n == 1).count();
-    assert_eq!(before, QUANTUM_BYTES / 64);
+    let before: Vec<usize> = out.iter().take_while(|(n, _)| *n == 1).map(|(_, len)| *len).collect();
+    assert_eq!(before, vec![64; QUANTUM_BYTES / 64]);
+}
+
+/// Bytes that tell where they stand.
+fn told(off: u64, len: u64) -> Bytes {
+    (off..off + len).map(|n| (n % 251) as u8).collect()
+}
+
+/// Who writes little at a time takes no more frames of a session than others:
+/// turns are counted in bytes, the cap in frames (L7).
+#[test]
+fn small_pieces_that_wait_share_a_frame_and_keep_their_order() {
+    for dialect in [V1, V2] {
+        for piece in [1_000, 10_000, 16_384, 20_000] {
+            let mut s = session(dialect);
+            let pieces = (0..).map(|n| n * piece).take_while(|off| *off < 80_000);
+            send(&mut s, pieces.map(|off| frame(1, Body::Data { off, bytes: told(off, piece) })));
+            let whole = 80_000_u64.div_ceil(piece) * piece;
+            send(&mut s, [fin(1, whole), data(2, 0, 5)]);
+            let out = transmitted(&mut s, at(0));
+            let (mut next, mut ended) = (0, false);
+            for f in out.iter().filter(|f| cid_of(f) == 1) {
+                let Frame::Stream { body, .. } = f else { unreachable!() };
+                match body {
+                    Body::Data { off, bytes } => {
+                        assert_eq!((*off, bytes), (next, &told(*off, bytes.len() as u64)), "{piece}");
+                        next += bytes.len() as u64;
+                        let full = piece != 1_000 || bytes.len() >= 16_000;
+                        assert!(full || next == whole, "a frame of {} bytes", bytes.len());
+                    }
+                    Body::Fin { final_off } => ended = *final_off == next && next == whole,
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!(ended, "{piece}");
+            assert_eq!((s.unsent_bytes(cid(1)), s.queue_depth()), (0, out.len() as u32));
+            assert!(s.queue_depth() <= 3 + (whole / QUANTUM_BYTES as u64) as u32 + 1, "{piece}: {}", s.queue_depth());
+            s.check_invariants();
+        }
+    }
+}
+
+#[test]
+fn pieces_under_different_epochs_share_no_frame() {
+    let mut s = session(V2);
+    let newer = Frame::stream(cid(1), Epoch(E.0 + 1), Body::Data { off: 5, bytes: Bytes::from_static(b"67890") });
+    send(&mut s, [data(1, 0, 5), newer.clone()]);
+    assert_eq!(transmitted(&mut s, at(0)), [data(1, 0, 5), newer]);
 }
 
 #[test]

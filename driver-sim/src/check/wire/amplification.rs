@@ -5,13 +5,16 @@
 //! frame of a stream that is no payload (OPEN_ACK, CREDIT, RST; FIN ends
 //! payload and comes once) has one cause of its own:
 //!
-//! - a frame of a stream that came in: OPEN an OPEN_ACK, DATA the CREDIT for it
-//!   or an RST, CREDIT and RST the same one passed on, FIN a CREDIT;
-//! - something a socket did: took bytes (a CREDIT), aborted or failed (an RST),
-//!   connected (an OPEN_ACK);
+//! - an OPEN that came in: one OPEN_ACK, which is its own and kept until it is
+//!   said, whatever else there is cause for. A refused OPEN was never a stream
+//!   of the process, and a split hub may have hundreds of them on their way to
+//!   its shards;
+//! - another frame of a stream that came in: DATA the CREDIT for it or an RST,
+//!   CREDIT and RST the same one passed on, OPEN_ACK the same and a CREDIT, FIN
+//!   a CREDIT;
+//! - something a socket did: took bytes (a CREDIT), aborted or failed (an RST);
 //! - a stream that ends by itself (a deadline, a lost session, a drain): an RST
-//!   to each side and an OPEN_ACK at most, so three for each OPEN that came in
-//!   or went out.
+//!   to each side, so two for each OPEN that came in or went out.
 //!
 //! Control of a stream is level-triggered: one slot a stream and kind. So a
 //! process may fall behind by a few frames a stream and never by more, which is
@@ -21,14 +24,16 @@
 //! Forged frames count as cause like any other: one each. Must not know why a
 //! machine says something.
 
+use std::collections::BTreeMap;
+
 use nowconnect_core::id::Cid;
 use nowconnect_core::wire::{Body, Codec, Frame};
 
 use super::{Ghost, Told, Wire, broken};
 use crate::world::Violation;
 
-/// Causes an OPEN is good for.
-const OPEN_CAUSES: u64 = 3;
+/// Causes an OPEN is good for, besides its answer.
+const OPEN_CAUSES: u64 = 2;
 /// Causes that are kept whatever was opened.
 const ROOM: u64 = 64;
 /// And for each stream that was ever there at one time.
@@ -39,16 +44,40 @@ const FRAME_MAX: (usize, usize) = (64, 256);
 const HEAD_MAX: usize = 16;
 
 /// What a process has cause for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Allowance {
     left: u64,
     /// Most streams at one time.
     peak: u64,
+    /// OPENs that came in and were not answered, by how often.
+    asked: BTreeMap<Cid, u32>,
 }
 
 impl Allowance {
     fn earn(&mut self, n: u64) {
         self.left = (self.left + n).min(ROOM + ROOM_PER_STREAM * self.peak);
+    }
+
+    /// An OPEN came in.
+    fn ask(&mut self, cid: Cid) {
+        *self.asked.entry(cid).or_default() += 1;
+    }
+
+    /// An OPEN is answered; false if it never came.
+    fn answer(&mut self, cid: Cid) -> bool {
+        let Some(n) = self.asked.get_mut(&cid) else { return false };
+        *n -= 1;
+        if *n == 0 {
+            self.asked.remove(&cid);
+        }
+        true
+    }
+
+    /// Something that needs a cause is said; false if there is none.
+    const fn spend(&mut self) -> bool {
+        let Some(left) = self.left.checked_sub(1) else { return false };
+        self.left = left;
+        true
     }
 }
 
@@ -87,25 +116,31 @@ impl Wire {
     fn allowance(&mut self, node: u16) -> &mut Allowance {
         let ix = usize::from(node);
         if self.allowances.len() <= ix {
-            self.allowances.resize(ix + 1, Allowance::default());
+            self.allowances.resize_with(ix + 1, Allowance::default);
         }
         &mut self.allowances[ix]
     }
 
     /// A process starts.
     pub(crate) fn forget_causes(&mut self, node: u16) {
-        *self.allowance(node) = Allowance { left: ROOM, peak: 0 };
+        *self.allowance(node) = Allowance { left: ROOM, ..Allowance::default() };
     }
 
     /// Frames reach a process.
     pub(super) fn earn(&mut self, node: u16, frames: &[Frame]) {
-        let cause = |f: &Frame| {
-            let Frame::Stream { body, .. } = f else { return 0 };
-            if let Body::Open(_) = body { 1 + OPEN_CAUSES } else { 1 }
-        };
-        let n = frames.iter().map(cause).sum();
+        let a = self.allowance(node);
+        let mut n = 0;
+        for f in frames {
+            let Frame::Stream { cid, body, .. } = f else { continue };
+            if let Body::Open(_) = body {
+                a.ask(*cid);
+                n += OPEN_CAUSES;
+            } else {
+                n += 1;
+            }
+        }
         if n > 0 {
-            self.allowance(node).earn(n);
+            a.earn(n);
         }
     }
 
@@ -135,11 +170,11 @@ impl Wire {
                 let streams = g.node().machine.as_ref().map_or(0, crate::node::Machine::streams) as u64;
                 let a = self.allowance(node);
                 a.peak = a.peak.max(streams);
-                let Some(left) = a.left.checked_sub(1) else {
+                let answers = matches!(body, Body::OpenAck { .. });
+                if if answers { !a.answer(cid) } else { !a.spend() } {
                     let text = format!("{}: {} without a cause left for it", g.what(cid), body.kind());
                     return broken("B8", text);
-                };
-                a.left = left;
+                }
             }
             Body::Data { .. } | Body::Fin { .. } | Body::Resume(_) => {}
         }
@@ -153,7 +188,7 @@ mod tests {
 
     #[test]
     fn causes_are_kept_up_to_the_room_there_is_and_no_longer() {
-        let mut a = Allowance { left: 0, peak: 2 };
+        let mut a = Allowance { peak: 2, ..Allowance::default() };
         a.earn(5);
         assert_eq!(a.left, 5);
         a.earn(1000);
