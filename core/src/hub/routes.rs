@@ -115,13 +115,7 @@ impl Control {
             let mut now = self.other_candidates(&connector, mux);
             let gone: Vec<RouteChange> = (self.published.routes.of(&connector))
                 .filter(|c| !c.local && !now.contains_key(&(c.agent_id.clone(), c.owner.clone())))
-                .map(|c| RouteChange {
-                    connector: connector.clone(),
-                    agent_id: c.agent_id.clone(),
-                    owner: c.owner.clone(),
-                    withdrawn: false,
-                    candidate: None,
-                })
+                .map(|c| c.gone(connector.clone()))
                 .collect();
             changes.extend(gone);
             while let Some((_, candidate)) = now.pop_first() {
