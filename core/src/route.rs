@@ -43,10 +43,11 @@ pub fn rank(priority: u16, local: bool, same_region: bool) -> u64 {
 }
 
 impl Candidate {
-    /// Its priority, lower is preferred.
+    /// Its priority, lower is preferred; with a hub that leaves, or without an
+    /// entry in the registry, it is behind everyone's.
     #[must_use]
     pub const fn priority(&self) -> u64 {
-        (self.rank & (RANK_LEAVING - 1)) >> 2
+        self.rank >> 2
     }
 
     /// Whether the registry listed it once and does not any more: it may be

@@ -109,10 +109,8 @@ impl Origin {
 
     /// Where the latest OPEN went.
     fn asked(&mut self) -> Option<u32> {
-        let opens = |(s, f): (SessionKey, Frame)| match f {
-            Frame::Stream { body: Body::Open(_), .. } => Some(s.ix),
-            _ => None,
-        };
+        let opens =
+            |(s, f): (SessionKey, Frame)| matches!(f, Frame::Stream { body: Body::Open(_), .. }).then_some(s.ix);
         self.out.frames.drain(..).filter_map(opens).last()
     }
 
