@@ -2,9 +2,13 @@
 //! own raw form, checks them and builds these; the core trusts them. Defaults
 //! are those of semantics 9.
 
+mod selection;
+
 use std::time::Duration;
 
 use crate::id::{AgentId, Name};
+
+pub use selection::{AgentPriority, HealthConfig, Selection};
 
 /// Limits of one process. All bytes are payload bytes unless said otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,6 +281,8 @@ pub struct HubConfig {
     pub backoff: Backoff,
     /// Open deadlines.
     pub open: OpenTimers,
+    /// How candidates are selected.
+    pub selection: Selection,
     /// Registry deadlines.
     pub registry: RegistryTimers,
     /// Deadline of a handshake, from the connection to WELCOME.
@@ -302,6 +308,8 @@ pub struct ConnectorConfig {
     pub priority: u16,
     /// Share among equals.
     pub weight: u16,
+    /// How its target is checked; `None`: not at all.
+    pub health: Option<HealthConfig>,
 }
 
 /// An agent.

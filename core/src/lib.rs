@@ -27,7 +27,7 @@
 //! ```
 //! use std::sync::Arc;
 //! # use std::time::Duration;
-//! # use nowconnect_core::config::{Backoff, DrainTimes, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, RegistryTimers};
+//! # use nowconnect_core::config::{Backoff, DrainTimes, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, RegistryTimers, Selection};
 //! use nowconnect_core::error::RstCode;
 //! use nowconnect_core::hub::Hub;
 //! use nowconnect_core::id::{ListenerIx, Name, SockKey};
@@ -52,6 +52,7 @@
 //! #     resume_window: Duration::from_secs(30),
 //! #     backoff: Backoff::default(),
 //! #     open: OpenTimers::default(),
+//! #     selection: Selection::default(),
 //! #     registry: RegistryTimers::default(),
 //! #     handshake_timeout: Duration::from_secs(5),
 //! #     insecure_allow_unscoped: false,

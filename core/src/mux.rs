@@ -6,6 +6,7 @@
 //! the session's caps), B3 and B5. Knows nothing of agents, registries and
 //! routes: what a lost session means is for control to say.
 
+mod distance;
 mod io;
 mod split;
 
@@ -26,7 +27,7 @@ use crate::slots::Slots;
 use crate::time::{Deadline, Instant};
 use crate::wire::{Body, Dialect, Frame, Plane};
 
-pub use io::{Input, NodeOut};
+pub use io::{Check, Input, NodeOut};
 
 /// Who is at the other end of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +77,7 @@ pub struct Entry {
     /// How long it may have none.
     pub resume_window: Duration,
     usable: bool,
+    distance: distance::Distance,
     held: u64,
 }
 
@@ -256,6 +258,7 @@ impl Mux {
             suspended_at: None,
             resume_window,
             usable: true,
+            distance: distance::Distance::default(),
             held: 0,
         });
         self.by_id.insert(id, key);
@@ -390,7 +393,12 @@ impl Mux {
             self.touched.push(key);
         }
         entry.session.take_rtt_samples(&mut self.rtt);
-        out.observed.extend(self.rtt.drain(..).map(|sample| Observed::Rtt { plane: entry.plane, sample }));
+        for sample in self.rtt.drain(..) {
+            if entry.distance.measured(sample) {
+                self.touched.push(key);
+            }
+            out.observed.push(Observed::Rtt { plane: entry.plane, sample });
+        }
         self.account(key);
         self.rearm(key, before);
         if result.is_err() {
@@ -566,8 +574,8 @@ impl Mux {
         }
     }
 
-    /// Tells the shard which sessions take new streams, where that changed
-    /// since the last call. Only sessions that were touched are looked at.
+    /// Tells the shard which sessions take new streams and how far away their
+    /// peers are, where that changed since the last call. Only sessions that were touched are looked at.
     pub fn refresh_usable(&mut self, now: Instant, notes: &mut Vec<ControlNote>) {
         for key in std::mem::take(&mut self.touched) {
             let Some(entry) = self.sessions.get_mut(key) else { continue };
@@ -575,6 +583,9 @@ impl Mux {
             if usable != entry.usable {
                 entry.usable = usable;
                 notes.push(ControlNote::SessionUsable { session: key, usable });
+            }
+            if let Some(class) = entry.distance.untold() {
+                notes.push(ControlNote::Distance { session: key, class });
             }
         }
     }

@@ -297,6 +297,41 @@ pub enum Observed {
         /// Distinct hubs found.
         have: u16,
     },
+    /// Too many OPENs in a row failed at a candidate: others are asked first.
+    Ejected {
+        /// The connector.
+        connector: Name,
+        /// The agent.
+        agent_id: AgentId,
+        /// The hub that holds its attachment.
+        owner: Name,
+        /// What the last of them was answered.
+        code: RstCode,
+        /// For how long.
+        time: Duration,
+    },
+    /// OPENs succeed there again.
+    Reinstated {
+        /// The connector.
+        connector: Name,
+        /// The agent.
+        agent_id: AgentId,
+        /// The hub that holds its attachment.
+        owner: Name,
+    },
+    /// The target of a connector failed its checks: the connector is withdrawn
+    /// (agent).
+    TargetDown {
+        /// The connector.
+        connector: Name,
+        /// Why the last check failed.
+        code: RstCode,
+    },
+    /// It passes them again: the connector is exposed (agent).
+    TargetUp {
+        /// The connector.
+        connector: Name,
+    },
     /// This node leaves, and how far it is.
     Drain(DrainStep),
     /// A dial gave up after `max_retries`.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{AgentId, Fence, Name, SessionKey};
+use crate::id::{AgentId, Fence, Instance, Name, SessionKey};
 
 /// Ranks from here on: attachments that the registry does not list any more.
 pub const RANK_FADED: u64 = 1 << 32;
@@ -19,6 +19,8 @@ pub const RANK_LEAVING: u64 = 1 << 31;
 pub struct Candidate {
     /// The agent.
     pub agent_id: AgentId,
+    /// Its run.
+    pub instance: Instance,
     /// The attachment's fence.
     pub fence: Fence,
     /// The session an OPEN is sent on: the tunnel itself, or the link to the owner.
@@ -27,13 +29,26 @@ pub struct Candidate {
     pub owner: Name,
     /// Whether that is this hub.
     pub local: bool,
-    /// Class of preference, lower first; equals share by weight.
+    /// Class of preference, lower first: made by [`rank`]. Those of one rank at
+    /// one distance share by weight.
     pub rank: u64,
     /// Share among equals, at least 1.
     pub weight: u16,
 }
 
+/// The rank of a candidate: priority, then own tunnels, then the hub's region.
+#[must_use]
+pub fn rank(priority: u16, local: bool, same_region: bool) -> u64 {
+    u64::from(priority) << 2 | u64::from(!local) << 1 | u64::from(!same_region)
+}
+
 impl Candidate {
+    /// Its priority, lower is preferred.
+    #[must_use]
+    pub const fn priority(&self) -> u64 {
+        (self.rank & (RANK_LEAVING - 1)) >> 2
+    }
+
     /// Whether the registry listed it once and does not any more: it may be
     /// over, or withdrawn, or only forgotten.
     #[must_use]
@@ -44,7 +59,8 @@ impl Candidate {
     /// The change that adds it, or puts it in the place of the one before.
     #[must_use]
     pub fn at(self, connector: Name) -> RouteChange {
-        RouteChange { connector, agent_id: self.agent_id.clone(), owner: self.owner.clone(), candidate: Some(self) }
+        let (agent_id, owner) = (self.agent_id.clone(), self.owner.clone());
+        RouteChange { connector, agent_id, owner, withdrawn: false, candidate: Some(self) }
     }
 }
 
@@ -57,6 +73,9 @@ pub struct RouteChange {
     pub agent_id: AgentId,
     /// The hub that holds or held it.
     pub owner: Name,
+    /// It is none any more because the agent says so: its other attachments,
+    /// which may still be candidates, do not carry the connector either.
+    pub withdrawn: bool,
     /// The candidate it is now; `None` if it is none any more.
     pub candidate: Option<Candidate>,
 }

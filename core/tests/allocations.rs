@@ -14,7 +14,7 @@ use std::alloc::System;
 use bytes::Bytes;
 use fixture::{BATCH, Endpoint, FENCE, ORIGIN, Owner, Relay};
 use nowconnect_core::config::{ListenerConfig, OpenRule};
-use nowconnect_core::id::{AgentId, Cid, Incarnation, ListenerIx, SessionKey, SockKey};
+use nowconnect_core::id::{AgentId, Cid, Incarnation, Instance, ListenerIx, SessionKey, SockKey};
 use nowconnect_core::rng::Seed;
 use nowconnect_core::route::Candidate;
 use nowconnect_core::shard::{ControlNote, Role, Shard, ShardOut};
@@ -66,13 +66,14 @@ fn origin(streams: u64) -> (Shard, ShardOut) {
         open: OpenRule::Eager,
         max_connections: u32::MAX,
     };
-    let role = Role::Hub { listeners: vec![listener], open: Default::default() };
+    let role = Role::Hub { listeners: vec![listener], open: Default::default(), selection: Default::default() };
     let mut shard = Shard::new(role, fixture::limits(), ORIGIN, 0, &Seed::from_u64(1));
     let (mut out, now) = (ShardOut::default(), Instant::ZERO);
     let session = SessionKey { ix: 0, generation: 0 };
     fixture::session_up(&mut shard, session, Plane::Tunnel, &mut out);
     let candidate = Candidate {
         agent_id: AgentId::new("agent-1").expect("a valid id"),
+        instance: Instance(1),
         fence: FENCE,
         session,
         owner: fixture::name("hub-1"),

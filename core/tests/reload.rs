@@ -325,7 +325,13 @@ fn listeners_come_go_and_change_while_their_streams_go_on() {
         let (mut w, a, b, g) = two_hubs(Codec::BinaryV2);
         let old = opens(&mut w, b);
         let mut agent = agent_config("plant-7", &["hub-a"], 1);
-        agent.connectors.push(ConnectorConfig { name: name("ssh"), target: "s".into(), priority: 0, weight: 1 });
+        agent.connectors.push(ConnectorConfig {
+            name: name("ssh"),
+            target: "s".into(),
+            priority: 0,
+            weight: 1,
+            health: None,
+        });
         w.reload_agent(g, &agent).unwrap();
         let listener = |l: &str, c: &str, max_connections| ListenerConfig {
             name: name(l),

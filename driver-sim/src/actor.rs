@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{ListenerIx, Name, StreamKey};
-use nowconnect_core::mux::Input;
+use nowconnect_core::mux::{Check, Input};
 
 use crate::event::Event;
 use crate::marks::Mark;
@@ -151,6 +151,10 @@ impl World {
         let run = node.run;
         let Some(cid) = node.agent().and_then(|a| a.shard().stream(stream)).map(|s| s.cid) else { return };
         let client = self.cids.get(&cid).copied();
+        let withdrawn = |a: &nowconnect_core::agent::Agent| a.targets().any(|t| t.connector == wanted && !t.up);
+        if node.agent().is_some_and(withdrawn) {
+            return self.fail("I1", format!("node {ix} connects {wanted}, which it has withdrawn"));
+        }
         self.vulnerable(crate::faults::Point::Target, ix, None);
         if let Err(v) = self.check.on_target_wanted(cid, client, wanted, node_agent(&self.nodes[usize::from(ix)])) {
             return self.fail(&v.id, v.text);
@@ -173,6 +177,26 @@ impl World {
         };
         self.line(client, || format!("node {ix} connects the target of {cid}"));
         self.after(delay, Event::Target { node: ix, run, stream, client, result });
+    }
+
+    /// An agent checks a target: it finds what the agent's clients would. Inside
+    /// `settle`.
+    pub(crate) fn check_target(&mut self, ix: u16, check: Check) {
+        let node = &self.nodes[usize::from(ix)];
+        let (delay, result) = match node.targets_down {
+            _ if node.shortages > 0 => (0, Err(RstCode::Unreachable)),
+            Some(true) => return,
+            Some(false) => (MS, Err(RstCode::Refused)),
+            None => (MS, Ok(())),
+        };
+        let (run, Check { connector, number, .. }) = (node.run, check);
+        self.after(delay, Event::Checked { node: ix, run, connector, number, result });
+    }
+
+    pub(crate) fn on_checked(&mut self, ix: u16, run: u32, connector: Name, number: u64, result: Result<(), RstCode>) {
+        if self.nodes[usize::from(ix)].run == run {
+            self.input(ix, Input::Checked { connector, number, result });
+        }
     }
 
     pub(crate) fn on_target(

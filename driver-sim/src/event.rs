@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use nowconnect_core::error::RstCode;
-use nowconnect_core::id::{StreamKey, TargetIx};
+use nowconnect_core::id::{Name, StreamKey, TargetIx};
 use nowconnect_core::registry::{RegistryResult, Token};
 use nowconnect_core::shard::Addressee;
 
@@ -46,6 +46,8 @@ pub(crate) enum Event {
     SockAborted { sock: u32 },
     /// A target answered its connect.
     Target { node: u16, run: u32, stream: StreamKey, client: Option<u32>, result: Result<(), RstCode> },
+    /// A target answered a check.
+    Checked { node: u16, run: u32, connector: Name, number: u64, result: Result<(), RstCode> },
     /// A step of the registry.
     Registry(Step),
     /// The registry's reply reached the hub.

@@ -71,6 +71,10 @@ marks! {
     DeadPeerNoticed = "a silent peer was given up by its timer";
     WallClockStepped = "the registry's clock stepped";
     BudgetPressure = "the memory budget held a source back";
+    Ejected = "a candidate was ejected";
+    Reinstated = "an ejected candidate came back by its successes";
+    TargetDown = "a target failed its checks and its connector was withdrawn";
+    TargetUp = "a withdrawn connector was exposed again";
     Split = "a hub was split and its notes were late";
     Drained = "a node was drained to its last stream";
     DrainDeadline = "a drained node was stopped with streams left";

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
-    AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OnOutage,
-    OpenRule, OpenTimers, PeerConfig, RegistryTimers,
+    AgentConfig, Backoff, ConnectorConfig, HealthConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry,
+    OnOutage, OpenRule, OpenTimers, PeerConfig, RegistryTimers, Selection,
 };
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, ConnKey, Name, StreamKey};
@@ -256,6 +256,13 @@ pub(crate) fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
             timeout: Duration::from_nanos(plan.timers.open),
             ..OpenTimers::default()
         },
+        // As fast as the faults of a run.
+        selection: Selection {
+            eject: Duration::from_secs(2),
+            eject_max: Duration::from_secs(20),
+            failback_after: Duration::from_nanos(h.failback_ns),
+            ..Selection::default()
+        },
         registry: RegistryTimers {
             lease: Duration::from_nanos(plan.timers.lease),
             on_outage: if h.cached { OnOutage::Cached } else { OnOutage::Refuse },
@@ -272,6 +279,11 @@ pub(crate) fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
     }
 }
 
+fn checks(every_ns: u64) -> HealthConfig {
+    let interval = Duration::from_nanos(every_ns);
+    HealthConfig { interval, timeout: interval / 2, ..HealthConfig::default() }
+}
+
 pub(crate) fn agent_config(plan: &Plan, ix: usize, a: &AgentPlan) -> AgentConfig {
     AgentConfig {
         agent_id: AgentId::new(&format!("agent-{ix}")).expect("names of the plan are valid"),
@@ -285,6 +297,7 @@ pub(crate) fn agent_config(plan: &Plan, ix: usize, a: &AgentPlan) -> AgentConfig
                 target: "target".to_owned(),
                 priority: *priority,
                 weight: *weight,
+                health: (a.check_ns > 0).then(|| checks(a.check_ns)),
             })
             .collect(),
         limits: limits(a.budget, a.window, a.inflight, 1000),
@@ -549,6 +562,9 @@ impl World {
         for (stream, connector) in out.targets.drain(..) {
             self.connect_target(ix, stream, &connector);
         }
+        for check in out.checks.drain(..) {
+            self.check_target(ix, check);
+        }
         for (token, op) in out.registry.drain(..) {
             self.ask_registry(ix, token, op);
         }
@@ -611,6 +627,7 @@ const fn is_quiet(out: &NodeOut) -> bool {
         && out.close.is_empty()
         && out.socks.is_empty()
         && out.targets.is_empty()
+        && out.checks.is_empty()
         && out.registry.is_empty()
         && out.observed.is_empty()
         && out.proofs.is_empty()

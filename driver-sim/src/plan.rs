@@ -138,6 +138,9 @@ pub struct HubPlan {
     /// What becomes of a tunnel whose token ran out (`auth.on_expiry`).
     #[serde(default)]
     pub on_expiry: ExpiryPlan,
+    /// How long an agent that came back is not preferred, nanoseconds.
+    #[serde(default)]
+    pub failback_ns: u64,
 }
 
 /// What a hub does when the token of a tunnel has run out.
@@ -175,6 +178,9 @@ pub struct AgentPlan {
     pub drift_ppm: i32,
     /// When it starts, nanoseconds.
     pub start_ns: u64,
+    /// Between checks of its targets, nanoseconds; 0: none.
+    #[serde(default)]
+    pub check_ns: u64,
 }
 
 /// One direction of a client's stream.

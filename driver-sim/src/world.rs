@@ -207,6 +207,7 @@ impl World {
             Event::Timer { node, .. }
             | Event::DialFailed { node, .. }
             | Event::Target { node, .. }
+            | Event::Checked { node, .. }
             | Event::Reply { node, .. }
             | Event::Renew { node, .. }
             | Event::Note { node, .. } => *node,
@@ -290,6 +291,9 @@ impl World {
             Event::Sock { sock } => self.on_sock(sock),
             Event::SockAborted { sock } => self.on_sock_aborted(sock),
             Event::Target { node, run, stream, client, result } => self.on_target(node, run, stream, client, result),
+            Event::Checked { node, run, connector, number, result } => {
+                self.on_checked(node, run, connector, number, result);
+            }
             Event::Registry(step) => self.on_registry_step(step),
             Event::Reply { node, run, token, result } => self.on_registry_reply(node, run, token, *result),
             Event::Renew { node, run } => self.on_renew(node, run),

@@ -17,7 +17,7 @@ use nowconnect_core::config::DrainTimes;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{ConnKey, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use nowconnect_core::identity::Proof;
-use nowconnect_core::mux::{Input, NodeOut};
+use nowconnect_core::mux::{Check, Input, NodeOut};
 use nowconnect_core::observed::{CarriedRecord, Observed};
 use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::{Plane, SecretText};
@@ -247,6 +247,17 @@ impl Effects<Agent> for AgentEffects {
                     node.input(Input::Target { stream, result: Err::<SockKey, _>(RstCode::Denied) });
                 });
             }
+        }
+    }
+
+    fn check(&self, node: &Node<Agent>, check: Check) {
+        // The machine knows what is configured; without it the check fails in time.
+        let address = node.look(|agent| {
+            let mut connectors = agent.tunnels().config().connectors.iter();
+            connectors.find(|c| c.name == check.connector).map(|c| c.target.clone())
+        });
+        if let Some(address) = address {
+            target::check(node, check, address);
         }
     }
 

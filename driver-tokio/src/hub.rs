@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nowconnect_core::config::Mode;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{ConnKey, ListenerIx, Name, SessionKey, SockKey, StreamKey, TargetIx};
@@ -232,8 +233,11 @@ pub async fn start(
     Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, admin, shared, watch })
 }
 
+/// In `off` nothing is asked, so nobody is connected to (M1).
 async fn connect_registry(setup: &HubSetup) -> Result<Registry, RunError> {
-    let Some(url) = &setup.redis_url else { return Ok(Registry::Memory(SharedMemory::default())) };
+    let Some(url) = setup.redis_url.as_ref().filter(|_| setup.core.mode != Mode::Off) else {
+        return Ok(Registry::Memory(SharedMemory::default()));
+    };
     let timeouts = RedisTimeouts { op: setup.core.registry.op_timeout, ..RedisTimeouts::default() };
     let place = RedisPlace {
         url: url.reveal().to_owned(),
@@ -308,9 +312,10 @@ impl Effects<Hub> for HubEffects {
 
     fn registry(&self, node: &Node<Hub>, token: Token, op: RegistryOp) {
         let (node, shared) = (node.clone(), Rc::clone(&self.0));
+        // The one of this moment: a reload may put another in its place.
+        let registry = Rc::clone(&shared.registry.borrow());
         tokio::task::spawn_local(async move {
             let started = node.clock().now();
-            let registry = Rc::clone(&shared.registry.borrow());
             let result = registry.execute(&op).await;
             shared.metrics.observe_registry(&op, node.clock().now().since(started), &result);
             node.input(Input::Registry { token, result });
@@ -368,6 +373,7 @@ impl Effects<Hub> for HubEffects {
             Observed::Rtt { plane: Plane::Mesh, sample } => s.metrics.observe_mesh_rtt(*sample),
             Observed::Rtt { plane: Plane::Tunnel, sample } => s.metrics.observe_tunnel_rtt(*sample),
             Observed::ProtocolViolation { plane, kind, .. } => s.counts.protocol_error(*plane, *kind),
+            Observed::HandshakeFailed { plane, cause, .. } => s.counts.handshake_failure(*plane, *cause),
             Observed::LeaseHeldByOther => {
                 s.counts.replica_id_twice.set(s.counts.replica_id_twice.get() + 1);
                 s.counts.ownership(&event);
@@ -385,7 +391,6 @@ impl Effects<Hub> for HubEffects {
             | Observed::SessionSuspended { .. }
             | Observed::SessionResumed { .. }
             | Observed::SessionLost { .. }
-            | Observed::HandshakeFailed { .. }
             | Observed::TokenExpired { .. }
             | Observed::StartedOver { .. }
             | Observed::TokenRenewed { .. }
@@ -393,6 +398,10 @@ impl Effects<Hub> for HubEffects {
             | Observed::TokenAnswered { .. }
             | Observed::PeerIsSelf { .. }
             | Observed::FewerHubs { .. }
+            | Observed::Ejected { .. }
+            | Observed::Reinstated { .. }
+            | Observed::TargetDown { .. }
+            | Observed::TargetUp { .. }
             | Observed::Drain(_)
             | Observed::GaveUp { .. } => {}
         }

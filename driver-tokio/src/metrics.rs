@@ -68,6 +68,10 @@ families! {
     Streams = Gauge "nowconnect_streams" [] "Streams open now.";
     StreamBytes = Counter "nowconnect_stream_bytes_total" ["direction"] "Payload bytes at client and target sockets: in (read) and out (written).";
     OpenFailures = Counter "nowconnect_open_failures_total" ["listener", "reason"] "Streams that could not be opened, by listener (at an agent: connector) and reason.";
+    Ejections = Counter "nowconnect_ejections_total" ["connector", "reason"] "Candidates ejected because opens failed there, by connector and reason of the last failure.";
+    CandidatesEjected = Gauge "nowconnect_candidates_ejected" ["connector"] "Candidates of each connector of a listener that are ejected or on trial now.";
+    TargetUp = Gauge "nowconnect_target_up" ["connector"] "1 while the target of a connector with connectors[].health passes its checks, else 0.";
+    TargetChecks = Counter "nowconnect_target_checks_total" ["connector", "result"] "Checks of targets, by result: passed or failed.";
     StreamsCarried = Counter "nowconnect_streams_carried_total" [] "Streams taken from another node: by a hub to its tunnel, by an agent to a target.";
     StreamEnds = Counter "nowconnect_stream_ends_total" ["cause"] "Streams that ended at this node, by cause: FINISHED or the reason of the reset.";
     MeshLinks = Gauge "nowconnect_mesh_links" ["peer", "state"] "Links to each peer in each state (0 or 1): connecting, established, backoff, closed.";
@@ -102,6 +106,7 @@ families! {
     MemoryBudget = Gauge "nowconnect_memory_budget_bytes" [] "Payload bytes this process may hold (limits.memory_budget_bytes).";
     MeshRttMs = Gauge "nowconnect_mesh_rtt_ms" ["peer"] "Latest round trip to each peer in milliseconds, rounded up; with metrics.legacy_names only.";
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
+    HandshakeFailures = Counter "nowconnect_handshake_failures_total" ["plane", "cause"] "Handshakes on tunnels and links that came to nothing, by the code of their end.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
     JwksFetches = Counter "nowconnect_jwks_fetches_total" ["result"] "Fetches of auth.jwt.jwks_url: ok, connect, tls, timeout, http, status, redirect, too_large or content.";
     JwksAge = Gauge "nowconnect_jwks_age_seconds" ["source"] "Age of the key set in use, by where it comes from (url).";

@@ -21,7 +21,7 @@ use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{ConnKey, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use nowconnect_core::identity::Proof;
-use nowconnect_core::mux::{Input, Mux, NodeOut};
+use nowconnect_core::mux::{Check, Input, Mux, NodeOut};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::session::{TxBatch, TxState};
@@ -96,6 +96,8 @@ pub trait Effects<M: Machine>: 'static {
     fn dial(&self, node: &Node<M>, target: TargetIx);
     /// Connects a stream's target and reports with `Target`.
     fn connect(&self, node: &Node<M>, stream: StreamKey, connector: Name);
+    /// Checks a target and reports with `Checked`; agents only.
+    fn check(&self, _node: &Node<M>, _check: Check) {}
     /// Executes a registry operation and reports with `Registry`.
     fn registry(&self, node: &Node<M>, token: Token, op: RegistryOp);
     /// Signs or judges and reports with `Signed` or `Verified`, at once: what
@@ -244,6 +246,9 @@ impl<M: Machine> Node<M> {
         }
         for (stream, connector) in out.targets.drain(..) {
             self.0.effects.connect(self, stream, connector);
+        }
+        for check in out.checks.drain(..) {
+            self.0.effects.check(self, check);
         }
         for (token, op) in out.registry.drain(..) {
             self.0.effects.registry(self, token, op);

@@ -203,6 +203,34 @@ pub fn event(event: &Observed, lines: &Limiter) {
                 "fewer distinct hubs behind `hubs` than `parallel` asks for"
             );
         }
+        Observed::Ejected { connector, agent_id, owner, code, time } => {
+            if let Some(suppressed) = lines.allow("candidate_ejected", &format!("{code} {connector}")) {
+                tracing::warn!(
+                    event = "candidate_ejected",
+                    %connector,
+                    agent = %agent_id,
+                    owner = %owner,
+                    reason = code.name(),
+                    for_ms = time.as_millis() as u64,
+                    suppressed,
+                    "selection.fall opens in a row failed there; other candidates are asked first"
+                );
+            }
+        }
+        Observed::Reinstated { connector, agent_id, owner } => {
+            tracing::info!(event = "candidate_reinstated", %connector, agent = %agent_id, owner = %owner);
+        }
+        Observed::TargetDown { connector, code } => {
+            tracing::warn!(
+                event = "target_down",
+                %connector,
+                reason = code.name(),
+                "its checks fail (connectors[].health); the connector is withdrawn, open streams stay"
+            );
+        }
+        Observed::TargetUp { connector } => {
+            tracing::info!(event = "target_up", %connector, "its checks succeed; the connector is exposed again");
+        }
         Observed::Drain(DrainStep::Begun) => tracing::info!(event = "draining", "the process leaves"),
         Observed::Drain(DrainStep::Cancelled) => tracing::info!(event = "drain_cancelled", "the process stays"),
         Observed::Drain(DrainStep::Closed) => {

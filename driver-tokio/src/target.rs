@@ -1,4 +1,4 @@
-//! Connects the targets of an agent's streams.
+//! Connects the targets of an agent's streams, and those it only checks.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use nowconnect_core::agent::Agent;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::StreamKey;
-use nowconnect_core::mux::Input;
+use nowconnect_core::mux::{Check, Input};
 use tokio::net::TcpStream;
 
 use crate::net;
@@ -24,12 +24,7 @@ pub fn start(
 ) {
     let node = node.clone();
     tokio::task::spawn_local(async move {
-        let connected = match tokio::time::timeout(timeout, TcpStream::connect(&address)).await {
-            Ok(Ok(tcp)) => Ok(tcp),
-            Ok(Err(e)) => Err(code_of(&e)),
-            Err(_) => Err(RstCode::TargetTimeout),
-        };
-        match connected {
+        match connect(&address, timeout).await {
             Ok(tcp) => {
                 // Without the options a dead target is noticed later; no reason to refuse.
                 let _ = net::tune_client(&tcp);
@@ -43,6 +38,24 @@ pub fn start(
             }
         }
     });
+}
+
+/// Connects `address` and lets it go at once, without a byte.
+pub fn check(node: &Node<Agent>, check: Check, address: String) {
+    let node = node.clone();
+    tokio::task::spawn_local(async move {
+        let Check { connector, number, timeout } = check;
+        let result = connect(&address, timeout).await.map(drop);
+        node.input(Input::Checked { connector, number, result });
+    });
+}
+
+async fn connect(address: &str, timeout: Duration) -> Result<TcpStream, RstCode> {
+    match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
+        Ok(Ok(tcp)) => Ok(tcp),
+        Ok(Err(e)) => Err(code_of(&e)),
+        Err(_) => Err(RstCode::TargetTimeout),
+    }
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "std's set of kinds is open")]

@@ -131,7 +131,7 @@ fn bad_hubs() {
         ("ha:\n  enabled: true\n  mode: on\n", 3, "ha.mode: expected off or shadow or active"),
         ("ha:\n  enabled: true\n", 2, "ha.replica_id: this key is required"),
         ("ha: { enabled: true, replica_id: a, redis_url: 'http://h' }\n", 1, "ha.redis_url: expected redis://"),
-        ("ha: { redis_url: 'redis-cluster://h' }\n", 1, "ha.redis_url: Redis Cluster is not supported"),
+        ("ha: { redis_url: 'redis-cluster://h/3' }\n", 1, "ha.redis_url: a cluster has database 0 only"),
         ("ha: { redis_url: 'redis-sentinel://h' }\n", 1, "ha.redis_url: expected the master's name"),
         ("ha: { redis_url: 'redis://h', redis_tls: { ca_bundle: c } }\n", 1, "ha.redis_tls: needs rediss://"),
         ("ha: { redis_url: 'rediss://h', redis_tls: { cert_file: c } }\n", 1, "ha.redis_tls.key_file"),
@@ -172,6 +172,19 @@ fn bad_hubs() {
         ("liveness:\n  dead: 2s\n", 2, "liveness.suspect (3s) must be less than liveness.dead (2s)"),
         ("registry: { renew_every: 5s }\n", 1, "must be less than half of registry.lease (5s)"),
         ("open: { timeout: 1s }\n", 1, "open.attempt_timeout (2s) must be less than open.timeout (1s)"),
+        ("selection: { rise: 0 }\n", 1, "selection.rise: expected 1 to 1000, got 0"),
+        ("selection: { fall: 1001 }\n", 1, "selection.fall: expected 0 to 1000, got 1001"),
+        ("selection: { eject: 10m }\n", 1, "selection.eject: must not exceed selection.eject_max"),
+        ("selection: { eject: 1ms }\n", 1, "selection.eject: expected 50ms to"),
+        ("selection: { failback_after: 25h }\n", 1, "selection.failback_after: expected 0s to 86400s"),
+        ("selection: { priorities: [{ agent: a }] }\n", 1, "selection.priorities[0].priority: this key is required"),
+        ("selection: { priorities: [{ priority: 1 }] }\n", 1, "selection.priorities[0].agent: this key is required"),
+        ("selection: { priorities: [{ agent: a, prority: 1 }] }\n", 1, "did you mean `priority`?"),
+        (
+            "selection:\n  priorities:\n    - { agent: a, priority: 1 }\n    - { agent: a, connector: c, priority: 2 }\n    - { agent: a, priority: 3 }\n",
+            5,
+            "this agent and connector, `a *`, is already used by selection.priorities[0].agent",
+        ),
         ("limits: { memory_budget_bytes: 1000 }\n", 1, "limits.memory_budget_bytes: expected 4194304 to"),
         (
             "limits: { memory_budget_bytes: 8388608, stream_window_max_bytes: 8388608 }\n",
@@ -224,6 +237,32 @@ fn bad_agents() {
             3,
             "connectors[1].name: this name, `l`, is already used",
         ),
+        (
+            "connectors: [{ name: l, target: 'h:1', health: {} }]\n",
+            1,
+            "connectors[0].health.kind: this key is required",
+        ),
+        (
+            "connectors: [{ name: l, target: 'h:1', health: { kind: http } }]\n",
+            1,
+            "health.kind: expected tcp, got \"http\"",
+        ),
+        (
+            "connectors:\n  - name: l\n    target: 'h:1'\n    health: { kind: tcp, interval: 1s,\n      timeout: 2s }\n",
+            5,
+            "connectors[0].health.timeout: must not exceed the interval",
+        ),
+        (
+            "connectors: [{ name: l, target: 'h:1', health: { kind: tcp, interval: 10ms } }]\n",
+            1,
+            "connectors[0].health.interval: expected 100ms to",
+        ),
+        (
+            "connectors: [{ name: l, target: 'h:1', health: { kind: tcp, fall: 0 } }]\n",
+            1,
+            "health.fall: expected 1 to 1000",
+        ),
+        ("connectors: [{ name: l, target: 'h:1', health: { kind: tcp, rose: 1 } }]\n", 1, "did you mean `rise`?"),
         ("admin: { bind: '[::]:8766' }\n", 1, "set admin.token_file, or use a loopback address"),
         ("reconnect: { jitter: 1.5 }\n", 1, "reconnect.jitter: expected 0.000 to 1.000, got 1.500"),
         ("reconnect: { multiplier: fast }\n", 1, "such as 1.5"),
@@ -496,6 +535,23 @@ const HUB_KEYS: &[(&str, &str)] = &[
     ("open.attempt_timeout", "open: { attempt_timeout: 1s }"),
     ("open.timeout", "open: { timeout: 11s }"),
     ("open.first_byte_wait", "open: { first_byte_wait: 2s }"),
+    ("selection.fall", "selection: { fall: 4 }"),
+    ("selection.rise", "selection: { rise: 4 }"),
+    ("selection.eject", "selection: { eject: 11s }"),
+    ("selection.eject_max", "selection: { eject_max: 1h }"),
+    ("selection.failback_after", "selection: { failback_after: 30s }"),
+    (
+        "selection.priorities[].agent",
+        "selection: { priorities: [{ agent: a, priority: 1 }] } / selection: { priorities: [{ agent: b, priority: 1 }] }",
+    ),
+    (
+        "selection.priorities[].connector",
+        "selection: { priorities: [{ agent: a, priority: 1 }] } / selection: { priorities: [{ agent: a, connector: c, priority: 1 }] }",
+    ),
+    (
+        "selection.priorities[].priority",
+        "selection: { priorities: [{ agent: a, priority: 1 }] } / selection: { priorities: [{ agent: a, priority: 2 }] }",
+    ),
     ("registry.lease", "registry: { lease: 11s }"),
     ("registry.renew_every", "registry: { renew_every: 2s }"),
     ("registry.op_timeout", "registry: { op_timeout: 400ms }"),
@@ -523,6 +579,23 @@ const AGENT_KEYS: &[(&str, &str)] = &[
     ("connectors[].target", "10.0.0.5 => 10.0.0.6"),
     ("connectors[].priority", "name: ldap => name: ldap, priority: 3"),
     ("connectors[].weight", "name: ldap => name: ldap, weight: 3"),
+    ("connectors[].health.kind", "name: ldap => name: ldap, health: { kind: tcp }"),
+    (
+        "connectors[].health.interval",
+        "name: ldap => name: ldap, health: { kind: tcp } / name: ldap => name: ldap, health: { kind: tcp, interval: 6s }",
+    ),
+    (
+        "connectors[].health.timeout",
+        "name: ldap => name: ldap, health: { kind: tcp } / name: ldap => name: ldap, health: { kind: tcp, timeout: 3s }",
+    ),
+    (
+        "connectors[].health.fall",
+        "name: ldap => name: ldap, health: { kind: tcp } / name: ldap => name: ldap, health: { kind: tcp, fall: 4 }",
+    ),
+    (
+        "connectors[].health.rise",
+        "name: ldap => name: ldap, health: { kind: tcp } / name: ldap => name: ldap, health: { kind: tcp, rise: 4 }",
+    ),
     ("reconnect.initial_delay", "reconnect: { initial_delay: 1s }"),
     ("reconnect.max_delay", "reconnect: { max_delay: 1m }"),
     ("reconnect.multiplier", "reconnect: { multiplier: 2 }"),
@@ -587,7 +660,11 @@ fn every_key_changes_the_setup() {
         assert_ne!(hub_of(&before), hub_of(&after), "{key} is ignored");
     }
     for (key, row) in AGENT_KEYS {
-        assert_ne!(agent_of(AGENT), agent_of(&edited(AGENT, row)), "{key} is ignored");
+        let (before, after) = match row.split_once(" / ") {
+            Some((before, after)) => (edited(AGENT, before), edited(AGENT, after)),
+            None => (AGENT.to_owned(), edited(AGENT, row)),
+        };
+        assert_ne!(agent_of(&before), agent_of(&after), "{key} is ignored");
     }
 }
 

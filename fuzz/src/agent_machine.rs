@@ -86,7 +86,8 @@ struct World {
 }
 
 fn config(flags: u8) -> AgentConfig {
-    let connector = |n: &str| ConnectorConfig { name: name(n), target: "t".to_owned(), priority: 0, weight: 1 };
+    let connector =
+        |n: &str| ConnectorConfig { name: name(n), target: "t".to_owned(), priority: 0, weight: 1, health: None };
     AgentConfig {
         agent_id: agent("a"),
         hubs: vec!["1".to_owned(), "2".to_owned(), "3".to_owned()],

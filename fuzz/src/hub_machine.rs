@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use nowconnect_core::config::{
     Backoff, DrainTimes, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers, PeerConfig,
-    RegistryTimers,
+    RegistryTimers, Selection,
 };
 use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
@@ -146,6 +146,7 @@ fn config(mode: Mode, flags: u8) -> HubConfig {
         resume_window: Duration::from_secs(if flags & 1 == 0 { 20 } else { 0 }),
         backoff: Backoff::default(),
         open: OpenTimers { timeout: OPEN_TIMEOUT, ..OpenTimers::default() },
+        selection: Selection::default(),
         registry: RegistryTimers::default(),
         handshake_timeout: Duration::from_secs(5),
         insecure_allow_unscoped: flags & 2 == 0,

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nowconnect_core::config::{Limits, ListenerConfig, Liveness, OpenRule, OpenTimers};
+use nowconnect_core::config::{Limits, ListenerConfig, Liveness, OpenRule, OpenTimers, Selection};
 use nowconnect_core::id::{
-    Epoch, Fence, Incarnation, ListenerIx, Nonce, Secret, SessionId, SessionKey, SockKey, StreamKey,
+    Epoch, Fence, Incarnation, Instance, ListenerIx, Nonce, Secret, SessionId, SessionKey, SockKey, StreamKey,
 };
 use nowconnect_core::rng::Seed;
 use nowconnect_core::route::Candidate;
@@ -102,7 +102,7 @@ fn world(tape: &mut Tape<'_>) -> World {
     let dialect = Dialect { codec, plane: Plane::Tunnel };
     let listener =
         ListenerConfig { name: name("l"), connector: name("ldap"), open: OpenRule::Eager, max_connections: 1 };
-    let origin = Role::Hub { listeners: vec![listener], open: OpenTimers::default() };
+    let origin = Role::Hub { listeners: vec![listener], open: OpenTimers::default(), selection: Selection::default() };
     let target_timeout = Duration::from_millis(1500);
     let mut w = World {
         now: Instant::from_nanos(1),
@@ -120,6 +120,7 @@ fn world(tape: &mut Tape<'_>) -> World {
     let up = SessionUp { session: KEY, plane: Plane::Tunnel, peer: None, replica: None, initial_window: initial };
     let candidate = Candidate {
         agent_id: agent("a"),
+        instance: Instance(1),
         fence: FENCE,
         session: KEY,
         owner: name("hub"),

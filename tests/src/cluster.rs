@@ -62,6 +62,8 @@ pub struct Plan {
     pub jwt_extra: String,
     /// Services: connector (and listener) name and target.
     pub connectors: Vec<(String, String)>,
+    /// Keys added to each of them at the agent, each with a comma before it.
+    pub connector_extra: String,
     /// The hubs the agent knows.
     pub attach: Vec<usize>,
     /// Attachments the agent keeps.
@@ -75,6 +77,8 @@ pub struct Plan {
     pub when_unavailable: &'static str,
     /// Logs as JSON instead of text.
     pub log_json: bool,
+    /// The agent's pauses between dials are the defaults instead of short ones.
+    pub default_reconnect: bool,
     /// Lines added to every hub's configuration.
     pub hub_extra: String,
     /// Lines added to the agent's configuration.
@@ -96,12 +100,14 @@ impl Default for Plan {
             ingress: false,
             jwt_extra: String::new(),
             connectors: Vec::new(),
+            connector_extra: String::new(),
             attach: vec![0],
             parallel: 1,
             tunnel_proxy: false,
             mesh_proxy: false,
             when_unavailable: "reset",
             log_json: false,
+            default_reconnect: false,
             hub_extra: String::new(),
             agent_extra: String::new(),
             token: None,
@@ -452,13 +458,13 @@ impl Cluster {
         let token = self.plan.token.clone().unwrap_or_else(|| token::good(AGENT, &names));
         fs::write(self.token_file(), token).unwrap();
         let mut yaml = format!(
-            "agent_id: {AGENT}\nhubs: [{}]\nparallel: {}\nwire: {}\ntoken_file: {}\nadmin: {{ socket: {} }}\n\
-             reconnect: {{ initial_delay: 50ms, max_delay: 1s, multiplier: 1.5, jitter: 0.3, max_retries: 0 }}\n",
+            "agent_id: {AGENT}\nhubs: [{}]\nparallel: {}\nwire: {}\ntoken_file: {}\nadmin: {{ socket: {} }}\n{}",
             urls.join(", "),
             self.plan.parallel,
             self.plan.wire.name(),
             self.token_file().display(),
             self.dir.path().join("agent.sock").display(),
+            if self.plan.default_reconnect { "" } else { SHORT_RECONNECT },
         );
         if self.plan.tls {
             let _ = writeln!(yaml, "tls: {{ ca_bundle: {} }}", self.dir.path().join("ca.pem").display());
@@ -467,7 +473,7 @@ impl Cluster {
         }
         yaml.push_str("connectors:\n");
         for (name, target) in &self.plan.connectors {
-            let _ = writeln!(yaml, "  - {{ name: {name}, target: '{target}' }}");
+            let _ = writeln!(yaml, "  - {{ name: {name}, target: '{target}'{} }}", self.plan.connector_extra);
         }
         yaml.push_str(&self.plan.agent_extra);
         fs::write(self.agent_file(), yaml).unwrap();
@@ -529,6 +535,10 @@ impl Cluster {
         yaml
     }
 }
+
+/// Pauses between dials in tests.
+pub const SHORT_RECONNECT: &str =
+    "reconnect: { initial_delay: 50ms, max_delay: 1s, multiplier: 1.5, jitter: 0.3, max_retries: 0 }\n";
 
 /// How long a test lets the system hold a session without a connection when it
 /// wants the loss to be seen soon.

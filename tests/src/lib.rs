@@ -17,6 +17,7 @@
 )]
 
 pub mod actors;
+pub mod agents;
 pub mod balancer;
 pub mod certs;
 pub mod cluster;
@@ -32,6 +33,7 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod redis;
+pub mod redis_cluster;
 pub mod slapd;
 pub mod sources;
 pub mod target;

@@ -93,9 +93,12 @@ fn overrun(hub: SocketAddr) {
     peer.frames_until(refused).unwrap();
 }
 
-/// A peer with a good token and a bad message.
+/// A peer with a good token: asks for more than that allows, then sends a bad
+/// message.
 fn break_the_protocol(hub: SocketAddr) {
     let token = token::good("intruder", &["x"]);
+    let more = Peer::establish(hub, TUNNEL, &token, agent_hello("intruder", &["not-mine"]));
+    assert!(more.is_err(), "attached with a connector the token does not name");
     let mut peer = Peer::establish(hub, TUNNEL, &token, agent_hello("intruder", &["x"])).unwrap();
     peer.message(&[0xff; 9]);
     let _ = peer.until_closed();
@@ -115,7 +118,16 @@ async fn every_documented_family_appears_and_moves() {
     // An agent that names a CA bundle, to see when that ends.
     let _ca = Authority::create(dir.path(), "ca");
     let agent_extra = format!("tls: {{ ca_bundle: {} }}\n", dir.path().join("ca.pem").display());
-    let plan = Plan { mesh_proxy: true, tunnel_proxy: true, jwt_extra, agent_extra, ..Plan::default() };
+    let plan = Plan {
+        mesh_proxy: true,
+        tunnel_proxy: true,
+        jwt_extra,
+        agent_extra,
+        // One check of each target, which withdraws nothing.
+        connector_extra: ", health: { kind: tcp, interval: 1h }".to_owned(),
+        hub_extra: "selection: { fall: 1, eject: 1h, eject_max: 2h }\n".to_owned(),
+        ..Plan::default()
+    };
     let mut cluster = plan.connector("t", target.addr).connector("closed", closed.addr).start().await;
     // The names of the enable page, at hub B.
     let file = cluster.hub_file(1);
@@ -185,6 +197,9 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&agent, "nowconnect_sessions_resumed_total", &[("plane", "tunnel")], 1.0);
     at_least(&agent, "nowconnect_stream_ends_total", &[("cause", "FINISHED")], 6.0);
     at_least(&agent, "nowconnect_open_failures_total", &[("listener", "closed"), ("reason", "REFUSED")], 2.0);
+    at_least(&agent, "nowconnect_target_up", &[("connector", "t")], 1.0);
+    at_least(&agent, "nowconnect_target_checks_total", &[("connector", "t"), ("result", "passed")], 1.0);
+    at_least(&agent, "nowconnect_target_checks_total", &[("connector", "closed"), ("result", "failed")], 1.0);
     at_least(&agent, "nowconnect_streams_carried_total", &[], 11.0);
     at_least(&agent, "nowconnect_streams", &[], 3.0);
     at_least(&agent, "nowconnect_tunnels", &[], 1.0);
@@ -209,6 +224,9 @@ async fn every_documented_family_appears_and_moves() {
         assert_eq!(agent.sum(name, &[]), None, "{name} is no business of an agent");
     }
     let busy = cluster.metrics(0).await;
+    at_least(&busy, "nowconnect_ejections_total", &[("connector", "closed"), ("reason", "REFUSED")], 1.0);
+    at_least(&busy, "nowconnect_candidates_ejected", &[("connector", "closed")], 1.0);
+    assert_eq!(busy.sum("nowconnect_candidates_ejected", &[("connector", "t")]), Some(0.0));
     // What the reader that lags does not take is held at its own hub.
     let holding = cluster.metrics(1).await;
     for limit in ["memory_budget_bytes", "max_streams", "max_sessions", "max_connections"] {
@@ -281,6 +299,7 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&a, "nowconnect_tunnel_rtt_seconds_count", &[], 1.0);
     at_least(&a, "nowconnect_jwks_fetches_total", &[("result", "connect")], 1.0);
     at_least(&a, "nowconnect_jwks_age_seconds", &[("source", "url")], 0.0);
+    at_least(&a, "nowconnect_handshake_failures_total", &[("plane", "tunnel"), ("cause", "AUTH")], 1.0);
     at_least(&a, "nowconnect_auth_rejects_total", &[("reason", "path")], 1.0);
     at_least(&a, "nowconnect_protocol_errors_total", &[("plane", "tunnel")], 1.0);
     at_least(&a, "nowconnect_mesh_backpressure_drops_total", &[("peer", "hub-z"), ("reason", "FLOW")], 1.0);

@@ -80,7 +80,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "config", "credit", "dedup", "error", "hash", "id", "observed", "planted", "rng", "route", "slots",
+            "config", "credit", "dedup", "due", "error", "hash", "id", "observed", "planted", "rng", "route", "slots",
             "stream", "time", "wire",
         ],
     ),

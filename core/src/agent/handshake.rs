@@ -45,11 +45,7 @@ pub(super) struct Handshake {
 
 impl Tunnels {
     pub(super) fn ads(&self) -> Vec<ConnectorAd> {
-        self.config
-            .connectors
-            .iter()
-            .map(|c| ConnectorAd { name: c.name.clone(), priority: c.priority, weight: c.weight })
-            .collect()
+        self.exposed().map(|c| ConnectorAd { name: c.name.clone(), priority: c.priority, weight: c.weight }).collect()
     }
 
     pub(super) fn on_connected(
@@ -302,7 +298,7 @@ impl Tunnels {
             agent_id: self.config.agent_id.clone(),
             session: key,
             fence,
-            connectors: self.config.connectors.iter().map(|c| c.name.clone()).collect(),
+            connectors: self.exposed_names(),
         }));
         out.observed.push(Observed::SessionUp { plane: Plane::Tunnel, peer: w.replica_id.as_str().to_owned() });
         out.observed.push(Observed::Attached {

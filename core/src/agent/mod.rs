@@ -6,6 +6,7 @@
 //! Does not know how targets are reached or what a token says.
 
 mod handshake;
+mod health;
 mod reload;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::shard::{ControlNote, Role, Shard, ShardNote};
 use crate::time::{Deadline, Instant};
 use crate::wire::Frame;
 
+pub use health::TargetView;
 pub use reload::ReloadError;
 pub use tunnels::{TunnelState, Tunnels};
 
@@ -74,6 +76,10 @@ impl Agent {
             }
             Input::Target { stream, result } => {
                 self.shard.on_target(now, stream, result, self.mux.shard_out());
+            }
+            Input::Checked { connector, number, result } => {
+                let (mux, notes) = (&mut self.mux, &mut self.notes);
+                self.tunnels.on_checked(now, connector, number, result, mux, notes, out);
             }
             Input::Connected { target, conn, dialect, .. } => {
                 self.tunnels.on_connected(now, target, conn, dialect, &mut self.mux, out);
@@ -131,7 +137,7 @@ impl Agent {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut NodeOut) {
         self.mux.handle_timeout(now, &mut self.news, out);
-        self.tunnels.handle_timeout(now, &mut self.mux, out);
+        self.tunnels.handle_timeout(now, &mut self.mux, &mut self.notes, out);
         self.shard.handle_timeout(now, self.mux.shard_out());
         self.settle(now, out);
     }

@@ -12,7 +12,7 @@ use super::Agent;
 use super::tunnels::{HubState, Tunnels};
 use crate::config::AgentConfig;
 use crate::error::CloseCode;
-use crate::id::{Name, SessionKey};
+use crate::id::SessionKey;
 use crate::mux::{Mux, NodeOut};
 use crate::shard::{ControlNote, Role, Shard, ShardConfig};
 use crate::time::Instant;
@@ -121,15 +121,8 @@ impl Tunnels {
         }
         self.told_fewer = false;
         if self.config.connectors != before.connectors {
-            let names: Vec<Name> = self.config.connectors.iter().map(|c| c.name.clone()).collect();
-            notes.push(ControlNote::Exposes(names));
-            self.generation += 1;
-            let keys: Vec<SessionKey> = mux.iter().map(|(key, _)| key).collect();
-            for key in keys {
-                if self.quitting.get(&key).is_none_or(|q| !q.withdrawn) {
-                    self.advertise(now, key, mux, out);
-                }
-            }
+            self.health.reload(now, &before.connectors, &self.config.connectors);
+            self.say_exposed(now, mux, notes, out);
         }
         let until = now.after(drain);
         let sessions: Vec<(SessionKey, bool)> = self.hubs.iter().filter_map(|h| Some((h.session?, h.listed))).collect();
@@ -152,6 +145,11 @@ impl Tunnels {
             }
         }
         self.want(now, mux, out);
+    }
+
+    /// Whether its hub was told to open nothing more there.
+    pub(super) fn is_withdrawn(&self, key: SessionKey) -> bool {
+        self.quitting.get(&key).is_some_and(|q| q.withdrawn)
     }
 
     /// Says what is exposed, with the latest generation.

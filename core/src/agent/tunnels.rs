@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handshake::Handshake;
+use super::health::Health;
 use super::reload::Quit;
 use crate::config::{AgentConfig, DrainTimes};
 use crate::due::Due;
@@ -101,6 +102,8 @@ pub struct Tunnels {
     pub(super) quitting: BTreeMap<SessionKey, Quit>,
     /// The address with a tunnel that was last asked where it leads.
     pub(super) asked: usize,
+    /// Of the targets.
+    pub(super) health: Health,
 }
 
 /// A tunnel lost its connection, and perhaps had before.
@@ -113,7 +116,7 @@ fn note_lost(unsteady: &mut u32, link: &mut Link, now: Instant) {
 }
 
 impl Tunnels {
-    pub(super) fn new(config: Arc<AgentConfig>, instance: Instance, seed: &Seed, _now: Instant) -> Self {
+    pub(super) fn new(config: Arc<AgentConfig>, instance: Instance, seed: &Seed, now: Instant) -> Self {
         let hubs = config.hubs.iter().map(|_| HubState::default()).collect();
         Self {
             instance,
@@ -129,6 +132,7 @@ impl Tunnels {
             generation: 0,
             quitting: BTreeMap::new(),
             asked: 0,
+            health: Health::new(&config.connectors, seed, now),
             config,
         }
     }
@@ -335,7 +339,7 @@ impl Tunnels {
                         agent_id: self.config.agent_id.clone(),
                         session: key,
                         fence: Fence { epoch: notice.epoch, nonce: notice.nonce },
-                        connectors: self.config.connectors.iter().map(|c| c.name.clone()).collect(),
+                        connectors: self.exposed_names(),
                     }));
                 } else if notice.agent_id == self.config.agent_id && notice.instance == self.instance {
                     // A claim of another hub was granted a higher one meanwhile: this
@@ -552,7 +556,14 @@ impl Tunnels {
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant, mux: &mut Mux, out: &mut NodeOut) {
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
+        self.check_targets(now, mux, notes, out);
         for ix in 0..self.hubs.len() {
             let Some(h) = self.hubs.get_mut(ix) else { continue };
             if self.draining && h.session.is_none() {
@@ -573,6 +584,7 @@ impl Tunnels {
         let links = self.hubs.iter().filter_map(|h| h.link.as_ref()).filter_map(Link::poll_timeout).min();
         let handshakes = self.handshakes.next().map(|at| Deadline { at, why: "handshake" });
         let quit = self.next_quit().map(|at| Deadline { at, why: "tunnel of a removed hub" });
-        Deadline::earliest(quit, Deadline::earliest(links, handshakes))
+        let check = self.health.next().filter(|_| !self.draining).map(|at| Deadline { at, why: "check of a target" });
+        Deadline::earliest(Deadline::earliest(quit, check), Deadline::earliest(links, handshakes))
     }
 }

@@ -75,7 +75,7 @@ impl Hub {
     pub fn new(config: Arc<HubConfig>, seed: Seed, now: Instant, out: &mut NodeOut) -> Self {
         let incarnation = Incarnation(seed.fork("incarnation").rng().next_u64());
         let shard = Shard::new(
-            Role::Hub { listeners: config.listeners.clone(), open: config.open },
+            Role::Hub { listeners: config.listeners.clone(), open: config.open, selection: config.selection.clone() },
             config.limits.clone(),
             incarnation,
             0,
@@ -133,7 +133,7 @@ impl Hub {
                 }
                 return self.settle_shard(now, ix, out);
             }
-            Input::Target { .. } => {}
+            Input::Target { .. } | Input::Checked { .. } => {}
             Input::Connected { target, conn, dialect, peer } => {
                 self.control.on_connected(now, target, conn, dialect, peer, &mut self.mux, out);
             }

@@ -60,7 +60,8 @@ impl Hub {
         let config = self.control.placed(config)?;
         let shards = self.shards.len();
         let limits = if self.split.is_some() { share_of(&config.limits, shards) } else { config.limits.clone() };
-        let role = Role::Hub { listeners: config.listeners.clone(), open: config.open };
+        let (listeners, selection) = (config.listeners.clone(), config.selection.clone());
+        let role = Role::Hub { listeners, open: config.open, selection };
         // Before whatever follows from the change.
         self.notes.push(ControlNote::Reload(Arc::new(ShardConfig { role, limits })));
         self.mux.reload(now, &config.limits, config.liveness, out);
@@ -144,6 +145,9 @@ impl Control {
             self.peers.push(PeerState { link, replica, itself: false, listed: true, dialling: false, lost_at });
         }
         self.hurry(now, &before);
+        if before.selection.priorities != config.selection.priorities {
+            self.own_ranks_changed();
+        }
         if before.insecure_allow_unscoped && !config.insecure_allow_unscoped {
             self.narrow(now, notes, out);
         }

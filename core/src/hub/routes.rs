@@ -14,7 +14,7 @@ use crate::config::OnOutage;
 use crate::id::{AgentId, Name};
 use crate::mux::{Mux, Peer};
 use crate::registry::Located;
-use crate::route::{Candidate, Candidates, RANK_FADED, RANK_LEAVING, RouteChange, Routes};
+use crate::route::{Candidate, Candidates, RANK_FADED, RANK_LEAVING, RouteChange, Routes, rank};
 use crate::shard::ControlNote;
 
 /// What is published, and what is to be published next.
@@ -72,6 +72,15 @@ impl Control {
         }
     }
 
+    /// Another configuration gives other priorities.
+    pub(super) fn own_ranks_changed(&mut self) {
+        let all = |(agent_id, names): (&AgentId, &Vec<Name>)| {
+            names.iter().map(|name| (name.clone(), agent_id.clone())).collect::<Vec<_>>()
+        };
+        let all: Vec<_> = self.published.by_agent.iter().flat_map(all).collect();
+        self.published.own.extend(all);
+    }
+
     /// Whether other hubs' attachments may be used now (semantics 5).
     fn others_usable(&self) -> bool {
         self.routes_across() && (!self.registry_unwell() || self.config.registry.on_outage == OnOutage::Cached)
@@ -91,7 +100,9 @@ impl Control {
         let run = self.run.replica_id.clone();
         for (connector, agent_id) in std::mem::take(&mut self.published.own) {
             let candidate = self.own_candidate(&connector, &agent_id);
-            changes.push(RouteChange { connector, agent_id, owner: run.clone(), candidate });
+            let speaks = self.attachments.get(&agent_id).is_some_and(|a| !a.expired);
+            let withdrawn = candidate.is_none() && speaks;
+            changes.push(RouteChange { connector, agent_id, owner: run.clone(), withdrawn, candidate });
         }
         for connector in std::mem::take(&mut self.published.others) {
             let mut now = self.other_candidates(&connector, mux);
@@ -101,6 +112,7 @@ impl Control {
                     connector: connector.clone(),
                     agent_id: c.agent_id.clone(),
                     owner: c.owner.clone(),
+                    withdrawn: false,
                     candidate: None,
                 })
                 .collect();
@@ -120,11 +132,12 @@ impl Control {
         let ad = a.open_to().iter().find(|ad| ad.name == *connector)?;
         Some(Candidate {
             agent_id: agent_id.clone(),
+            instance: a.instance,
             fence: a.fence,
             session: a.session,
             owner: self.run.replica_id.clone(),
             local: true,
-            rank: u64::from(ad.priority) << 2,
+            rank: rank(self.config.selection.priority(agent_id, connector, ad.priority), true, true),
             weight: ad.weight,
         })
     }
@@ -154,14 +167,15 @@ impl Control {
         }
         let leaving = if status.is_some_and(|s| s.draining) { RANK_LEAVING } else { 0 };
         let ad = l.connectors.iter().find(|ad| ad.name == *connector)?;
-        let elsewhere = u64::from(l.region != self.config.region);
+        let priority = self.config.selection.priority(&l.agent_id, connector, ad.priority);
         Some(Candidate {
             agent_id: l.agent_id.clone(),
+            instance: l.instance,
             fence: l.fence,
             session: key,
             owner: l.hub.replica_id.clone(),
             local: false,
-            rank: last | leaving | (u64::from(ad.priority) << 2) | 2 | elsewhere,
+            rank: last | leaving | rank(priority, false, l.region == self.config.region),
             weight: ad.weight,
         })
     }

@@ -96,7 +96,8 @@ impl Hub {
         let mut hub = Self::new(Arc::clone(&config), seed, now, out);
         let limits = share_of(&config.limits, usize::from(shards));
         let shard = |lane: u8| {
-            let role = Role::Hub { listeners: config.listeners.clone(), open: config.open };
+            let (listeners, selection) = (config.listeners.clone(), config.selection.clone());
+            let role = Role::Hub { listeners, open: config.open, selection };
             let seed = if lane == 0 { seed } else { seed.fork(&format!("lane {lane}")) };
             Shard::new(role, limits.clone(), hub.run().incarnation, lane, &seed)
         };

@@ -3,6 +3,8 @@
 //!
 //! Must not know what anything in it leads to.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::config::DrainTimes;
@@ -80,6 +82,15 @@ pub enum Input {
         /// The socket, or why there is none.
         result: Result<SockKey, RstCode>,
     },
+    /// A target was checked (agent).
+    Checked {
+        /// Of [`Check`].
+        connector: Name,
+        /// Of [`Check`]; the result of another one is ignored.
+        number: u64,
+        /// Whether it could be connected, or why not.
+        result: Result<(), RstCode>,
+    },
     /// The registry answered (hub).
     Registry {
         /// Which operation.
@@ -122,6 +133,17 @@ pub enum Input {
     Shutdown,
 }
 
+/// A target to check: it is connected and closed again, without a byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Its connector.
+    pub connector: Name,
+    /// Comes back with the result.
+    pub number: u64,
+    /// After this it has failed, whatever comes.
+    pub timeout: Duration,
+}
+
 /// What a node wants done. Owned by the caller, drained each turn, reused.
 #[derive(Debug, Default)]
 pub struct NodeOut {
@@ -135,6 +157,8 @@ pub struct NodeOut {
     pub socks: Vec<(SockKey, SockOp)>,
     /// Targets of streams to connect; answer with `Target`.
     pub targets: Vec<(StreamKey, Name)>,
+    /// Targets to check; answer with `Checked`.
+    pub checks: Vec<Check>,
     /// Registry operations; answer with `Registry`.
     pub registry: Vec<(Token, RegistryOp)>,
     /// Signatures to make or judge; answer with `Signed` or `Verified`.

@@ -319,6 +319,8 @@ impl Shard {
             Err(code) => code,
             Ok(()) => {
                 s.open = true;
+                self.on_candidate_answered(now, key, out);
+                let Some(s) = self.streams.get_mut(key) else { return };
                 let (cid, epoch, origin_end) = (s.cid, s.fence.epoch, s.ends[0]);
                 if let Part::Origin(o) = &mut s.part {
                     o.waits = OriginWait::Nothing;

@@ -12,6 +12,7 @@
 //! in [`ControlNote`]s and hears [`ShardNote`]s.
 
 mod bulk;
+mod eject;
 mod ending;
 mod frames;
 mod note;
@@ -19,6 +20,7 @@ mod origin;
 mod pass;
 mod record;
 mod reload;
+mod select;
 mod share;
 mod socket;
 #[cfg(test)]
@@ -34,7 +36,7 @@ pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShardN
 pub use reload::ShardConfig;
 pub use share::{Elsewhere, shard_of_lane};
 
-use crate::config::{Limits, ListenerConfig, OpenTimers};
+use crate::config::{Limits, ListenerConfig, OpenTimers, Selection};
 use crate::credit::Pressure;
 use crate::dedup::{Dedup, Terminal};
 use crate::error::RstCode;
@@ -67,6 +69,8 @@ pub enum Role {
         listeners: Vec<ListenerConfig>,
         /// Deadlines of opening.
         open: OpenTimers,
+        /// How candidates are selected.
+        selection: Selection,
     },
     /// An agent.
     Agent {
@@ -132,6 +136,8 @@ struct SessionInfo {
     /// When it last became usable again after an interruption.
     back_at: Instant,
     initial_window: u64,
+    /// How far away its peer is, in classes.
+    distance: u8,
     streams: BTreeSet<StreamKey>,
     pending_opens: u32,
     violations: u32,
@@ -155,6 +161,9 @@ pub struct Shard {
     /// What an attachment exposed and does not any more.
     withdrawn: BTreeMap<SessionKey, BTreeSet<Name>>,
     routes: Routes,
+    ejections: eject::Ejections,
+    /// Ejections since the start.
+    ejected: BTreeMap<(Name, RstCode), u64>,
     load: BTreeMap<Fence, u64>,
     /// With the number of the question each stream asked.
     waiting_route: BTreeMap<Name, BTreeMap<StreamKey, u64>>,
@@ -206,6 +215,8 @@ impl Shard {
             attachments: BTreeMap::new(),
             withdrawn: BTreeMap::new(),
             routes: Routes::default(),
+            ejections: eject::Ejections::default(),
+            ejected: BTreeMap::new(),
             load: BTreeMap::new(),
             waiting_route: BTreeMap::new(),
             questions: 0,
@@ -278,6 +289,7 @@ impl Shard {
         match note {
             ControlNote::Routes(changes) => {
                 for change in changes.iter() {
+                    self.ejections.follow(now, change, &self.routes);
                     self.routes.apply(change);
                 }
             }
@@ -294,6 +306,7 @@ impl Shard {
                         usable: true,
                         back_at: now,
                         initial_window: up.initial_window,
+                        distance: 0,
                         streams: BTreeSet::new(),
                         pending_opens: 0,
                         violations: 0,
@@ -312,6 +325,11 @@ impl Shard {
                         *n = n.wrapping_add(1);
                     }
                     s.usable = usable;
+                }
+            }
+            ControlNote::Distance { session, class } => {
+                if let Some(s) = self.sessions.get_mut(&session) {
+                    s.distance = class;
                 }
             }
             ControlNote::InitialWindow { session, bytes } => {
@@ -344,7 +362,7 @@ impl Shard {
             ControlNote::Exposes(connectors) => self.expose(&connectors),
             ControlNote::Withdrawn { session, connectors } => {
                 if self.sessions.contains_key(&session) {
-                    self.withdrawn.insert(session, connectors);
+                    self.withdraw(session, connectors);
                 }
             }
             ControlNote::Attach(attach) => {
@@ -620,6 +638,7 @@ impl Shard {
                 }
             }
         }
+        self.ejections.check(&self.routes);
         assert_eq!(held, self.socket_held, "held bytes add up (B3)");
         assert!(self.timers.len() <= self.streams.len(), "at most one timer a stream (B9)");
     }

@@ -99,6 +99,13 @@ pub enum ControlNote {
         /// Whether it takes new streams.
         usable: bool,
     },
+    /// A session's peer is farther away than was thought, or nearer.
+    Distance {
+        /// The session.
+        session: SessionKey,
+        /// Class of its round-trip time, lower is nearer.
+        class: u8,
+    },
     /// The peer changed what it takes directly after an OPEN.
     InitialWindow {
         /// The session.

@@ -29,7 +29,7 @@ impl Shard {
         out: &mut ShardOut,
     ) -> Result<StreamKey, RstCode> {
         let ix = usize::from(listener.0);
-        let Role::Hub { listeners, open } = &self.role else { return Err(RstCode::Denied) };
+        let Role::Hub { listeners, open, .. } = &self.role else { return Err(RstCode::Denied) };
         let Some(config) = listeners.get(ix) else { return Err(RstCode::NoRoute) };
         let code = if self.draining {
             Some(RstCode::Draining)
@@ -95,7 +95,7 @@ impl Shard {
     pub(super) fn try_open(&mut self, now: Instant, key: StreamKey, out: &mut ShardOut) {
         let Some(Stream { part: Part::Origin(o), .. }) = self.streams.get(key) else { return };
         let connector = self.connector_of(o.listener);
-        let choice = self.choose(&connector, &o.tried);
+        let choice = self.choose(now, &connector, &o.tried);
         let Role::Hub { open, .. } = &self.role else { return };
         let attempt = open.attempt_timeout;
         if let Some(candidate) = choice {
@@ -121,25 +121,6 @@ impl Shard {
         out.notes.push(ShardNote::NeedRoute { connector, afresh, question });
     }
 
-    /// A session that is silent or suspended is asked only when no other is left:
-    /// the OPEN waits in its queue and is taken back at its deadline, unsent.
-    /// Then the lowest rank; among equals the fewest streams per weight, then the
-    /// lowest fence (a total order, so the choice is reproducible).
-    fn choose(&self, connector: &Name, tried: &[Fence]) -> Option<Candidate> {
-        self.routes
-            .of(connector)
-            .filter(|c| !tried.contains(&c.fence))
-            .filter_map(|c| {
-                let session = self.sessions.get(&c.session)?;
-                (session.pending_opens < self.limits.max_pending_opens).then_some((c, session.usable))
-            })
-            .min_by_key(|(c, usable)| {
-                let streams = self.load.get(&c.fence).copied().unwrap_or(0);
-                (!usable, c.rank, (streams + 1) * 1000 / u64::from(c.weight.max(1)), c.fence)
-            })
-            .map(|(c, _)| c.clone())
-    }
-
     fn send_open(&mut self, now: Instant, key: StreamKey, connector: Name, c: Candidate, out: &mut ShardOut) {
         let again = planted::on(2009) && self.origin(key).is_some_and(|o| !o.tried.is_empty());
         let cid = if again { Cid::new(self.incarnation, self.lane, self.minted) } else { self.mint() };
@@ -147,6 +128,7 @@ impl Shard {
         let max = self.limits.stream_window_max_bytes;
         let early = self.sessions.get(&c.session).map_or(0, |s| s.initial_window);
         let interruptions = self.interruptions_of(c.session);
+        self.on_asked(now, key, &connector, &c);
         let Some(s) = self.streams.get_mut(key) else { return };
         let Part::Origin(o) = &mut s.part else { return };
         o.tried = o.tried.iter().copied().chain([c.fence]).collect();
@@ -213,6 +195,7 @@ impl Shard {
 
     /// The answer to an OPEN of ours was no.
     pub(super) fn on_refused(&mut self, now: Instant, key: StreamKey, code: RstCode, out: &mut ShardOut) {
+        self.on_candidate_failed(now, key, code, out);
         let Some(s) = self.streams.get(key) else { return };
         let (cid, fence) = (s.cid, s.fence);
         let Some(o) = self.origin(key) else { return };
@@ -289,7 +272,10 @@ impl Shard {
                 let give_up_at = o.give_up_at;
                 match self.answer_due(now, key) {
                     Some(at) if at > now => self.arm(key, at.min(give_up_at)),
-                    _ => self.fail_open(now, key, RstCode::Timeout, Side::Hub, out),
+                    _ => {
+                        self.on_candidate_failed(now, key, RstCode::Timeout, out);
+                        self.fail_open(now, key, RstCode::Timeout, Side::Hub, out);
+                    }
                 }
             }
             Some((Part::Origin(o), false)) => {

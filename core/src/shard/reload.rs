@@ -7,8 +7,11 @@ use std::collections::BTreeSet;
 
 use super::{Role, Shard};
 use crate::config::Limits;
-use crate::id::Name;
+use crate::id::{Name, SessionKey};
 use crate::planted;
+
+/// Names kept of what an attachment withdrew: those of a few CONNECTORS.
+const WITHDRAWN_MAX: usize = 1024;
 
 /// What a shard runs on.
 #[derive(Clone, Debug)]
@@ -22,7 +25,12 @@ pub struct ShardConfig {
 
 impl Shard {
     pub(super) fn reload(&mut self, config: &ShardConfig) {
+        let before = self.selection().map(|s| s.fall);
         self.role = config.role.clone();
+        if self.selection().map(|s| s.fall) != before {
+            // Counted by another rule.
+            self.ejections.forgive();
+        }
         self.dedup.resize(config.limits.tombstones);
         self.limits = config.limits.clone();
         let listeners = if let Role::Hub { listeners, .. } = &self.role { listeners.len() } else { 0 };
@@ -48,7 +56,18 @@ impl Shard {
         for attach in self.attachments.values_mut().flat_map(|by_session| by_session.values_mut()) {
             let before = std::mem::replace(&mut attach.connectors, connectors.to_vec());
             let gone: BTreeSet<Name> = before.into_iter().filter(|c| !connectors.contains(c)).collect();
-            self.withdrawn.insert(attach.session, gone);
+            let kept = self.withdrawn.entry(attach.session).or_default();
+            kept.extend(gone);
         }
+    }
+
+    /// What an attachment does not expose any more, in addition to what was
+    /// withdrawn before: an OPEN for that may still be on its way.
+    pub(super) fn withdraw(&mut self, session: SessionKey, gone: BTreeSet<Name>) {
+        let kept = self.withdrawn.entry(session).or_default();
+        if kept.len() + gone.len() > WITHDRAWN_MAX {
+            kept.clear();
+        }
+        kept.extend(gone);
     }
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test file uses its part of the world")]
 #![allow(clippy::unwrap_used, reason = "a broken test world should panic")]
 
+mod checks;
 mod connections;
 mod deployments;
 pub(crate) mod notes;
@@ -22,7 +23,7 @@ use notes::{Form, Mail, Pace, Seen};
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
     AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule,
-    OpenTimers, PeerConfig, RegistryTimers,
+    OpenTimers, PeerConfig, RegistryTimers, Selection,
 };
 use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::hub::Hub;
@@ -130,6 +131,10 @@ pub(crate) struct World {
     /// Calls of `handle_timeout`.
     pub(crate) timeouts: u64,
     pub(crate) target: Target,
+    /// Those of single agents that behave otherwise.
+    pub(crate) targets_of: BTreeMap<usize, Target>,
+    /// Checks of targets that were answered.
+    pub(crate) checks: u64,
     pub(crate) codec: Codec,
     registry_ops: VecDeque<(usize, Token, RegistryOp)>,
     pub(crate) unreachable: Vec<(String, String)>,
@@ -180,6 +185,8 @@ impl World {
             aliases: Vec::new(),
             timeouts: 0,
             target: Target::Echo,
+            targets_of: BTreeMap::new(),
+            checks: 0,
             codec: Codec::BinaryV2,
             registry_ops: VecDeque::new(),
             unreachable: Vec::new(),
@@ -554,6 +561,10 @@ impl World {
             worked = true;
             self.open_target(n, stream);
         }
+        for check in out.checks.drain(..) {
+            worked = true;
+            self.check_target(n, check);
+        }
         for (token, op) in out.registry.drain(..) {
             worked = true;
             if !self.registry_down && !self.registry_deaf.contains(&n) {
@@ -580,6 +591,7 @@ impl World {
         o.close.extend(later.close);
         o.socks.extend(later.socks);
         o.targets.extend(later.targets);
+        o.checks.extend(later.checks);
         o.registry.extend(later.registry);
         o.proofs.extend(later.proofs);
         o.tokens.extend(later.tokens);

@@ -38,7 +38,7 @@ impl World {
     }
 
     pub(super) fn open_target(&mut self, n: usize, stream: StreamKey) {
-        match self.target {
+        match self.target_of(n) {
             Target::Refuse => self.input(n, Input::Target { stream, result: Err(RstCode::Refused) }),
             Target::Hang => {}
             Target::Accept | Target::Echo => {
@@ -54,7 +54,7 @@ impl World {
     /// Lets sockets be read as far as their budgets allow.
     pub(super) fn feed(&mut self, n: usize) -> bool {
         let mut worked = false;
-        let echo = self.target == Target::Echo && matches!(self.nodes[n].machine, Machine::Agent(_));
+        let echo = self.target_of(n) == Target::Echo && matches!(self.nodes[n].machine, Machine::Agent(_));
         let keys: Vec<SockKey> = self.nodes[n].socks.keys().copied().collect();
         for key in keys {
             let Some(sock) = self.nodes[n].socks.get_mut(&key) else { continue };

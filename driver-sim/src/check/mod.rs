@@ -89,6 +89,8 @@ pub(crate) struct Check {
     tried: BTreeSet<u32>,
     /// The hub each agent attached to last.
     pub(crate) attached: BTreeMap<AgentId, u16>,
+    /// Connectors whose targets failed their checks, with when that was over.
+    pub(super) withdrawn: BTreeMap<(u16, Name), Option<u64>>,
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
@@ -131,6 +133,7 @@ impl Check {
             twins: Vec::new(),
             tried: BTreeSet::new(),
             attached: BTreeMap::new(),
+            withdrawn: BTreeMap::new(),
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
@@ -160,6 +163,7 @@ impl Check {
 
     pub(crate) fn on_boot(&mut self, ix: u16) {
         self.drains.remove(&ix);
+        self.withdrawn.retain(|(node, _), _| *node != ix);
     }
 
     pub(crate) fn on_crash(&mut self, ix: u16, _now: u64) {
@@ -295,6 +299,16 @@ impl World {
             Observed::SessionResumed { peer, .. } => {
                 self.ghost_token_anew(ix, &peer);
                 self.vulnerable(Point::Resumed, ix, None);
+            }
+            Observed::Ejected { .. } => self.marks.hit(Mark::Ejected),
+            Observed::Reinstated { .. } => self.marks.hit(Mark::Reinstated),
+            Observed::TargetDown { connector, .. } => {
+                self.marks.hit(Mark::TargetDown);
+                self.check.withdrawn.insert((ix, connector), None);
+            }
+            Observed::TargetUp { connector } => {
+                self.marks.hit(Mark::TargetUp);
+                self.check.withdrawn.insert((ix, connector), Some(self.now));
             }
             Observed::ProtocolViolation { plane, kind, detail } => {
                 self.fail(

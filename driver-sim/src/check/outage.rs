@@ -8,6 +8,7 @@ use nowconnect_core::observed::{Cause, StreamRecord};
 
 use crate::faults::At;
 use crate::marks::Mark;
+use crate::node::connector;
 use crate::plan::{MS, ModePlan};
 use crate::world::World;
 
@@ -49,6 +50,15 @@ impl World {
         Some((n, self.plan.agents.get(usize::from(n))?))
     }
 
+    /// Whether any process of an agent had a connector withdrawn at or after
+    /// `from`, because its target failed its checks.
+    fn was_withdrawn(&self, agent: u8, wanted: u16, from: u64) -> bool {
+        let wanted = connector(wanted);
+        let over = |at: &Option<u64>| at.is_none_or(|t| t >= from);
+        let of = |ix: u16| self.nodes[usize::from(ix)].at == At::Agent(agent);
+        self.check.withdrawn.iter().any(|((ix, name), at)| *name == wanted && of(*ix) && over(at))
+    }
+
     /// L11, M4: who has an agent of its own needs no registry. Called for a
     /// record of a hub that ran undisturbed.
     pub(super) fn judge_refusal(&mut self, ix: u16, r: &StreamRecord, slack: u64) {
@@ -77,7 +87,9 @@ impl World {
             // What an earlier run of the agent left behind may have been
             // withdrawn by it, and serves nobody.
             let present = held.since >= self.nodes[usize::from(node)].started;
-            *hub == ix && exposed && plan.token_ns == 0 && calm && present && held.since + slack < came
+            // An agent whose target failed its checks has said so.
+            let back = !self.was_withdrawn(n, r.listener.0, came.saturating_sub(slack));
+            *hub == ix && exposed && back && plan.token_ns == 0 && calm && present && held.since + slack < came
         });
         if let Some(((_, agent), held)) = served {
             let text = format!(

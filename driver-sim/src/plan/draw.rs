@@ -225,6 +225,7 @@ impl HubPlan {
             peers: (0..hubs).collect(),
             cached: false,
             on_expiry: ExpiryPlan::Keep,
+            failback_ns: if l.chance(1, 3) { l.spread(500, 20_000) * MS } else { 0 },
         }
     }
 }
@@ -257,6 +258,7 @@ impl AgentPlan {
             inflight: inflight(l),
             drift_ppm: drift(l),
             start_ns: if l.chance(1, 4) { l.below(3000) * MS } else { 0 },
+            check_ns: if l.chance(1, 3) { l.spread(200, 2000) * MS } else { 0 },
         }
     }
 }

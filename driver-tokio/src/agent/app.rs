@@ -6,7 +6,7 @@ use nowconnect_core::agent::{Agent, TunnelState};
 use nowconnect_core::id::SessionKey;
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::Plane;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Shared;
 use crate::admin::{Acting, Action, AdminApp};
@@ -16,9 +16,10 @@ use crate::status::{self, STATES};
 use crate::{reload, snapshot};
 
 const DRAINING: &str = "draining";
+const TARGETS_DOWN: &str = "targets_down";
 const TUNNELS_MISSING: &str = "tunnels_missing";
 /// Why an agent is not ready.
-const REASONS: [&str; 2] = [DRAINING, TUNNELS_MISSING];
+const REASONS: [&str; 3] = [DRAINING, TARGETS_DOWN, TUNNELS_MISSING];
 
 pub(super) struct App {
     pub(super) node: Node<Agent>,
@@ -51,7 +52,8 @@ impl App {
         session.and_then(|key| agent.mux().get(key)).is_some_and(|e| e.conn.is_some())
     }
 
-    /// Ready with as many tunnels as asked for; degraded with fewer.
+    /// Ready with as many tunnels as asked for and no target that fails its
+    /// checks; degraded otherwise.
     fn readiness(&self, agent: &Agent) -> Readiness {
         let serving = agent.tunnels().hubs().filter(|(_, _, session)| Self::connected(agent, *session)).count();
         let setup = self.shared.setup();
@@ -59,6 +61,9 @@ impl App {
         let mut reasons = Vec::new();
         if agent.tunnels().is_draining() {
             reasons.push(DRAINING);
+        }
+        if agent.targets().any(|t| !t.up) {
+            reasons.push(TARGETS_DOWN);
         }
         if serving < wanted {
             reasons.push(TUNNELS_MISSING);
@@ -100,6 +105,9 @@ impl AdminApp for App {
                     json!({ "url": url, "replica": replica.map(|r| r.as_str()), "state": label(state) })
                 })
                 .collect();
+            let word = |up| if up { "up" } else { "down" };
+            let targets: Map<String, Value> =
+                agent.targets().map(|t| (t.connector.to_string(), word(t.up).into())).collect();
             (
                 status,
                 json!({
@@ -107,6 +115,7 @@ impl AdminApp for App {
                     "reasons": r.reasons,
                     "tunnels": { "connected": r.serving, "wanted": r.wanted },
                     "hubs": hubs,
+                    "targets": targets,
                 })
                 .to_string(),
             )
@@ -125,6 +134,12 @@ impl AdminApp for App {
             let (shard, limits) = (agent.shard(), &self.shared.setup().core.limits);
             snapshot::limits(&mut s, agent.mux(), limits, shard.streams(), shard.pending_opens());
             s.add(Family::StreamsSuspended, &[], shard.suspended() as u64);
+            for t in agent.targets() {
+                let name = t.connector.as_str();
+                s.add(Family::TargetUp, &[name], u64::from(t.up));
+                s.add(Family::TargetChecks, &[name, "passed"], t.passed);
+                s.add(Family::TargetChecks, &[name, "failed"], t.failed);
+            }
             self.readiness_of(&mut s, agent);
         });
         if let Some(end) = self.shared.token_ends.get() {
@@ -188,7 +203,17 @@ impl AdminApp for App {
                 })
                 .collect();
             let connectors: Vec<Value> = (config.connectors.iter())
-                .map(|c| json!({ "name": c.name.as_str(), "target": c.target, "priority": c.priority, "weight": c.weight }))
+                .map(|c| {
+                    let checked = agent.targets().find(|t| *t.connector == c.name);
+                    json!({
+                        "name": c.name.as_str(),
+                        "target": c.target,
+                        "priority": c.priority,
+                        "weight": c.weight,
+                        "up": checked.map(|t| t.up),
+                        "last_failure": checked.and_then(|t| t.last).map(|code| code.name()),
+                    })
+                })
                 .collect();
             json!({
                 "version": env!("CARGO_PKG_VERSION"),

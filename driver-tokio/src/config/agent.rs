@@ -11,7 +11,7 @@ use super::hub::{BUDGET_MIN, SharedLimits, place};
 use super::raw::{self, AgentFile};
 use super::subst::Env;
 use super::value::{At, Leaf, Milli, Wire};
-use super::{AdminSetup, Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read};
+use super::{AdminSetup, Check, ConfigErrors, Finding, MINUTE, MS_50, ParseOptions, SECOND, read, selection};
 
 /// Most connectors of one agent (attack 53).
 const CONNECTORS_MAX: usize = 256;
@@ -179,9 +179,10 @@ fn connectors(check: &mut Check<'_>, core: &mut AgentConfig, sections: Option<&[
         check.set(&key("priority"), s.priority.as_ref(), &mut priority);
         let mut weight = 1;
         check.number(&key("weight"), s.weight.as_ref(), 1..=1000, &mut weight);
+        let health = selection::health(check, &path, *at, s.health.as_ref());
         places.extend(name.clone().map(|name| (key("name"), place(s.name.as_ref()), name)));
         if let (Some(name), Some(target)) = (name, target) {
-            core.connectors.push(ConnectorConfig { name, target, priority, weight });
+            core.connectors.push(ConnectorConfig { name, target, priority, weight, health });
         }
     }
     check.unique("name", places.iter().map(|(key, at, name)| (key.clone(), *at, name.as_str())));

@@ -88,7 +88,7 @@ fn redis(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSection) {
         if setup.redis_url.is_none() {
             check.error(at, key, "has no effect without ha.redis_url");
         } else if !fits {
-            check.error(at, key, "needs rediss:// or rediss-sentinel:// in ha.redis_url");
+            check.error(at, key, "needs rediss://, rediss-sentinel:// or rediss-cluster:// in ha.redis_url");
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use nowconnect_core::config::{
     Backoff, DrainTimes, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule, OpenTimers,
-    RegistryTimers,
+    RegistryTimers, Selection,
 };
 use nowconnect_core::id::Name;
 
@@ -212,6 +212,7 @@ pub fn parse_hub(text: &str, env: Env<'_>, options: ParseOptions) -> Result<HubS
         super::value::OnExpiry::Cut => OnExpiry::Cut,
         super::value::OnExpiry::Keep => OnExpiry::Keep,
     };
+    super::selection::apply(&mut check, &mut setup.core.selection, &file.selection.unwrap_or_default());
     limits(&mut check, &mut setup, &file.limits.unwrap_or_default());
     super::ha::apply(&mut check, &mut setup, &file.ha.unwrap_or_default());
     binds(&mut check, &setup, &stand);
@@ -244,6 +245,7 @@ fn defaults() -> HubSetup {
             resume_window: Duration::from_secs(30),
             backoff: Backoff::default(),
             open: OpenTimers::default(),
+            selection: Selection::default(),
             registry: RegistryTimers::default(),
             handshake_timeout: Duration::from_secs(5),
             insecure_allow_unscoped: false,

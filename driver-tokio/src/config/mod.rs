@@ -11,6 +11,7 @@ mod agent;
 mod ha;
 mod hub;
 mod raw;
+mod selection;
 mod subst;
 mod value;
 

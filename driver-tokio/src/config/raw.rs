@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::value::{At, Cidr, Leaf, ListenTls, Milli, OnExpiry, Place, Secret, WhenUnavailable, Wire};
+use super::value::{At, CheckKind, Cidr, Leaf, ListenTls, Milli, OnExpiry, Place, Secret, WhenUnavailable, Wire};
 
 /// A key the section does not have.
 pub(super) struct UnknownKey {
@@ -100,6 +100,8 @@ sections! {
         handshake_timeout: Leaf<Duration>,
         /// Deadlines of opening a stream.
         open: OpenSection,
+        /// Which candidate a client gets.
+        selection: SelectionSection,
         /// Use of the registry.
         registry: RegistrySection,
         /// Leaving.
@@ -411,6 +413,51 @@ sections! {
         priority: Leaf<u16>,
         /// Share among equals.
         weight: Leaf<u16>,
+        /// How the target is checked; not at all when absent.
+        health: HealthSection,
+    }
+
+    /// Checks of a target: the connector is withdrawn while they fail.
+    HealthSection {
+        /// What a check does; tcp: connects.
+        #[schemars(required)]
+        kind: Leaf<CheckKind>,
+        /// From one check to the next.
+        interval: Leaf<Duration>,
+        /// How long one may take.
+        timeout: Leaf<Duration>,
+        /// Checks in a row that fail until the connector is withdrawn.
+        fall: Leaf<u32>,
+        /// Checks in a row that succeed until it is exposed again.
+        rise: Leaf<u32>,
+    }
+
+    /// Which candidate a client gets.
+    SelectionSection {
+        /// Failed opens in a row that eject a candidate; 0 = never.
+        fall: Leaf<u32>,
+        /// Opens in a row that succeed until an ejected one is like any other.
+        rise: Leaf<u32>,
+        /// How long it is ejected the first time; doubled after every trial that fails.
+        eject: Leaf<Duration>,
+        /// How long at most.
+        eject_max: Leaf<Duration>,
+        /// How long an agent of a better priority must be back before it is preferred.
+        failback_after: Leaf<Duration>,
+        /// Priorities of agents; they can only lower their own.
+        priorities: Vec<At<PrioritySection>>,
+    }
+
+    /// The priority of one agent.
+    PrioritySection {
+        /// Its agent_id.
+        #[schemars(required)]
+        agent: Leaf<AgentId>,
+        /// For this connector; for all of the agent's when absent.
+        connector: Leaf<Name>,
+        /// Rank; lower is preferred.
+        #[schemars(required)]
+        priority: Leaf<u16>,
     }
 
     /// Delays between dials.

@@ -284,6 +284,13 @@ pub enum WhenUnavailable {
     Reset,
 }
 
+/// What a check of a target does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CheckKind {
+    /// Connects it over TCP.
+    Tcp,
+}
+
 /// What happens to a live tunnel whose token ran out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum OnExpiry {
@@ -300,6 +307,7 @@ words! {
     Wire { "auto" => Self::Auto, "v1" => Self::V1, "v2" => Self::V2 }
     OnOutage { "refuse" => Self::Refuse, "cached" => Self::Cached }
     WhenUnavailable { "refuse" => Self::Refuse, "reset" => Self::Reset }
+    CheckKind { "tcp" => Self::Tcp }
     OnExpiry { "drain" => Self::Drain, "cut" => Self::Cut, "keep" => Self::Keep }
     Algorithm {
         "HS256" => Self::HS256, "ES256" => Self::ES256, "RS256" => Self::RS256, "PS256" => Self::PS256, "EdDSA" => Self::EdDSA,

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use http::HeaderMap;
 use nowconnect_core::config::Mode;
-use nowconnect_core::error::ProtocolErrorKind;
+use nowconnect_core::error::{CloseCode, ProtocolErrorKind};
 use nowconnect_core::hub::Hub;
 use nowconnect_core::mux::Input;
 use nowconnect_core::observed::Observed;
@@ -25,6 +25,8 @@ use crate::node::Node;
 pub(crate) struct Counts {
     pub(crate) refused: Totals<&'static str>,
     pub(crate) protocol_errors: Totals<(&'static str, &'static str)>,
+    /// Handshakes that came to nothing, by plane and cause.
+    pub(crate) handshakes: Totals<(&'static str, &'static str)>,
     pub(crate) replica_id_twice: Cell<u64>,
     pub(crate) agent_id_twice: Cell<u64>,
     pub(crate) agent_id_refused: Cell<u64>,
@@ -38,6 +40,11 @@ impl Counts {
     pub(super) fn protocol_error(&self, plane: Plane, kind: ProtocolErrorKind) {
         let plane = if plane == Plane::Mesh { "mesh" } else { "tunnel" };
         *self.protocol_errors.borrow_mut().entry((plane, kind.name())).or_default() += 1;
+    }
+
+    pub(super) fn handshake_failure(&self, plane: Plane, cause: CloseCode) {
+        let plane = if plane == Plane::Mesh { "mesh" } else { "tunnel" };
+        *self.handshakes.borrow_mut().entry((plane, cause.name())).or_default() += 1;
     }
 
     /// Counts what changes who holds an agent, and remembers who holds the lease.

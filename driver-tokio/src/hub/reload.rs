@@ -190,7 +190,8 @@ fn keep(new: &mut HubSetup, old: &HubSetup) -> Vec<&'static str> {
 
 fn is_same_registry(a: &HubSetup, b: &HubSetup) -> bool {
     let place = |s: &HubSetup| {
-        (s.redis_url.clone(), s.redis_password_file.clone(), s.redis_ca_bundle.clone(), s.redis_identity.clone())
+        let asked = s.core.mode != Mode::Off;
+        (asked, s.redis_url.clone(), s.redis_password_file.clone(), s.redis_ca_bundle.clone(), s.redis_identity.clone())
     };
     place(a) == place(b)
 }
@@ -239,7 +240,7 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
     // The same keys stay, with what was fetched of them.
     let keys = if new.auth == old.auth { None } else { Some(Keys::load(&new.auth)?) };
     let set = certs::Set::of_hub(&new).map_err(|e| config(&e))?;
-    let registry = if is_same_registry(&new, &old) { None } else { Some(Rc::new(connect_registry(&new).await?)) };
+    let mut registry = if is_same_registry(&new, &old) { None } else { Some(Rc::new(connect_registry(&new).await?)) };
     let mut open: Vec<OpenListener> = Vec::new();
     for l in &new.listeners {
         let before = shared.open.borrow();
@@ -258,9 +259,15 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
         targets.entry(url.clone()).or_insert_with(|| target.clone());
     }
     let targets_before = shared.targets.replace(targets);
+    // What is asked on the way out of the registry goes to the one of before.
+    let joins = new.core.mode != Mode::Off;
+    let registry_before = registry.take_if(|_| joins).map(|new| shared.registry.replace(new));
     let drain = new.drain.timeout;
     if let Err(e) = node.enter(|hub, now, out| hub.reload(now, &new.core, drain, out)) {
         shared.targets.replace(targets_before);
+        if let Some(before) = registry_before {
+            shared.registry.replace(before);
+        }
         return Err(RunError::Config(e.to_string()));
     }
     if let Some(keys) = keys {

@@ -27,6 +27,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
         snapshot::shards(&mut s, &counters, hub.streams());
         snapshot::sessions(&mut s, hub.mux(), &[Plane::Tunnel, Plane::Mesh]);
         links(&mut s, hub, shared.setup().legacy_metric_names);
+        ejections(&mut s, hub);
         s.add(Family::RegistryHealthy, &[], u64::from(hub.control().registry_healthy()));
         let now = node.clock().now();
         readiness(&mut s, &Readiness::of(hub, shared, now));
@@ -49,6 +50,9 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     }
     for ((plane, kind), n) in shared.counts.protocol_errors.borrow().iter() {
         s.add(Family::ProtocolErrors, &[plane, kind], *n);
+    }
+    for ((plane, cause), n) in shared.counts.handshakes.borrow().iter() {
+        s.add(Family::HandshakeFailures, &[plane, cause], *n);
     }
     s.add(Family::ReplicaIdConflicts, &[], shared.counts.replica_id_twice.get());
     s.add(Family::DuplicateAgents, &[], shared.counts.agent_id_twice.get());
@@ -81,6 +85,20 @@ fn listeners(s: &mut Snapshot, c: &ShardCounters, hub: &Hub) {
             if n > 0 {
                 s.add(Family::OpenFailures, &[name, code.name()], n);
             }
+        }
+    }
+}
+
+fn ejections(s: &mut Snapshot, hub: &Hub) {
+    for l in &hub.control().config().listeners {
+        s.add(Family::CandidatesEjected, &[l.connector.as_str()], 0);
+    }
+    for shard in hub.shards() {
+        for connector in shard.ejected_now() {
+            s.add(Family::CandidatesEjected, &[connector.as_str()], 1);
+        }
+        for (connector, code, n) in shard.ejected_ever() {
+            s.add(Family::Ejections, &[connector.as_str(), code.name()], n);
         }
     }
 }

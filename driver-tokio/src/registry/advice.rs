@@ -30,8 +30,9 @@ struct Settings {
     values: [Option<String>; SETTINGS.len()],
 }
 
-/// Asks a server; nothing is said if it does not answer at all.
-pub(super) async fn ask(con: &mut MultiplexedConnection) -> Vec<Advice> {
+/// Asks a server; nothing is said if it does not answer at all. `clustered`: it
+/// is known to be a node of a cluster, and spoken to as one.
+pub(super) async fn ask(con: &mut MultiplexedConnection, clustered: bool) -> Vec<Advice> {
     let mut questions: Pipeline = redis::pipe();
     questions.cmd("INFO").arg("server").ignore_errors();
     for setting in SETTINGS {
@@ -45,7 +46,7 @@ pub(super) async fn ask(con: &mut MultiplexedConnection) -> Vec<Advice> {
         let pairs: Option<Vec<(String, String)>> = redis::from_redis_value(answer).ok();
         *slot = pairs.and_then(|pairs| pairs.into_iter().next()).map(|(_, value)| value);
     }
-    settings.advice()
+    settings.advice(clustered)
 }
 
 impl Settings {
@@ -53,7 +54,7 @@ impl Settings {
         self.info.as_deref()?.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     }
 
-    fn advice(&self) -> Vec<Advice> {
+    fn advice(&self, clustered: bool) -> Vec<Advice> {
         let mut all = Vec::new();
         let mut say = |about, text: String| all.push(Advice { about, text });
         let version = self.field("redis_version").and_then(|v| {
@@ -72,10 +73,10 @@ impl Settings {
                     .to_owned(),
             ),
         }
-        if self.field("redis_mode") == Some("cluster") {
+        if self.field("redis_mode") == Some("cluster") && !clustered {
             say(
                 "cluster",
-                "this server is a node of a Redis Cluster, which is not supported: steps on keys of other nodes fail; name a single server or Sentinels"
+                "this server is a node of a Redis Cluster: steps on keys of other nodes fail; write redis-cluster:// instead of redis:// in ha.redis_url"
                     .to_owned(),
             );
         }
@@ -131,7 +132,7 @@ mod tests {
     }
 
     fn topics(settings: &Settings) -> Vec<&'static str> {
-        settings.advice().iter().map(|a| a.about).collect()
+        settings.advice(false).iter().map(|a| a.about).collect()
     }
 
     #[test]
@@ -144,21 +145,22 @@ mod tests {
             (settings("7.2.4", "noeviction", "no", ""), "persistence", "restarts empty"),
             (settings("7.2.4", "noeviction", "no", "60 1"), "persistence", "without its last writes"),
         ] {
-            let advice = s.advice();
+            let advice = s.advice(false);
             assert_eq!(advice.len(), 1, "{advice:?}");
             assert!(advice[0].about == about && advice[0].text.contains(says), "{advice:?}");
         }
         let mut cluster = settings("7.0.0", "noeviction", "yes", "");
         cluster.info = cluster.info.map(|i| i.replace("standalone", "cluster"));
         assert_eq!(topics(&cluster), ["cluster"]);
+        assert_eq!(cluster.advice(true), [], "where it is known to be one");
     }
 
     #[test]
     fn what_may_not_be_asked_is_said() {
         let silent = Settings::default();
-        let advice = silent.advice();
+        let advice = silent.advice(false);
         assert_eq!(topics(&silent), ["unchecked"; 2]);
         assert!(advice[0].text.contains("+info") && advice[1].text.contains("+config|get"), "{advice:?}");
-        assert!(!settings("7.0.0", "x y\nz", "yes", "").advice()[0].text.contains('\n'));
+        assert!(!settings("7.0.0", "x y\nz", "yes", "").advice(false)[0].text.contains('\n'));
     }
 }

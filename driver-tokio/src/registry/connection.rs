@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::advice;
-use super::place::{RedisPlace, RedisUrlError, Servers};
+use super::place::Servers;
 
 /// Time-outs in a row after which the connection counts as dead.
 const TIMEOUTS_MAX: u32 = 2;
@@ -69,6 +69,8 @@ struct Shared {
     name: String,
     state: Mutex<State>,
     lost: Notify,
+    /// Who else wants to know that a connection was lost.
+    watcher: Option<Arc<Notify>>,
     connects: AtomicU64,
     advised: AtomicBool,
 }
@@ -82,6 +84,7 @@ enum State {
 pub(super) struct Borrowed {
     pub(super) con: MultiplexedConnection,
     generation: u64,
+    of: Arc<Shared>,
 }
 
 impl fmt::Debug for Connection {
@@ -98,8 +101,8 @@ impl Drop for Connection {
 
 impl Connection {
     /// Makes the first dial; when that fails the dials go on in the background.
-    pub(super) async fn open(place: RedisPlace, timeouts: RedisTimeouts) -> Result<Self, RedisUrlError> {
-        let servers = Servers::new(place)?;
+    /// `watcher` hears of every loss.
+    pub(super) async fn open(servers: Servers, timeouts: RedisTimeouts, watcher: Option<Arc<Notify>>) -> Self {
         let name = servers.name();
         let shared = Arc::new(Shared {
             servers,
@@ -111,18 +114,21 @@ impl Connection {
             name,
             state: Mutex::new(State::Down { why: "not connected yet".to_owned() }),
             lost: Notify::new(),
+            watcher,
             connects: AtomicU64::new(0),
             advised: AtomicBool::new(false),
         });
         shared.dial().await;
         let supervisor = tokio::spawn(Arc::clone(&shared).supervise());
-        Ok(Self { shared, supervisor })
+        Self { shared, supervisor }
     }
 
     /// The connection, or the refusal while there is none.
     pub(super) fn borrow(&self) -> Result<Borrowed, RegistryError> {
         match &*self.shared.state() {
-            State::Up { con, generation, .. } => Ok(Borrowed { con: con.clone(), generation: *generation }),
+            State::Up { con, generation, .. } => {
+                Ok(Borrowed { con: con.clone(), generation: *generation, of: Arc::clone(&self.shared) })
+            }
             State::Down { why } => {
                 Err(RegistryError::Definite(format!("not connected to Redis at {}: {why}", self.shared.name)))
             }
@@ -137,11 +143,18 @@ impl Connection {
     pub(super) fn connects(&self) -> u64 {
         self.shared.connects.load(Ordering::Relaxed)
     }
+}
+
+impl Borrowed {
+    /// Where it leads, without credentials.
+    pub(super) fn address(&self) -> &str {
+        &self.of.name
+    }
 
     /// An operation got its reply.
-    pub(super) fn answered(&self, borrowed: &Borrowed) {
-        if let State::Up { generation, timeouts, served, .. } = &mut *self.shared.state()
-            && *generation == borrowed.generation
+    pub(super) fn answered(&self) {
+        if let State::Up { generation, timeouts, served, .. } = &mut *self.of.state()
+            && *generation == self.generation
         {
             *timeouts = 0;
             *served = true;
@@ -149,30 +162,30 @@ impl Connection {
     }
 
     /// An operation got no reply in time.
-    pub(super) fn timed_out(&self, borrowed: &Borrowed) {
-        let dead = match &mut *self.shared.state() {
-            State::Up { generation, timeouts, .. } if *generation == borrowed.generation => {
+    pub(super) fn timed_out(&self) {
+        let dead = match &mut *self.of.state() {
+            State::Up { generation, timeouts, .. } if *generation == self.generation => {
                 *timeouts += 1;
                 *timeouts >= TIMEOUTS_MAX
             }
             State::Up { .. } | State::Down { .. } => false,
         };
         if dead {
-            self.abandon(borrowed, "it did not answer twice in a row");
+            self.abandon("it did not answer twice in a row");
         }
     }
 
     /// Closes this connection, unless a newer one took its place.
-    pub(super) fn abandon(&self, borrowed: &Borrowed, why: &str) {
-        self.shared.abandon(borrowed.generation, why);
+    pub(super) fn abandon(&self, why: &str) {
+        self.of.abandon(self.generation, why);
     }
 
     /// What an error means for the operation; ends the connection when it says
     /// that this is not the server to talk to.
-    pub(super) fn failed(&self, borrowed: &Borrowed, error: &RedisError) -> RegistryError {
+    pub(super) fn failed(&self, error: &RedisError) -> RegistryError {
         let verdict = classify(error);
         if verdict.abandon {
-            self.abandon(borrowed, &describe(error));
+            self.abandon(&describe(error));
         }
         verdict.outcome
     }
@@ -194,6 +207,9 @@ impl Shared {
             *state = State::Down { why: why.to_owned() };
             drop(state);
             self.lost.notify_one();
+            if let Some(watcher) = &self.watcher {
+                watcher.notify_one();
+            }
         }
     }
 
@@ -269,15 +285,10 @@ impl Shared {
             && let Some(Value::BulkString(role)) = items.first()
             && role != b"master"
         {
-            let remedy = if self.servers.moves() {
-                "its Sentinels have not moved it yet"
-            } else {
-                "redis_url must name the master"
-            };
-            return Err(format!("expected a master, this server is a replica; {remedy}"));
+            return Err(format!("expected a master, this server is a replica; {}", self.servers.if_replica()));
         }
         if !self.advised.swap(true, Ordering::Relaxed) {
-            for advice in advice::ask(&mut con).await {
+            for advice in advice::ask(&mut con, self.servers.clustered()).await {
                 tracing::warn!(event = "registry_advice", about = advice.about, address, "{}", advice.text);
             }
         }
@@ -327,7 +338,7 @@ fn classify(error: &RedisError) -> Verdict {
 
 /// Category and code, never the server's text: it may quote arguments, and
 /// those of AUTH are credentials.
-fn describe(error: &RedisError) -> String {
+pub(super) fn describe(error: &RedisError) -> String {
     match error.code() {
         Some(code) => format!("the server answered {}", code_only(code)),
         None if error.is_connection_refusal() => "connection refused".to_owned(),

@@ -9,11 +9,14 @@
 //! Must not know: what the hub does with a reply.
 
 mod advice;
+mod cluster;
 mod connection;
 mod memory;
+mod nodes;
 mod place;
 mod record;
 mod redis;
+mod slots;
 
 use nowconnect_core::registry::{RegistryOp, RegistryResult};
 
@@ -27,7 +30,7 @@ pub use place::{RedisPlace, RedisUrlError, check_url};
 pub enum Registry {
     /// In this process; clones of the handle share it.
     Memory(SharedMemory),
-    /// A Redis server (boxed: it is an order of magnitude larger).
+    /// Redis, one server or a cluster (boxed: it is an order of magnitude larger).
     Redis(Box<RedisRegistry>),
 }
 

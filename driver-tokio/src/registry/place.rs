@@ -1,7 +1,8 @@
 //! Where the registry is: `ha.redis_url` and what belongs to it, turned into
 //! servers to dial. Owns the URL's forms, credentials and certificates from
 //! files (read at every dial, so that rotated ones count with the next one), and
-//! the question to Sentinels who the master is.
+//! the question to Sentinels who the master is; where a cluster's nodes are is
+//! asked in `cluster.rs`.
 //!
 //! Must not know: operations, when to give a connection up. Never logs or
 //! returns a URL or what a file holds.
@@ -23,8 +24,12 @@ const PASSWORD_MAX_BYTES: u64 = 4096;
 const PEM_MAX_BYTES: u64 = 1 << 20;
 /// Most Sentinels in one URL.
 const SENTINELS_MAX: usize = 16;
+/// Most nodes of a cluster in one URL; the others are learned from them.
+const NODES_MAX: usize = 64;
 /// Port of a Sentinel whose address names none.
 const SENTINEL_PORT: u16 = 26379;
+/// Port of a server whose address names none.
+const SERVER_PORT: u16 = 6379;
 
 /// `redis_url` or what belongs to it cannot be used. Does not repeat the URL:
 /// it may hold a password.
@@ -36,8 +41,9 @@ fn bad(text: &str) -> RedisUrlError {
     RedisUrlError(format!("ha.redis_url: {text} (the value is not shown)"))
 }
 
-const FORMS: &str = "expected redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss://..., redis+unix:///PATH, or \
-                     redis-sentinel://HOST[:PORT],HOST[:PORT].../MASTER[/DB] (rediss-sentinel:// with TLS)";
+const FORMS: &str = "expected redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss://..., redis+unix:///PATH, \
+                     redis-sentinel://HOST[:PORT],HOST[:PORT].../MASTER[/DB] or redis-cluster://HOST[:PORT],HOST[:PORT]... \
+                     (rediss-sentinel://, rediss-cluster:// with TLS)";
 
 /// How to reach the registry.
 #[derive(Clone, Default)]
@@ -70,9 +76,22 @@ struct Sentinels {
     tail: String,
 }
 
+/// The parts of a URL that names nodes of a cluster.
+struct Nodes {
+    tls: bool,
+    /// `USER:PASSWORD@`, as written.
+    login: String,
+    hosts: Vec<String>,
+    /// `?protocol=...`.
+    tail: String,
+}
+
 enum Form {
     One(String),
+    /// A node of a cluster that was asked for its map.
+    Node(String),
     Sentinels(Sentinels),
+    Cluster(Nodes),
 }
 
 /// Servers to dial.
@@ -88,7 +107,7 @@ impl Servers {
         let servers = Self { place, form };
         if !servers.tls() && (servers.place.ca_bundle.is_some() || servers.place.identity.is_some()) {
             return Err(RedisUrlError(
-                "ha.redis_tls: needs rediss:// or rediss-sentinel:// in ha.redis_url".to_owned(),
+                "ha.redis_tls: needs rediss://, rediss-sentinel:// or rediss-cluster:// in ha.redis_url".to_owned(),
             ));
         }
         for url in servers.urls() {
@@ -99,15 +118,17 @@ impl Servers {
 
     fn tls(&self) -> bool {
         match &self.form {
-            Form::One(url) => url.starts_with("rediss://"),
+            Form::One(url) | Form::Node(url) => url.starts_with("rediss://"),
             Form::Sentinels(s) => s.tls,
+            Form::Cluster(c) => c.tls,
         }
     }
 
     /// The URLs that are known without asking.
     fn urls(&self) -> Vec<String> {
         match &self.form {
-            Form::One(url) => vec![url.clone()],
+            Form::One(url) | Form::Node(url) => vec![url.clone()],
+            Form::Cluster(c) => c.hosts.iter().map(|h| c.server(h)).collect(),
             Form::Sentinels(s) => s.hosts.iter().map(|h| s.sentinel(h)).chain([s.server(&s.hosts[0])]).collect(),
         }
     }
@@ -115,12 +136,46 @@ impl Servers {
     /// What this place is called in messages: no credentials.
     pub(super) fn name(&self) -> String {
         match &self.form {
-            Form::One(url) => url
+            Form::One(url) | Form::Node(url) => url
                 .as_str()
                 .into_connection_info()
                 .map_or_else(|_| "its address".to_owned(), |info| info.addr().to_string()),
             Form::Sentinels(s) => format!("{} (by Sentinel)", s.master),
+            Form::Cluster(c) => format!("the cluster of {}", c.hosts.join(", ")),
         }
+    }
+
+    /// What a replica in the master's place means here.
+    pub(super) const fn if_replica(&self) -> &'static str {
+        match &self.form {
+            Form::One(_) => "redis_url must name the master",
+            Form::Sentinels(_) => "its Sentinels have not moved it yet",
+            Form::Node(_) | Form::Cluster(_) => "its cluster has not moved its slots yet",
+        }
+    }
+
+    /// Whether what is dialled are nodes of a cluster.
+    pub(super) const fn clustered(&self) -> bool {
+        matches!(self.form, Form::Node(_) | Form::Cluster(_))
+    }
+
+    /// The addresses of a cluster's nodes that the URL names; none if it names
+    /// no cluster.
+    pub(super) fn nodes(&self) -> &[String] {
+        match &self.form {
+            Form::Cluster(c) => &c.hosts,
+            Form::One(_) | Form::Node(_) | Form::Sentinels(_) => &[],
+        }
+    }
+
+    /// The server at `address`, with this place's login and certificates.
+    pub(super) fn node(&self, address: &str) -> Result<Self, String> {
+        let Form::Cluster(c) = &self.form else { return Err("expected redis-cluster:// in ha.redis_url".to_owned()) };
+        let node = Self { place: self.place.clone(), form: Form::Node(c.server(address)) };
+        for url in node.urls() {
+            node.client(&url)?;
+        }
+        Ok(node)
     }
 
     /// Whether somebody has to be asked who the master is.
@@ -131,7 +186,8 @@ impl Servers {
     /// The server that takes writes now, and its address.
     pub(super) async fn master(&self, patience: Duration) -> Result<(Client, String), String> {
         let url = match &self.form {
-            Form::One(url) => url.clone(),
+            Form::One(url) | Form::Node(url) => url.clone(),
+            Form::Cluster(c) => c.hosts.first().map(|h| c.server(h)).unwrap_or_default(),
             Form::Sentinels(s) => s.server(&self.ask_sentinels(s, patience).await?),
         };
         let client = self.client(&url)?;
@@ -179,7 +235,7 @@ impl Servers {
             TcpSettings::default().set_nodelay(true).set_keepalive(keepalive).set_user_timeout(Duration::from_secs(3));
         let mut info: ConnectionInfo = info.set_tcp_settings(tcp);
         let is_server = match &self.form {
-            Form::One(_) => true,
+            Form::One(_) | Form::Node(_) | Form::Cluster(_) => true,
             Form::Sentinels(s) => !s.hosts.iter().any(|h| s.sentinel(h) == url),
         };
         if let Some(file) = self.place.password_file.as_ref().filter(|_| is_server) {
@@ -236,10 +292,44 @@ fn parse(url: &str) -> Result<Form, RedisUrlError> {
         "redis" | "rediss" | "redis+unix" if !rest.is_empty() => Ok(Form::One(url.to_owned())),
         "redis-sentinel" => sentinels(rest, false).map(Form::Sentinels),
         "rediss-sentinel" => sentinels(rest, true).map(Form::Sentinels),
-        "redis-cluster" | "rediss-cluster" => {
-            Err(bad("Redis Cluster is not supported in this version; name one server, or Sentinels"))
-        }
+        "redis-cluster" => nodes(rest, false).map(Form::Cluster),
+        "rediss-cluster" => nodes(rest, true).map(Form::Cluster),
         _ => Err(bad(FORMS)),
+    }
+}
+
+/// The hosts of a list, each with a port.
+fn with_ports(hosts: &str, port: u16) -> Vec<String> {
+    let has_port = |h: &str| h.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
+    hosts.split(',').map(|h| if has_port(h) { h.to_owned() } else { format!("{h}:{port}") }).collect()
+}
+
+fn nodes(rest: &str, tls: bool) -> Result<Nodes, RedisUrlError> {
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, db) = rest.split_once('/').unwrap_or((rest, ""));
+    let (login, hosts) = match authority.rsplit_once('@') {
+        Some((login, hosts)) => (format!("{login}@"), hosts),
+        None => (String::new(), authority),
+    };
+    let hosts = with_ports(hosts, SERVER_PORT);
+    if hosts.len() > NODES_MAX || hosts.iter().any(|h| h.starts_with(':')) {
+        return Err(bad("expected 1 to 64 nodes of the cluster, HOST[:PORT] separated by commas"));
+    }
+    if !["", "0"].contains(&db) {
+        return Err(bad("a cluster has database 0 only"));
+    }
+    let tail = match query {
+        "" => String::new(),
+        query if query.starts_with("protocol=") && !query.contains('&') => format!("/?{query}"),
+        _ => return Err(bad("expected no parameter but protocol behind the nodes of a cluster")),
+    };
+    Ok(Nodes { tls, login, hosts, tail })
+}
+
+impl Nodes {
+    fn server(&self, address: &str) -> String {
+        let scheme = if self.tls { "rediss" } else { "redis" };
+        format!("{scheme}://{}{address}{}", self.login, self.tail)
     }
 }
 
@@ -250,16 +340,7 @@ fn sentinels(rest: &str, tls: bool) -> Result<Sentinels, RedisUrlError> {
         Some((login, hosts)) => (format!("{login}@"), hosts),
         None => (String::new(), authority),
     };
-    let hosts: Vec<String> = hosts
-        .split(',')
-        .map(|h| {
-            if h.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) {
-                h.to_owned()
-            } else {
-                format!("{h}:{SENTINEL_PORT}")
-            }
-        })
-        .collect();
+    let hosts = with_ports(hosts, SENTINEL_PORT);
     if hosts.len() > SENTINELS_MAX || hosts.iter().any(|h| h.starts_with(':')) {
         return Err(bad("expected 1 to 16 Sentinels, HOST[:PORT] separated by commas"));
     }
@@ -313,6 +394,9 @@ mod tests {
             "redis-sentinel://s1/mymaster",
             "redis-sentinel://u:p@s1:1,s2:2,s3/mymaster/3?sentinel_username=a&sentinel_password=b",
             "rediss-sentinel://[::1]:26379/m?protocol=resp3",
+            "redis-cluster://n1",
+            "redis-cluster://u:p@n1:1,n2,[::1]:3/0?protocol=resp3",
+            "rediss-cluster://n1:1,n2:2",
         ] {
             check_url(url).unwrap_or_else(|e| panic!("{url}: {e}"));
         }
@@ -327,7 +411,12 @@ mod tests {
             ("redis://:hunter2@", "expected redis://"),
             ("redis://r:port/hunter2", "expected redis://"),
             ("rediss://hunter2#insecure", "always verified"),
-            ("redis-cluster://hunter2:1", "Cluster is not supported"),
+            ("redis-cluster://", "1 to 64 nodes"),
+            ("redis-cluster://a,,hunter2", "1 to 64 nodes"),
+            ("redis-cluster://hunter2/3", "database 0 only"),
+            ("redis-cluster://hunter2?protocol=resp3&x=1", "no parameter but protocol"),
+            ("redis-cluster://a:hunter2:b", "expected redis://"),
+            ("rediss-cluster://hunter2#insecure", "always verified"),
             ("redis-sentinel://hunter2:1", "master's name"),
             ("redis-sentinel://hunter2:1/", "master's name"),
             ("redis-sentinel:///mymaster", "1 to 16 Sentinels"),
@@ -338,6 +427,15 @@ mod tests {
             let e = check_url(url).unwrap_err().to_string();
             assert!(e.contains(says) && e.starts_with("ha.redis_url") && !e.contains("hunter2"), "{url}: {e}");
         }
+    }
+
+    #[test]
+    fn nodes_of_a_cluster_share_a_login() {
+        let Ok(Form::Cluster(c)) = parse("rediss-cluster://u:p@n1:7,n2/0?protocol=resp3") else {
+            panic!("expected a cluster")
+        };
+        assert_eq!(c.hosts, ["n1:7", "n2:6379"]);
+        assert_eq!(c.server("10.0.0.1:1"), "rediss://u:p@10.0.0.1:1/?protocol=resp3");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The registry on a Redis server: one script per operation, and for reads
-//! pipelines over index, attachments and leases. Only the scripts decide; what
+//! The registry on Redis, one server or a cluster: one script per operation, and
+//! for reads pipelines over index, attachments and leases. Only the scripts decide; what
 //! is read in several round trips is a listing that the fence of every OPEN
 //! checks again at the owner.
 //!
@@ -22,9 +22,11 @@ use nowconnect_core::registry::{
     RegistryResult, SEEN_AHEAD_MAX,
 };
 use nowconnect_core::wire::ConnectorAd;
-use redis::{FromRedisValue, Pipeline, RedisError, Script, Value};
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, FromRedisValue, RedisError, Script, Value};
 
-use super::connection::{Borrowed, Connection, RedisTimeouts};
+use super::connection::{Borrowed, RedisTimeouts};
+use super::nodes::{HOPS_MAX, Nodes, Way};
 use super::place::{RedisPlace, RedisUrlError};
 use super::record::{Keys, Read, read_attachment, read_lease};
 
@@ -55,7 +57,7 @@ scripts! {
 /// How the registry's client fares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RedisHealth {
-    /// A connection stands.
+    /// A connection stands; to every master of a cluster.
     pub connected: bool,
     /// Connections established since the start.
     pub connects: u64,
@@ -66,10 +68,11 @@ pub struct RedisHealth {
     pub misaligned_replies: u64,
 }
 
-/// The registry on one Redis server. Dropping it closes the connection.
+/// The registry on a Redis server or a cluster. Dropping it closes the
+/// connections.
 #[derive(Debug)]
 pub struct RedisRegistry {
-    connection: Connection,
+    nodes: Nodes,
     keys: Keys,
     op_timeout: Duration,
     calls: AtomicU64,
@@ -95,7 +98,7 @@ impl RedisRegistry {
     /// When the URL is no Redis URL, or a file cannot be used.
     pub async fn open(place: RedisPlace, namespace: Name, timeouts: RedisTimeouts) -> Result<Self, RedisUrlError> {
         Ok(Self {
-            connection: Connection::open(place, timeouts).await?,
+            nodes: Nodes::open(place, timeouts).await?,
             keys: Keys::new(namespace),
             op_timeout: timeouts.op,
             calls: AtomicU64::new(0),
@@ -108,8 +111,8 @@ impl RedisRegistry {
     #[must_use]
     pub fn health(&self) -> RedisHealth {
         RedisHealth {
-            connected: self.connection.is_up(),
-            connects: self.connection.connects(),
+            connected: self.nodes.is_up(),
+            connects: self.nodes.connects(),
             corrupt_values: self.corrupt.load(Ordering::Relaxed),
             misaligned_replies: self.misaligned.load(Ordering::Relaxed),
         }
@@ -121,7 +124,7 @@ impl RedisRegistry {
     /// # Errors
     /// `Definite` when it certainly did not happen, `Unknown` when it may have.
     pub async fn execute(&self, op: &RegistryOp) -> RegistryResult {
-        let mut call = Call { registry: self, with: self.connection.borrow()?, acted: false };
+        let mut call = Call { registry: self, with: None, acted: false };
         let deadline = match op {
             RegistryOp::Sweep => self.op_timeout.saturating_mul(SWEEP_DEADLINES),
             RegistryOp::Renew { .. }
@@ -135,7 +138,9 @@ impl RedisRegistry {
         match tokio::time::timeout(deadline, call.step(op)).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                self.connection.timed_out(&call.with);
+                if let Some(node) = &call.with {
+                    node.timed_out();
+                }
                 Err(RegistryError::Unknown(format!("no answer within {} ms", deadline.as_millis())))
             }
         }
@@ -151,10 +156,11 @@ impl RedisRegistry {
     }
 }
 
-/// One operation on one connection.
+/// One operation.
 struct Call<'a> {
     registry: &'a RedisRegistry,
-    with: Borrowed,
+    /// The server that was spoken to last.
+    with: Option<Borrowed>,
     /// A step that may write was carried out: no later failure is definite.
     acted: bool,
 }
@@ -267,9 +273,9 @@ impl Call<'_> {
     /// Members and scores of an index. Members that are no agent ids or names
     /// are left out and counted.
     async fn index<K: Ord + std::str::FromStr>(&mut self, key: &str) -> Outcome<BTreeMap<K, f64>> {
-        let mut pipe = redis::pipe();
-        pipe.cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES");
-        let value = self.ask(pipe).await?.pop().unwrap_or_default();
+        let mut range = redis::cmd("ZRANGE");
+        range.arg(key).arg(0).arg(-1).arg("WITHSCORES");
+        let value = self.read(vec![(key.to_owned(), range)]).await?.pop().unwrap_or_default();
         let mut out = BTreeMap::new();
         for (member, score) in self.decode::<Vec<(Vec<u8>, f64)>>(value)?.unwrap_or_default() {
             match std::str::from_utf8(&member).ok().and_then(|m| m.parse().ok()) {
@@ -284,11 +290,8 @@ impl Call<'_> {
     async fn attachments(&mut self, agents: &[AgentId]) -> Outcome<Vec<Vec<(Vec<u8>, Vec<u8>)>>> {
         let mut out = Vec::with_capacity(agents.len());
         for some in agents.chunks(PIPELINE_MAX) {
-            let mut pipe = redis::pipe();
-            for agent in some {
-                pipe.cmd("HGETALL").arg(self.registry.keys.attachments(agent));
-            }
-            for value in self.ask(pipe).await? {
+            let keys = some.iter().map(|agent| self.registry.keys.attachments(agent));
+            for value in self.read(keys.map(|key| on("HGETALL", key)).collect()).await? {
                 out.push(self.decode(value)?.unwrap_or_default());
             }
         }
@@ -300,11 +303,9 @@ impl Call<'_> {
         let replicas: Vec<Name> = replicas.into_iter().collect();
         let mut out = BTreeMap::new();
         for some in replicas.chunks(PIPELINE_MAX) {
-            let mut pipe = redis::pipe();
-            for replica in some {
-                pipe.cmd("GET").arg(self.registry.keys.lease(replica));
-            }
-            for (replica, value) in some.iter().zip(self.ask(pipe).await?) {
+            let keys = some.iter().map(|replica| self.registry.keys.lease(replica));
+            let values = self.read(keys.map(|key| on("GET", key)).collect()).await?;
+            for (replica, value) in some.iter().zip(values) {
                 let Some(raw) = self.decode::<Option<Vec<u8>>>(value)?.flatten() else { continue };
                 match read_lease(&raw) {
                     Some(lease) => drop(out.insert(replica.clone(), lease)),
@@ -418,51 +419,129 @@ impl Call<'_> {
         self.run_raw(script, keys, &args).await
     }
 
+    /// Runs a script where its keys are: all of them in one slot (see `record.rs`).
     async fn run_raw(&mut self, script: &Script, keys: &[String], args: &[Vec<u8>]) -> Outcome<Reply> {
         let echo = self.echo();
-        let mut invocation = script.prepare_invoke();
-        for key in keys {
-            invocation.key(key);
-        }
-        invocation.arg(&echo);
-        for arg in args {
-            invocation.arg(arg);
-        }
-        let parts: Result<Vec<Vec<u8>>, RedisError> = invocation.invoke_async(&mut self.with.con).await;
-        let mut parts = parts.map_err(|e| self.failed(&e))?.into_iter();
+        let Some(first) = keys.first() else { return Err(self.unreadable()) };
+        let mut way = self.registry.nodes.way(first).map_err(|e| self.refused(e))?;
+        let mut hops = 0;
+        let parts: Vec<Vec<u8>> = loop {
+            let mut con = way.node.con.clone();
+            let ask = way.ask;
+            self.with = Some(way.node);
+            let outcome = if ask {
+                invoke_asking(&mut con, script, keys, &echo, args).await
+            } else {
+                let mut invocation = script.prepare_invoke();
+                for key in keys {
+                    invocation.key(key);
+                }
+                invocation.arg(&echo);
+                for arg in args {
+                    invocation.arg(arg);
+                }
+                invocation.invoke_async(&mut con).await
+            };
+            let error = match outcome {
+                Ok(parts) => break parts,
+                Err(error) => error,
+            };
+            way = match self.elsewhere(&error, &mut hops).await? {
+                Some(way) => way,
+                None => return Err(self.failed(&error)),
+            };
+        };
+        let mut parts = parts.into_iter();
         if parts.next().as_deref() != Some(echo.as_bytes()) {
             return Err(self.misaligned());
         }
         self.acted = true;
-        self.registry.connection.answered(&self.with);
+        self.answered();
         let bad = parts.next().and_then(|b| String::from_utf8(b).ok()).and_then(|b| b.parse().ok());
         self.registry.count_corrupt(bad.unwrap_or(0));
         let status = parts.next().and_then(|s| String::from_utf8(s).ok()).ok_or_else(|| self.unreadable())?;
         Ok(Reply { status, rest: parts.collect() })
     }
 
-    /// Sends the commands between two ECHOs and returns a value for each.
-    async fn ask(&mut self, commands: Pipeline) -> Outcome<Vec<Value>> {
+    /// Where a command that failed with `error` belongs, if it says so.
+    async fn elsewhere(&self, error: &RedisError, hops: &mut usize) -> Outcome<Option<Way>> {
+        let nodes = &self.registry.nodes;
+        let redirect = self.with.as_ref().and_then(|node| nodes.redirect(node, error));
+        let Some(redirect) = redirect.filter(|_| *hops < HOPS_MAX) else { return Ok(None) };
+        *hops += 1;
+        nodes.follow(&redirect).await.map(Some).map_err(|e| self.refused(e))
+    }
+
+    /// Takes each command to the server that holds its key, and returns a value
+    /// for each in that order.
+    async fn read(&mut self, commands: Vec<(String, Cmd)>) -> Outcome<Vec<Value>> {
+        let mut values: Vec<Value> = commands.iter().map(|_| Value::Nil).collect();
+        let mut ways = Vec::new();
+        for (ix, (key, _)) in commands.iter().enumerate() {
+            ways.push((ix, self.registry.nodes.way(key).map_err(|e| self.refused(e))?));
+        }
+        let mut hops = 0;
+        while !ways.is_empty() {
+            // One pipeline a server; with one server one in all.
+            let mut groups: BTreeMap<String, (Borrowed, Vec<(usize, bool)>)> = BTreeMap::new();
+            for (ix, way) in ways.drain(..) {
+                let group = groups.entry(way.node.address().to_owned()).or_insert((way.node, Vec::new()));
+                group.1.push((ix, way.ask));
+            }
+            let mut moved = Vec::new();
+            for (node, members) in groups.into_values() {
+                let some = members.iter().filter_map(|(ix, ask)| Some((&commands.get(*ix)?.1, *ask)));
+                let replies = self.ask(node, some.collect()).await?;
+                for ((ix, _), reply) in members.into_iter().zip(replies) {
+                    if let Value::ServerError(e) = &reply
+                        && let Some(redirect) =
+                            self.with.as_ref().and_then(|node| self.registry.nodes.redirect(node, &e.clone().into()))
+                        && hops < HOPS_MAX
+                    {
+                        moved.push((ix, redirect));
+                    } else if let Some(value) = values.get_mut(ix) {
+                        *value = reply;
+                    }
+                }
+            }
+            hops += 1;
+            for (ix, redirect) in moved {
+                ways.push((ix, self.registry.nodes.follow(&redirect).await.map_err(|e| self.refused(e))?));
+            }
+        }
+        Ok(values)
+    }
+
+    /// Sends the commands between two ECHOs to one server and returns a value
+    /// for each. Those that follow a redirection for once come behind an ASKING.
+    async fn ask(&mut self, node: Borrowed, commands: Vec<(&Cmd, bool)>) -> Outcome<Vec<Value>> {
         let echo = self.echo();
         let mut pipe = redis::pipe();
         pipe.cmd("ECHO").arg(&echo);
-        for command in commands.cmd_iter() {
+        let mut expected = Vec::new();
+        for (command, asking) in commands {
+            if asking {
+                pipe.cmd("ASKING");
+                expected.push(false);
+            }
             pipe.add_command(command.clone());
+            expected.push(true);
         }
         pipe.cmd("ECHO").arg(&echo).ignore_errors();
-        let expected = commands.len();
-        let mut values: Vec<Value> = pipe.query_async(&mut self.with.con).await.map_err(|e| self.failed(&e))?;
+        let mut con = node.con.clone();
+        self.with = Some(node);
+        let mut values: Vec<Value> = pipe.query_async(&mut con).await.map_err(|e| self.failed(&e))?;
         if let Some(Value::ServerError(e)) = values.first() {
             return Err(self.failed(&e.clone().into()));
         }
         let is_echo = |v: Option<&Value>| matches!(v, Some(Value::BulkString(b)) if **b == *echo.as_bytes());
-        if values.len() != expected + 2 || !is_echo(values.first()) || !is_echo(values.last()) {
+        if values.len() != expected.len() + 2 || !is_echo(values.first()) || !is_echo(values.last()) {
             return Err(self.misaligned());
         }
-        self.registry.connection.answered(&self.with);
+        self.answered();
         values.pop();
         values.remove(0);
-        Ok(values)
+        Ok(values.into_iter().zip(expected).filter(|(_, wanted)| *wanted).map(|(value, _)| value).collect())
     }
 
     /// The value as a `T`; `None`, counted, when the key holds another type.
@@ -482,15 +561,31 @@ impl Call<'_> {
     }
 
     fn failed(&self, error: &RedisError) -> RegistryError {
-        match self.registry.connection.failed(&self.with, error) {
+        match &self.with {
+            Some(node) => self.refused(self.registry.nodes.failed(node, error)),
+            None => RegistryError::Unknown("no server was asked".to_owned()),
+        }
+    }
+
+    /// After a step that acted nothing is definite.
+    fn refused(&self, error: RegistryError) -> RegistryError {
+        match error {
             RegistryError::Definite(why) if !self.acted => RegistryError::Definite(why),
             RegistryError::Definite(why) | RegistryError::Unknown(why) => RegistryError::Unknown(why),
         }
     }
 
+    fn answered(&self) {
+        if let Some(node) = &self.with {
+            node.answered();
+        }
+    }
+
     fn misaligned(&self) -> RegistryError {
         self.registry.misaligned.fetch_add(1, Ordering::Relaxed);
-        self.registry.connection.abandon(&self.with, "a reply belonged to another request");
+        if let Some(node) = &self.with {
+            node.abandon("a reply belonged to another request");
+        }
         RegistryError::Unknown("the reply belonged to another request".to_owned())
     }
 
@@ -498,6 +593,29 @@ impl Call<'_> {
         self.registry.count_corrupt(1);
         RegistryError::Unknown("the reply could not be read".to_owned())
     }
+}
+
+/// A script where its slot is about to be: loaded first, for a failed EVALSHA
+/// would use the ASKING up.
+async fn invoke_asking(
+    con: &mut MultiplexedConnection,
+    script: &Script,
+    keys: &[String],
+    echo: &str,
+    args: &[Vec<u8>],
+) -> Result<Vec<Vec<u8>>, RedisError> {
+    script.load_async(con).await?;
+    let mut pipe = redis::pipe();
+    pipe.cmd("ASKING").ignore().cmd("EVALSHA").arg(script.get_hash()).arg(keys.len()).arg(keys).arg(echo).arg(args);
+    let (parts,) = pipe.query_async(con).await?;
+    Ok(parts)
+}
+
+/// A read command on one key.
+fn on(command: &str, key: String) -> (String, Cmd) {
+    let mut cmd = redis::cmd(command);
+    cmd.arg(&key);
+    (key, cmd)
 }
 
 /// What a script answered after its echo.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nowconnect_core::agent::Agent;
 use nowconnect_core::config::{
     AgentConfig, Backoff, ConnectorConfig, HubConfig, Limits, ListenerConfig, Liveness, Mode, OnExpiry, OpenRule,
-    OpenTimers, RegistryTimers,
+    OpenTimers, RegistryTimers, Selection,
 };
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{ConnKey, StreamKey};
@@ -112,13 +112,15 @@ pub(super) fn nodes(flags: u8, now: Instant, outs: &mut [NodeOut; 2]) -> [Machin
         resume_window: WINDOW,
         backoff: Backoff::default(),
         open: OpenTimers::default(),
+        selection: Selection::default(),
         registry: RegistryTimers::default(),
         handshake_timeout: Duration::from_secs(5),
         insecure_allow_unscoped: true,
         on_expiry: OnExpiry::Keep,
         insecure_mesh: true,
     };
-    let connector = ConnectorConfig { name: name("ldap"), target: "t".to_owned(), priority: 0, weight: 1 };
+    let connector =
+        ConnectorConfig { name: name("ldap"), target: "t".to_owned(), priority: 0, weight: 1, health: None };
     let config = AgentConfig {
         agent_id: agent("a"),
         hubs: vec!["1".to_owned()],

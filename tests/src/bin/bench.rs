@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use nowconnect_tests::actors::{Pinger, ask, read_to_end};
 use nowconnect_tests::cluster::{Plan, Wire};
 use nowconnect_tests::cpu::{cpu_seconds, resident_bytes};
+use nowconnect_tests::failover::median;
 use nowconnect_tests::ports::Port;
 use nowconnect_tests::process::{Process, installed};
 use nowconnect_tests::target::{Op, RECEIPT_BYTES, Target};
@@ -93,12 +94,26 @@ fn main() {
     runtime.block_on(measure(effort, wire, has("tls"), has("baseline")));
 }
 
-/// From the kill of a hub to the first new stream at the other one.
+/// From the kill of a hub under load to new streams at the other one.
 async fn failover(kills: usize) {
-    println!("| agent attached to | kills | median | maximum |\n|---|---|---|---|");
+    raise_descriptors();
+    println!(
+        "| agent attached to | kills | first new stream: median, maximum | all new streams: median, maximum | \
+         new clients reset meanwhile | streams aborted, untouched |\n|---|---|---|---|---|---|"
+    );
+    let last = |times: &[Duration]| times.last().copied().unwrap_or_default();
     for (parallel, to) in [(2, "both hubs"), (1, "the dead hub only")] {
-        let times = nowconnect_tests::failover::measure(kills, parallel).await;
-        println!("| {to} | {kills} | {:?} | {:?} |", times.median(), times.maximum());
+        let t = nowconnect_tests::failover::measure(kills, parallel).await;
+        println!(
+            "| {to} | {kills} | {:.0?}, {:.0?} | {:.0?}, {:.0?} | {} | {}, {} |",
+            median(&t.first),
+            last(&t.first),
+            median(&t.all),
+            last(&t.all),
+            t.refused,
+            t.aborted,
+            t.untouched,
+        );
     }
 }
 

@@ -6,6 +6,7 @@
 //! and each one against the rule with the server's TIME before and after.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a failed assumption of a test is its failure")]
 
+mod clustered;
 mod failing;
 mod login;
 mod server;
@@ -237,10 +238,14 @@ impl Side {
 #[tokio::test]
 async fn random_sequences_get_the_same_answers_from_both() {
     let server = Server::start(&[]);
-    let mut raw = server.raw();
+    same_answers(&server.url(), &mut server.raw()).await;
+}
+
+/// Runs the sequences against the registry at `url`; `raw` tells its time.
+async fn same_answers(url: &str, raw: &mut redis::Connection) {
     let mut kinds: BTreeMap<String, u32> = BTreeMap::new();
     for seed in 0..SEQUENCES {
-        let redis = server.registry(&format!("seq-{seed}"), PATIENT).await;
+        let redis = RedisRegistry::connect(url, name(&format!("seq-{seed}")), PATIENT).await.unwrap();
         let mut memory = MemoryRegistry::default();
         let (mut a, mut b) = (Side::default(), Side::default());
         let mut rngs = [Seed::from_u64(seed).rng(), Seed::from_u64(seed).rng()];
@@ -255,9 +260,9 @@ async fn random_sequences_get_the_same_answers_from_both() {
                 RegistryOp::Claim(c) => b.last.get(&c.agent_id).copied().unwrap_or_default().max(c.granted),
                 _ => Epoch(0),
             };
-            let before = server_millis(&mut raw);
+            let before = server_millis(raw);
             let reply_b = redis.execute(&op_b).await.unwrap_or_else(|e| panic!("{context}: {op_b:?}: {e}"));
-            let after = server_millis(&mut raw);
+            let after = server_millis(raw);
             if let (RegistryOp::Claim(c), RegistryReply::Claimed { epoch, .. }) = (&op_b, &reply_b)
                 && b.claims.iter().all(|old| old.claim_id != c.claim_id)
             {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a broken test bench should panic")]
 
 mod hostile;
+mod select;
 mod wire;
 
 use std::collections::VecDeque;
@@ -14,9 +15,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Attach, ControlNote, Role, SessionUp, Shard, ShardNote, ShardOut, SockEvent};
-use crate::config::{Limits, ListenerConfig, OpenRule, OpenTimers};
+use crate::config::{Limits, ListenerConfig, OpenRule, OpenTimers, Selection};
 use crate::error::RstCode;
-use crate::id::{AgentId, Epoch, Fence, Incarnation, ListenerIx, Name, Nonce, SessionKey, SockKey, StreamKey};
+use crate::id::{
+    AgentId, Epoch, Fence, Incarnation, Instance, ListenerIx, Name, Nonce, SessionKey, SockKey, StreamKey,
+};
 use crate::rng::Seed;
 use crate::route::Candidate;
 use crate::time::Instant;
@@ -87,6 +90,7 @@ impl Bench {
                     max_connections: 1000,
                 }],
                 open: OpenTimers::default(),
+                selection: Selection::default(),
             };
             Shard::new(role, Limits::default(), Incarnation(incarnation), 0, &Seed::from_u64(incarnation))
         };
@@ -109,6 +113,7 @@ impl Bench {
         };
         let candidate = Candidate {
             agent_id: agent_id(),
+            instance: Instance(1),
             fence: FENCE,
             session: LINK_O,
             owner: name("hub-w"),
