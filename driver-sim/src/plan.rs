@@ -131,9 +131,6 @@ pub struct HubPlan {
     pub region: u8,
     /// Peers it dials, by hub number (it may list itself).
     pub peers: Vec<u8>,
-    /// How long an agent that came back is not preferred, nanoseconds.
-    #[serde(default)]
-    pub failback_ns: u64,
     /// With the registry out, attachments of other hubs that are known are
     /// still tried (`registry.on_outage: cached`).
     #[serde(default)]
@@ -141,6 +138,9 @@ pub struct HubPlan {
     /// What becomes of a tunnel whose token ran out (`auth.on_expiry`).
     #[serde(default)]
     pub on_expiry: ExpiryPlan,
+    /// How long an agent that came back is not preferred, nanoseconds.
+    #[serde(default)]
+    pub failback_ns: u64,
 }
 
 /// What a hub does when the token of a tunnel has run out.

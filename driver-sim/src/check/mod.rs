@@ -295,6 +295,11 @@ impl World {
                 self.ghost_token_anew(ix, agent_id.as_str());
             }
             Observed::TokenRefused { .. } => self.marks.hit(Mark::TokenRefused),
+            Observed::Drain(step) => self.ghost_drain(ix, step),
+            Observed::SessionResumed { peer, .. } => {
+                self.ghost_token_anew(ix, &peer);
+                self.vulnerable(Point::Resumed, ix, None);
+            }
             Observed::Ejected { .. } => self.marks.hit(Mark::Ejected),
             Observed::Reinstated { .. } => self.marks.hit(Mark::Reinstated),
             Observed::TargetDown { connector, .. } => {
@@ -304,11 +309,6 @@ impl World {
             Observed::TargetUp { connector } => {
                 self.marks.hit(Mark::TargetUp);
                 self.check.withdrawn.insert((ix, connector), Some(self.now));
-            }
-            Observed::Drain(step) => self.ghost_drain(ix, step),
-            Observed::SessionResumed { peer, .. } => {
-                self.ghost_token_anew(ix, &peer);
-                self.vulnerable(Point::Resumed, ix, None);
             }
             Observed::ProtocolViolation { plane, kind, detail } => {
                 self.fail(

@@ -11,7 +11,7 @@ use nowconnect_core::observed::{Cause, StreamRecord};
 
 use crate::faults::At;
 use crate::marks::Mark;
-use crate::plan::{ExpiryPlan, HubPlan, MS};
+use crate::plan::{AgentPlan, ExpiryPlan, HubPlan, MS};
 use crate::world::World;
 
 /// What a hub needs to end a tunnel that is due.
@@ -90,7 +90,7 @@ impl World {
         let expired = self.check.nodes.get(&ix).and_then(|g| g.expired.get(agent)).copied();
         let rule = self.hub_plan(ix).map(|p| p.on_expiry);
         self.ghost_token_anew(ix, agent.as_str());
-        if cause != CloseCode::Auth {
+        if cause != CloseCode::Auth || self.may_outgrow_its_token(agent) {
             return;
         }
         let right = match rule {
@@ -104,6 +104,14 @@ impl World {
         let text =
             format!("node {ix} ends the tunnel of {agent} for its token at {at:?}: {rule:?}, ran out {expired:?}");
         self.fail("I4", text);
+    }
+
+    /// Whether an agent may say on a live tunnel that it exposes what a narrower
+    /// token of its own does not name: the tunnel ends for that too.
+    fn may_outgrow_its_token(&self, agent: &AgentId) -> bool {
+        let named = |(n, _): &(usize, &AgentPlan)| agent.as_str() == format!("agent-{n}");
+        let plan = self.plan.agents.iter().enumerate().find(named).map(|(_, a)| a);
+        plan.is_some_and(|a| a.check_ns > 0 && a.token_ns > 0 && a.scope.as_ref().is_some_and(|s| s.len() > 1))
     }
 
     /// I4: what a token that ran out leaves behind ends when the rule says so.

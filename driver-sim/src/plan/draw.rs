@@ -223,9 +223,9 @@ impl HubPlan {
             drift_ppm: drift(l),
             region: l.below(2) as u8,
             peers: (0..hubs).collect(),
-            failback_ns: if l.chance(1, 3) { l.spread(500, 20_000) * MS } else { 0 },
             cached: false,
             on_expiry: ExpiryPlan::Keep,
+            failback_ns: if l.chance(1, 3) { l.spread(500, 20_000) * MS } else { 0 },
         }
     }
 }
