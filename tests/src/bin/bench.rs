@@ -7,7 +7,7 @@
 //! prints a Markdown table. Arguments: `quick` for a smoke run, `v1` for the
 //! JSON encoding, `tls` for TLS on tunnels and mutual TLS on the mesh (HAProxy
 //! stays plain then), `baseline` for HAProxy alone; `failover [KILLS]` instead
-//! measures how soon new streams work after the kill of a hub. Clients run in this process, the target in a second one
+//! measures how soon new streams work after the kill of a hub under load. Clients run in this process, the target in a second one
 //! of the same program; neither is part of the CPU figures.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a tool whose output is its result")]
