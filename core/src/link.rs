@@ -319,14 +319,33 @@ impl Link {
             // A connection that had lasted broke: the first dial comes almost at
             // once, so that a session goes on within 200 ms, yet spread, so that
             // the agents of a crashed hub do not come as one (L8).
-            let spread = scale(self.backoff.initial, self.backoff.jitter_milli.min(1000));
-            let nanos = u64::try_from(spread.as_nanos()).unwrap_or(u64::MAX);
-            self.waiting_base = spread;
-            self.retry_at =
-                now.after(Duration::from_nanos(self.rng.below(nanos.saturating_add(1)))).max(self.not_before);
+            self.waiting_base = scale(self.backoff.initial, self.backoff.jitter_milli.min(1000));
+            self.retry_at = self.spread(now).max(self.not_before);
             return;
         }
         self.grow(now);
+    }
+
+    /// Almost at once, yet not when all others do.
+    fn spread(&mut self, now: Instant) -> Instant {
+        let spread = scale(self.backoff.initial, self.backoff.jitter_milli.min(1000));
+        let nanos = u64::try_from(spread.as_nanos()).unwrap_or(u64::MAX);
+        now.after(Duration::from_nanos(self.rng.below(nanos.saturating_add(1))))
+    }
+
+    /// The peer answers after all: a back-off in progress ends almost at once.
+    /// Failures in a row count on, so that this helps once (L8).
+    pub fn hasten(&mut self, now: Instant) {
+        if self.state == State::Backoff {
+            self.retry_at = self.retry_at.min(self.spread(now)).max(self.not_before);
+        }
+    }
+
+    /// The peer is needed more than before: the same, yet a while after the last
+    /// dial, however often this is said (L8).
+    pub fn hasten_gently(&mut self, now: Instant) {
+        let rested = self.since.after(self.backoff.initial.saturating_mul(LASTED_INITIAL_DELAYS));
+        self.hasten(now.max(rested));
     }
 
     /// The next delay, longer than the one before.

@@ -352,6 +352,13 @@ pub struct ShardCounters {
     pub opened_mesh: Vec<u64>,
     /// Opens of own clients that failed, by listener and [`RstCode::number`].
     pub open_failures: Vec<[u64; 32]>,
+    /// Clients that `active` would have carried over the own tunnel, by listener
+    /// (counted in `shadow`).
+    pub shadow_local: Vec<u64>,
+    /// Clients that `active` would have carried over the mesh, by listener.
+    pub shadow_mesh: Vec<u64>,
+    /// Clients that `active` would have refused, by listener and [`RstCode::number`].
+    pub shadow_refused: Vec<[u64; 32]>,
     /// Streams of any part that ended cleanly.
     pub finished: u64,
     /// Streams of any part that were reset, by [`RstCode::number`].
@@ -391,6 +398,9 @@ impl ShardCounters {
             opened_local,
             opened_mesh,
             open_failures,
+            shadow_local,
+            shadow_mesh,
+            shadow_refused,
             finished,
             reset,
             carried,
@@ -407,13 +417,20 @@ impl ShardCounters {
             paused_budget,
             budget_resets,
         } = other;
-        for (sum, row) in [(&mut self.opened_local, opened_local), (&mut self.opened_mesh, opened_mesh)] {
+        for (sum, row) in [
+            (&mut self.opened_local, opened_local),
+            (&mut self.opened_mesh, opened_mesh),
+            (&mut self.shadow_local, shadow_local),
+            (&mut self.shadow_mesh, shadow_mesh),
+        ] {
             sum.resize(sum.len().max(row.len()), 0);
             sum.iter_mut().zip(row).for_each(|(sum, n)| *sum += n);
         }
-        self.open_failures.resize(self.open_failures.len().max(open_failures.len()), [0; 32]);
-        for (sum, row) in self.open_failures.iter_mut().zip(open_failures) {
-            sum.iter_mut().zip(row).for_each(|(sum, n)| *sum += n);
+        for (sums, rows) in [(&mut self.open_failures, open_failures), (&mut self.shadow_refused, shadow_refused)] {
+            sums.resize(sums.len().max(rows.len()), [0; 32]);
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                sum.iter_mut().zip(row).for_each(|(sum, n)| *sum += n);
+            }
         }
         self.reset.iter_mut().zip(reset).for_each(|(sum, n)| *sum += n);
         for (sum, n) in [

@@ -43,10 +43,11 @@ pub fn rank(priority: u16, local: bool, same_region: bool) -> u64 {
 }
 
 impl Candidate {
-    /// Its priority, lower is preferred.
+    /// Its priority, lower is preferred; with a hub that leaves, or without an
+    /// entry in the registry, it is behind everyone's.
     #[must_use]
     pub const fn priority(&self) -> u64 {
-        (self.rank & (RANK_LEAVING - 1)) >> 2
+        self.rank >> 2
     }
 
     /// Whether the registry listed it once and does not any more: it may be
@@ -54,6 +55,13 @@ impl Candidate {
     #[must_use]
     pub const fn is_faded(&self) -> bool {
         self.rank >= RANK_FADED
+    }
+
+    /// The change that takes it away.
+    #[must_use]
+    pub fn gone(&self, connector: Name) -> RouteChange {
+        let (agent_id, owner) = (self.agent_id.clone(), self.owner.clone());
+        RouteChange { connector, agent_id, owner, withdrawn: false, candidate: None }
     }
 
     /// The change that adds it, or puts it in the place of the one before.

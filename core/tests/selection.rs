@@ -328,6 +328,23 @@ fn a_reinstated_candidate_is_preferred_after_failback_after() {
 }
 
 #[test]
+fn who_came_back_later_waits_for_who_came_back_earlier() {
+    let (mut w, hub, first, second) = two_agents(Selection { failback_after: S(20), ..selection() });
+    for n in [first, second] {
+        w.crash(n);
+    }
+    w.run_for(S(31));
+    let second = w.agent(with_priority("second", &["hub-a"], 1), 9);
+    w.run_for(S(2));
+    assert_eq!(lands(&mut w, hub), Ok(second), "somebody serves");
+    let first = w.agent(with_priority("first", &["hub-a"], 0), 10);
+    w.run_for(S(19));
+    assert_eq!(lands(&mut w, hub), Ok(second));
+    w.run_for(S(2));
+    assert_eq!(lands(&mut w, hub), Ok(first));
+}
+
+#[test]
 fn among_equals_a_place_is_taken_at_once() {
     let mut w = World::new();
     w.target = Target::Accept;

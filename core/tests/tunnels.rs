@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nowconnect_core::config::Mode;
 use nowconnect_core::observed::Observed;
-use world::{World, agent_config, hub_config};
+use world::{Target, World, agent_config, hub_config};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -113,5 +113,43 @@ fn a_tunnel_is_handed_on_when_the_address_it_came_from_leads_elsewhere() {
         w.run_for(S(1));
         assert_eq!((w.sock(hub, c).received.len(), w.sock(hub, c).aborted), (20, None), "{first}");
         assert_eq!(connected(&w, g), 2, "{first}");
+    }
+}
+
+/// The hubs die in turn, each soon after it is back: an agent that has lost its
+/// only tunnel does not wait out the pauses that the other hub's absence made.
+#[test]
+fn an_agent_without_a_tunnel_is_not_kept_by_the_pauses_of_before() {
+    for secs in [2, 4, 7, 11, 16, 23, 33] {
+        let mut w = World::new();
+        let hub = |w: &mut World, ix: usize, seed| {
+            let (own, other) = [("hub-a", "hub-b"), ("hub-b", "hub-a")][ix];
+            w.hub(hub_config(own, Mode::Active, &[other]), seed)
+        };
+        let mut hubs = [hub(&mut w, 0, 1), hub(&mut w, 1, 2)];
+        w.agent(agent_config("plant-7", &["hub-a", "hub-b"], 1), 3);
+        w.run_for(S(5));
+        w.target = Target::Accept;
+        let tunnels = |w: &World, n: usize| w.as_hub(n).control().tunnels().count();
+        let mut holds = usize::from(tunnels(&w, hubs[0]) == 0);
+        for round in 0..6 {
+            // A stream stands, so that the session is dialled for as long as it lasts.
+            w.client(hubs[holds]).unwrap();
+            w.run_for(Duration::from_millis(20));
+            w.crash(hubs[holds]);
+            let survivor = hubs[1 - holds];
+            let began = w.now;
+            let attached = w.run_until(S(60), |w| w.as_hub(survivor).control().tunnels().count() == 1);
+            let took = w.now.since(began);
+            assert!(
+                attached && took < Duration::from_millis(1300),
+                "{secs} s apart, kill {round}: attached after {took:?}"
+            );
+            w.run_for(S(secs));
+            hubs[holds] = hub(&mut w, holds, 100 + round);
+            // Its hub has hardly come back when the other one goes.
+            w.run_for(Duration::from_millis(50 * (round + 1)));
+            holds = 1 - holds;
+        }
     }
 }

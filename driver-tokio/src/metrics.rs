@@ -65,6 +65,7 @@ macro_rules! families {
 
 families! {
     StreamsTotal = Counter "nowconnect_streams_total" ["listener", "path"] "Streams opened, by listener and path (local or mesh).";
+    ShadowDecisions = Counter "nowconnect_shadow_decisions_total" ["listener", "outcome"] "In mode shadow: clients by what active would have done with them, by listener and outcome (local, mesh, or the reason of the refusal).";
     Streams = Gauge "nowconnect_streams" [] "Streams open now.";
     StreamBytes = Counter "nowconnect_stream_bytes_total" ["direction"] "Payload bytes at client and target sockets: in (read) and out (written).";
     OpenFailures = Counter "nowconnect_open_failures_total" ["listener", "reason"] "Streams that could not be opened, by listener (at an agent: connector) and reason.";

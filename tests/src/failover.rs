@@ -17,7 +17,7 @@ use crate::wait::{PATIENCE, bounded, eventually};
 /// A new client comes to the survivor this often.
 const EVERY: Duration = Duration::from_millis(20);
 /// How long new clients are watched after the first one was served.
-const AFTERWARDS: Duration = Duration::from_secs(3);
+const AFTERWARDS: Duration = Duration::from_secs(2);
 /// Clients that open, echo and close all the time, at each hub.
 const LOAD: u64 = 8;
 /// Streams that stand, at each hub.

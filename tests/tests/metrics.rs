@@ -310,7 +310,16 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&b, "nowconnect_mesh_rtt_ms", &[("peer", "hub-a")], 1.0);
     assert_eq!(a.sum("nowconnect_mesh_rtt_ms", &[]), None, "not without metrics.legacy_names");
 
-    let shown = &(&families(&a) | &families(&b)) | &families(&agent);
+    // What `active` would have done is counted in `shadow`, from its start.
+    let text = fs::read_to_string(cluster.hub_file(1)).unwrap();
+    assert!(text.contains("  mode: active\n"));
+    fs::write(cluster.hub_file(1), text.replace("  mode: active\n", "  mode: shadow\n")).unwrap();
+    cluster.hubs[1].running().signal(nowconnect_tests::process::Signal::HUP);
+    let outcome = [("listener", "t"), ("outcome", "mesh")];
+    cluster.wait_metric(1, "nowconnect_shadow_decisions_total", &outcome, 0.0).await;
+    let shadow = cluster.metrics(1).await;
+
+    let shown = &(&(&families(&a) | &families(&b)) | &families(&agent)) | &families(&shadow);
     let missing: Vec<_> = documented().difference(&shown).cloned().collect();
     let unknown: Vec<_> = shown.difference(&documented()).cloned().collect();
     assert!(missing.is_empty() && unknown.is_empty(), "never seen: {missing:?}; not documented: {unknown:?}");

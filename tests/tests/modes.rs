@@ -149,3 +149,49 @@ async fn going_active_claims_live_attachments_without_touching_their_streams() {
     local.ping(1000).await.unwrap();
     assert_eq!(Transfer::Echo.run(cluster.listener(1, "t"), 2, 10_000).await, Ok(()));
 }
+
+/// Clients that `active` would have treated so.
+async fn decided(cluster: &Cluster, hub: usize, outcome: &str) -> f64 {
+    sum(cluster, hub, "nowconnect_shadow_decisions_total", &[("listener", "t"), ("outcome", outcome)]).await
+}
+
+/// M2: `shadow` tells what `active` would have done, and does what `off` does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shadow_counts_where_active_would_have_carried_each_client() {
+    let target = Target::start().await;
+    let mut cluster = Plan::default().connector("t", target.addr).start().await;
+    for hub in [0, 1] {
+        flip(&cluster, hub, "shadow").await;
+    }
+    let crossing = sum(&cluster, 1, "nowconnect_streams_total", &[("path", "mesh")]).await;
+    // Its first lookup may be under way.
+    eventually("hub B knows the agent at hub A", PATIENCE, || async {
+        assert!(Transfer::Echo.run(cluster.listener(1, "t"), 1, 100).await.is_err(), "nothing crosses in shadow");
+        (decided(&cluster, 1, "mesh").await >= 1.0).then_some(())
+    })
+    .await;
+    let before = [decided(&cluster, 1, "mesh").await, decided(&cluster, 0, "local").await];
+    for n in 0..10 {
+        assert_eq!(Transfer::Echo.run(cluster.listener(0, "t"), 10 + n, 1000).await, Ok(()));
+        assert!(Transfer::Echo.run(cluster.listener(1, "t"), 30 + n, 1000).await.is_err());
+    }
+    assert_eq!(
+        [decided(&cluster, 1, "mesh").await, decided(&cluster, 0, "local").await],
+        [before[0] + 10.0, before[1] + 10.0]
+    );
+    assert_eq!(decided(&cluster, 0, "mesh").await, 0.0);
+    assert_eq!(sum(&cluster, 1, "nowconnect_streams_total", &[("path", "mesh")]).await, crossing, "none was opened");
+    for kind in ["OPEN", "DATA"] {
+        assert_eq!(sum(&cluster, 1, "nowconnect_mesh_frames_total", &[("dir", "out"), ("type", kind)]).await, 0.0);
+    }
+
+    // Without the registry `active` would refuse; in shadow nobody notices.
+    cluster.redis.process.kill();
+    eventually("the outage shows in what would have been", PATIENCE, || async {
+        assert_eq!(Transfer::Echo.run(cluster.listener(0, "t"), 60, 1000).await, Ok(()));
+        assert!(Transfer::Echo.run(cluster.listener(1, "t"), 61, 100).await.is_err());
+        (decided(&cluster, 1, "REGISTRY_DOWN").await >= 1.0).then_some(())
+    })
+    .await;
+    cluster.assert_alive();
+}

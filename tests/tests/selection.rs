@@ -8,6 +8,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use nowconnect_tests::actors::{Pinger, Transfer};
 use nowconnect_tests::cluster::{Cluster, Plan};
@@ -159,12 +160,11 @@ async fn a_target_that_is_down_is_withdrawn_and_comes_back_after_failback_after(
     let plan = Plan {
         attach: vec![0, 1],
         parallel: 2,
-        // A check that is late is a failure: bounds for a busy machine.
         hub_extra: "selection: { fall: 0, failback_after: 3s }\n".to_owned(),
         ..Plan::default()
     };
     let mut cluster = plan.connector("t", front.addr()).start().await;
-    let checks = ", health: { kind: tcp, interval: 200ms, timeout: 200ms, fall: 3, rise: 2 }";
+    let checks = ", health: { kind: tcp, interval: 500ms, timeout: 500ms, fall: 3, rise: 2 }";
     own_connectors(&mut cluster, &connector(front.addr(), checks));
     cluster.wait_ready().await;
     eventually("the agent is attached to both", PATIENCE, || async {
@@ -183,10 +183,10 @@ async fn a_target_that_is_down_is_withdrawn_and_comes_back_after_failback_after(
     assert_eq!(agent_readyz(&cluster, "/readyz").await.1["targets"], serde_json::json!({ "t": "up" }));
 
     front.down().await;
-    let down = eventually("the connector is withdrawn", LONG_PATIENCE, || async {
+    eventually("the connector is withdrawn", LONG_PATIENCE, || async {
         // No client is refused meanwhile: a target that refuses is a definite no.
         lands(&cluster, 0, targets, &stream).await;
-        (up(&cluster).await == Some(0.0)).then(tokio::time::Instant::now)
+        (up(&cluster).await == Some(0.0)).then_some(())
     })
     .await;
     let (status, body) = agent_readyz(&cluster, "/readyz").await;
@@ -207,15 +207,15 @@ async fn a_target_that_is_down_is_withdrawn_and_comes_back_after_failback_after(
     let log = cluster.agent.as_ref().unwrap();
     assert_eq!(log.wait_line("target_down", PATIENCE).await.matches("REFUSED").count(), 1);
 
+    let healed = Instant::now();
     front.up().await;
     eventually("the connector is exposed again", LONG_PATIENCE, || async {
         (up(&cluster).await == Some(1.0)).then_some(())
     })
     .await;
-    let back = tokio::time::Instant::now();
-    assert!(down < back);
     wait_lands(&cluster, 0, targets, 0, &stream).await;
-    assert!(back.elapsed().as_millis() > 2500, "preferred {} ms after it came back", back.elapsed().as_millis());
+    let after = healed.elapsed();
+    assert!(after >= Duration::from_secs(3), "preferred {after:?} after its target was back");
     wait_lands(&cluster, 1, targets, 0, &stream).await;
     open.ping(10_000).await.unwrap();
     let metrics = cluster.agent_metrics().await;

@@ -178,10 +178,14 @@ impl Tunnels {
                 {
                     l.on_retry_after(now, Duration::from_millis(retry_after_ms));
                 }
-                if let (Some(key), CloseCode::ResumeRefused) = (resume, code) {
+                let refused = resume.filter(|_| code == CloseCode::ResumeRefused);
+                if let Some(key) = refused {
                     self.lose(now, key, code, mux, notes, out);
                 }
                 self.on_dial_failed(now, target, mux, out);
+                if refused.is_some() {
+                    self.hasten(now, target);
+                }
             }
             Some(_) | None => {
                 self.give_up(now, conn, CloseCode::Protocol, "expected WELCOME or GOAWAY", mux, out);

@@ -106,13 +106,15 @@ pub struct Tunnels {
     pub(super) health: Health,
 }
 
-/// A tunnel lost its connection, and perhaps had before.
-fn note_lost(unsteady: &mut u32, link: &mut Link, now: Instant) {
+/// A tunnel lost its connection, and perhaps had before. True if it lost one
+/// now that had lasted.
+fn note_lost(unsteady: &mut u32, link: &mut Link, now: Instant) -> bool {
     let served = link.state() == link::State::Established;
     link.on_event(now, Event::Lost);
     if served {
         *unsteady = if link.attempts() == 0 { 0 } else { unsteady.saturating_add(1) };
     }
+    served && *unsteady == 0
 }
 
 impl Tunnels {
@@ -288,6 +290,29 @@ impl Tunnels {
         }
     }
 
+    /// Tunnel `ix` had lasted and is in trouble. The pauses between dials of the
+    /// other hubs were chosen while it served.
+    fn hasten_others(&mut self, now: Instant, ix: usize, mux: &Mux) {
+        for (_, h) in self.hubs.iter_mut().enumerate().filter(|(other, _)| *other != ix) {
+            if h.listed
+                && !h.leaving
+                && !h.shunned
+                && !h.is_connected(mux)
+                && let Some(l) = h.link.as_mut()
+            {
+                l.hasten_gently(now);
+            }
+        }
+    }
+
+    /// The hub of `target` does not have the session, and answers: it is asked
+    /// for another one soon, not after the pauses of its absence.
+    pub(super) fn hasten(&mut self, now: Instant, target: TargetIx) {
+        if let Some(l) = self.hubs.get_mut(usize::from(target.0)).and_then(|h| h.link.as_mut()) {
+            l.hasten(now);
+        }
+    }
+
     pub(super) fn up(&mut self, now: Instant, ix: usize) {
         if let Some(h) = self.hubs.get_mut(ix) {
             h.dialling = false;
@@ -424,9 +449,12 @@ impl Tunnels {
                     peer: entry.peer.name().to_owned(),
                     cause,
                 });
-                if let Some(l) = self.hubs.iter_mut().find(|h| h.session == Some(key)).and_then(|h| h.link.as_mut()) {
+                let ix = self.hubs.iter().position(|h| h.session == Some(key));
+                if let Some((ix, l)) = ix.and_then(|ix| Some((ix, self.hubs.get_mut(ix)?.link.as_mut()?))) {
                     l.set_streams_wait(now, shard.has_streams(key));
-                    note_lost(&mut self.unsteady, l, now);
+                    if note_lost(&mut self.unsteady, l, now) {
+                        self.hasten_others(now, ix, mux);
+                    }
                 }
                 if window.is_zero() {
                     self.lose(now, key, cause, mux, notes, out);
@@ -465,17 +493,24 @@ impl Tunnels {
         {
             self.wake_others(ix);
         }
+        let mut hasten = false;
         if let Some(h) = ix.and_then(|ix| self.hubs.get_mut(ix)) {
             h.session = None;
             h.leaving = false;
             h.unwell = false;
             if let Some(l) = h.link.as_mut() {
                 l.set_streams_wait(now, false);
-                note_lost(&mut self.unsteady, l, now);
+                hasten = note_lost(&mut self.unsteady, l, now);
+                if cause == CloseCode::ResumeRefused {
+                    l.hasten(now);
+                }
             }
             if h.shunned || !h.listed {
                 h.link = None;
             }
+        }
+        if let Some(ix) = ix.filter(|_| hasten) {
+            self.hasten_others(now, ix, mux);
         }
         self.want(now, mux, out);
     }

@@ -180,6 +180,7 @@ pub struct Control {
     pub(super) routes_dirty: bool,
     pub(super) last_status: Option<Status>,
     pub(super) published: Published,
+    pub(super) told: super::shadow::Told,
 }
 
 impl Control {
@@ -228,6 +229,7 @@ impl Control {
             routes_dirty: true,
             last_status: None,
             published: Published::default(),
+            told: super::shadow::Told::default(),
             config,
         }
     }

@@ -26,6 +26,7 @@ mod readiness;
 mod registry;
 mod reload;
 mod routes;
+mod shadow;
 mod split;
 mod upkeep;
 mod view;

@@ -38,6 +38,7 @@ impl Control {
             (Mode::Active, Mode::Shadow) => {
                 notes.push(ControlNote::Lease(None));
                 self.forget_routes_across(notes);
+                self.look_up_listeners(now, out);
             }
             (Mode::Off, Mode::Off) | (Mode::Shadow, Mode::Shadow) | (Mode::Active, Mode::Active) => return,
         }
@@ -53,7 +54,7 @@ impl Control {
 
     /// Looks every listener's connector up that is not known yet.
     pub(super) fn look_up_listeners(&mut self, now: Instant, out: &mut NodeOut) {
-        if !self.routes_across() {
+        if !self.looks_across() {
             return;
         }
         let wanted = self.config.listeners.iter().filter(|l| l.max_connections > 0);

@@ -243,7 +243,7 @@ impl Control {
     }
 
     pub(super) fn look_up_all(&mut self, now: Instant, out: &mut NodeOut) {
-        if !self.routes_across() {
+        if !self.looks_across() {
             return;
         }
         let connectors: Vec<Name> = self.remote.keys().cloned().collect();
@@ -257,7 +257,7 @@ impl Control {
 
     /// What is known of an agent's attachments changed: ask anew.
     pub(super) fn forget_lookups(&mut self, now: Instant, notice: &EpochNotice, out: &mut NodeOut) {
-        if !self.routes_across() {
+        if !self.looks_across() {
             return;
         }
         let connectors: Vec<Name> = self.remote.keys().cloned().collect();
@@ -384,7 +384,7 @@ impl Control {
     }
 
     pub(super) fn next_lookup(&self) -> Option<Instant> {
-        if !self.routes_across() {
+        if !self.looks_across() {
             return None;
         }
         self.remote.values().filter(|r| !r.asking).filter_map(|r| r.next).min()

@@ -49,6 +49,11 @@ impl Published {
 }
 
 impl Control {
+    /// Connectors that were looked up at the registry.
+    pub(super) fn remote_connectors(&self) -> Vec<Name> {
+        self.remote.keys().cloned().collect()
+    }
+
     /// An attachment of this hub came, went, or changed what it exposes.
     pub(super) fn own_route_changed(&mut self, agent_id: &AgentId) {
         let names = |a: &super::control::AttachmentState| a.open_to().iter().map(|ad| ad.name.clone()).collect();
@@ -93,6 +98,8 @@ impl Control {
             let connectors: Vec<Name> = self.published.routes.connectors().chain(self.remote.keys()).cloned().collect();
             self.published.others.extend(connectors);
         }
+        let looked_at: Vec<Name> = self.published.others.iter().cloned().collect();
+        self.publish_shadow(&looked_at, mux, notes);
         if self.published.own.is_empty() && self.published.others.is_empty() {
             return;
         }
@@ -108,13 +115,7 @@ impl Control {
             let mut now = self.other_candidates(&connector, mux);
             let gone: Vec<RouteChange> = (self.published.routes.of(&connector))
                 .filter(|c| !c.local && !now.contains_key(&(c.agent_id.clone(), c.owner.clone())))
-                .map(|c| RouteChange {
-                    connector: connector.clone(),
-                    agent_id: c.agent_id.clone(),
-                    owner: c.owner.clone(),
-                    withdrawn: false,
-                    candidate: None,
-                })
+                .map(|c| c.gone(connector.clone()))
                 .collect();
             changes.extend(gone);
             while let Some((_, candidate)) = now.pop_first() {
@@ -143,26 +144,32 @@ impl Control {
     }
 
     fn other_candidates(&self, connector: &Name, mux: &Mux) -> Candidates {
+        if self.others_usable() { self.elsewhere(connector, false, mux) } else { Candidates::new() }
+    }
+
+    /// Attachments at other hubs that expose a connector and could be asked; in
+    /// `shadow` as if all hubs that are linked were active.
+    pub(super) fn elsewhere(&self, connector: &Name, shadow: bool, mux: &Mux) -> Candidates {
         let mut all = Candidates::new();
-        let Some(remote) = self.remote.get(connector).filter(|_| self.others_usable()) else { return all };
+        let Some(remote) = self.remote.get(connector) else { return all };
         let faded = remote.faded.iter().map(|(l, _)| (l, RANK_FADED));
         let listed = remote.located.iter().map(|l| (l, 0));
         // What is listed takes the place of what was.
         for (l, last) in faded.chain(listed).filter(|(l, _)| l.hub.replica_id != self.run.replica_id) {
-            if let Some(candidate) = self.other_candidate(connector, l, last, mux) {
+            if let Some(candidate) = self.other_candidate(connector, l, last, shadow, mux) {
                 all.insert((candidate.agent_id.clone(), candidate.owner.clone()), candidate);
             }
         }
         all
     }
 
-    fn other_candidate(&self, connector: &Name, l: &Located, last: u64, mux: &Mux) -> Option<Candidate> {
+    fn other_candidate(&self, connector: &Name, l: &Located, last: u64, shadow: bool, mux: &Mux) -> Option<Candidate> {
         let key = *self.links.get(&l.hub.replica_id).filter(|key| !self.quitting.contains_key(key))?;
         let this_run = mux
             .get(key)
             .is_some_and(|e| matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == l.hub.incarnation));
         let status = self.statuses.get(&key);
-        if !this_run || status.is_some_and(|s| !s.active) {
+        if !this_run || status.is_some_and(|s| !(s.active || shadow)) {
             return None;
         }
         let leaving = if status.is_some_and(|s| s.draining) { RANK_LEAVING } else { 0 };

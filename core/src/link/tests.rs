@@ -196,6 +196,42 @@ fn a_link_made_because_another_is_gone_is_dialled_soon_but_spread() {
 }
 
 #[test]
+fn a_pause_is_cut_short_once_and_never_below_a_dial_a_second() {
+    let far = || {
+        let mut link = Link::wary(Backoff::default(), Seed::from_u64(1), at(0), 12);
+        assert!(link.poll_timeout().unwrap().at > at(10_000), "a long pause");
+        assert_eq!(link.handle_timeout(at(9000)), None);
+        link
+    };
+    let due = |link: &Link| link.poll_timeout().unwrap().at;
+    let mut link = far();
+    link.hasten(at(100));
+    assert!((at(100)..=at(250)).contains(&due(&link)), "{:?}", due(&link));
+    let (soon, attempts) = (due(&link), link.attempts());
+    link.hasten(at(200));
+    assert!(due(&link) <= soon, "never later than before");
+    link.handle_timeout(at(260));
+    link.on_event(at(260), Event::Failed);
+    assert!(due(&link) > at(10_000) && link.attempts() == attempts + 1, "the next pause is as long as it would be");
+
+    let mut link = far();
+    let mut dials = 0;
+    for ms in 0..10_000 {
+        link.hasten_gently(at(ms));
+        if link.handle_timeout(at(ms)) == Some(Action::Dial) {
+            dials += 1;
+            link.on_event(at(ms), Event::Failed);
+        }
+    }
+    assert!((8..=10).contains(&dials), "{dials} dials in 10 s, although somebody asks every millisecond");
+    // Nor before a time the peer asked for.
+    let mut link = far();
+    link.on_retry_after(at(0), MS(60_000));
+    link.hasten(at(5));
+    assert_eq!(due(&link), at(60_000));
+}
+
+#[test]
 fn max_retries_closes_the_link_until_it_is_enabled_again() {
     let mut link = Link::new(Backoff { max_retries: 3, ..fixed() }, Seed::from_u64(1), at(0));
     let mut now = at(0);

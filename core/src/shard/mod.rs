@@ -21,6 +21,7 @@ mod pass;
 mod record;
 mod reload;
 mod select;
+mod shadow;
 mod share;
 mod socket;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use ending::Ending;
-pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShardNote};
+pub use note::{Addressee, Attach, ControlNote, Note, Question, SessionUp, ShadowNote, ShardNote};
 pub use reload::ShardConfig;
 pub use share::{Elsewhere, shard_of_lane};
 
@@ -164,6 +165,7 @@ pub struct Shard {
     ejections: eject::Ejections,
     /// Ejections since the start.
     ejected: BTreeMap<(Name, RstCode), u64>,
+    shadow: Option<Box<shadow::Shadow>>,
     load: BTreeMap<Fence, u64>,
     /// With the number of the question each stream asked.
     waiting_route: BTreeMap<Name, BTreeMap<StreamKey, u64>>,
@@ -201,6 +203,9 @@ impl Shard {
                 opened_local: vec![0; listeners],
                 opened_mesh: vec![0; listeners],
                 open_failures: vec![[0; 32]; listeners],
+                shadow_local: vec![0; listeners],
+                shadow_mesh: vec![0; listeners],
+                shadow_refused: vec![[0; 32]; listeners],
                 ..ShardCounters::default()
             },
             clients: vec![0; listeners],
@@ -217,6 +222,7 @@ impl Shard {
             routes: Routes::default(),
             ejections: eject::Ejections::default(),
             ejected: BTreeMap::new(),
+            shadow: None,
             load: BTreeMap::new(),
             waiting_route: BTreeMap::new(),
             questions: 0,
@@ -290,6 +296,7 @@ impl Shard {
             ControlNote::Routes(changes) => {
                 for change in changes.iter() {
                     self.ejections.follow(now, change, &self.routes);
+                    self.shadow_follows(change);
                     self.routes.apply(change);
                 }
             }
@@ -387,6 +394,7 @@ impl Shard {
                 }
             }
             ControlNote::Lease(until) => self.lease_until = until,
+            ControlNote::Shadow(note) => self.on_shadow(note.as_ref()),
             ControlNote::Drain(plan) => {
                 self.draining = true;
                 self.leftover = Some(Box::new(ending::Leftover::new(plan)));

@@ -141,10 +141,21 @@ pub enum ControlNote {
     /// Until when this hub may take streams of other hubs as owner (O7); `None`:
     /// it may not at all.
     Lease(Option<Instant>),
+    /// What `active` would have, or that this is not `shadow` (any more).
+    Shadow(Option<ShadowNote>),
     /// Take no new streams, and end those that are left in this way.
     Drain(Ending),
     /// End every stream now.
     Shutdown,
+}
+
+/// What a hub in `shadow` knows and does not use.
+#[derive(Clone, Debug)]
+pub struct ShadowNote {
+    /// What changed in the candidates at other hubs, in this order.
+    pub changes: Arc<[RouteChange]>,
+    /// What a client without any candidate would be told.
+    pub otherwise: RstCode,
 }
 
 /// A session a shard may use.

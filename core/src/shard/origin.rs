@@ -95,6 +95,11 @@ impl Shard {
     pub(super) fn try_open(&mut self, now: Instant, key: StreamKey, out: &mut ShardOut) {
         let Some(Stream { part: Part::Origin(o), .. }) = self.streams.get(key) else { return };
         let connector = self.connector_of(o.listener);
+        if o.tried.is_empty() && !o.asked_afresh {
+            let listener = o.listener;
+            self.decide_in_shadow(now, listener, &connector);
+        }
+        let Some(o) = self.origin(key) else { return };
         let choice = self.choose(now, &connector, &o.tried);
         let Role::Hub { open, .. } = &self.role else { return };
         let attempt = open.attempt_timeout;

@@ -38,6 +38,9 @@ impl Shard {
         self.counters.opened_local.resize(self.clients.len(), 0);
         self.counters.opened_mesh.resize(self.clients.len(), 0);
         self.counters.open_failures.resize(self.clients.len(), [0; 32]);
+        self.counters.shadow_local.resize(self.clients.len(), 0);
+        self.counters.shadow_mesh.resize(self.clients.len(), 0);
+        self.counters.shadow_refused.resize(self.clients.len(), [0; 32]);
     }
 
     /// Whether a listener takes no further client. With a limit below what

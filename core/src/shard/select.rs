@@ -2,6 +2,8 @@
 //! to an OPEN says of the one that was chosen (semantics 7). The order is total,
 //! so that a choice can be repeated. Must not know how routes come to be.
 
+use smallvec::SmallVec;
+
 use super::eject::{At, Standing, Verdict, speaks_against};
 use super::{Role, Shard, ShardOut};
 use crate::config::Selection;
@@ -17,7 +19,8 @@ use crate::time::Instant;
 enum Class {
     /// Nothing speaks against it.
     Ready,
-    /// It came back a short while ago, and others of a worse priority serve.
+    /// It came back a short while ago; those that were there before are all of
+    /// a worse priority, and serve.
     HeldBack,
     /// The registry does not list it any more.
     Faded,
@@ -26,6 +29,26 @@ enum Class {
     /// Its session is silent or suspended: an OPEN waits in its queue, and is
     /// taken back at its deadline, unsent.
     Silent,
+}
+
+type Fences = SmallVec<[Fence; 8]>;
+
+/// Which of the candidates (since when they are back, priority, fence) are held
+/// back: in the order in which they came, each whose forerunners that are not
+/// held back are all of a worse priority. So a return to a better priority is
+/// delayed, a place among equals is not, and somebody serves.
+fn held(mut all: SmallVec<[(Instant, u64, Fence); 8]>) -> Fences {
+    all.sort_unstable();
+    let mut held = Fences::new();
+    let mut served: Option<u64> = None;
+    for (since, priority, fence) in all {
+        if since > Instant::ZERO && served.is_some_and(|served| served > priority) {
+            held.push(fence);
+        } else {
+            served = Some(served.map_or(priority, |served| served.min(priority)));
+        }
+    }
+    held
 }
 
 impl Shard {
@@ -45,43 +68,43 @@ impl Shard {
             self.routes.of(connector).filter(|c| !tried.contains(&c.fence)).filter_map(|c| {
                 let session = self.sessions.get(&c.session)?;
                 let free = session.pending_opens < self.limits.max_pending_opens;
-                free.then(|| (self.class(now, connector, c, selection), session.distance, c))
+                free.then(|| (self.class(now, connector, c), session.distance, c))
             })
         };
-        // Only a return to a better priority is delayed, not a place among equals.
-        let delays = !selection.failback_after.is_zero();
-        let ready = |(class, _, c): (Class, u8, &Candidate)| (class == Class::Ready).then(|| c.priority());
-        let served = if delays { left().filter_map(ready).min() } else { None };
+        let mut held_back = Fences::new();
+        if !selection.failback_after.is_zero() {
+            let ready = left().filter(|(class, ..)| *class == Class::Ready);
+            let since = |c| self.back_since(now, connector, c, selection);
+            held_back = held(ready.map(|(.., c)| (since(c), c.priority(), c.fence)).collect());
+        }
         left()
             .min_by_key(|(class, distance, c)| {
-                let equal = *class == Class::HeldBack && served.is_none_or(|served| served <= c.priority());
-                let class = if equal { Class::Ready } else { *class };
+                let class = if held_back.contains(&c.fence) { Class::HeldBack } else { *class };
                 let streams = self.load.get(&c.fence).copied().unwrap_or(0);
                 (class, c.rank, *distance, (streams + 1) * 1000 / u64::from(c.weight.max(1)), c.fence)
             })
             .map(|(.., c)| c.clone())
     }
 
-    fn class(&self, now: Instant, connector: &Name, c: &Candidate, selection: &Selection) -> Class {
+    fn class(&self, now: Instant, connector: &Name, c: &Candidate) -> Class {
         if !self.sessions.get(&c.session).is_some_and(|s| s.usable) {
             return Class::Silent;
         }
         match self.ejections.standing(now, connector, c) {
-            Standing::Out => return Class::Ejected,
-            Standing::Trial(Some(key)) if self.is_asking(key, c) => return Class::Ejected,
-            Standing::Trial(_) | Standing::In => {}
+            Standing::Out => Class::Ejected,
+            Standing::Trial(Some(key)) if self.is_asking(key, c) => Class::Ejected,
+            Standing::Trial(_) | Standing::In if c.is_faded() => Class::Faded,
+            Standing::Trial(_) | Standing::In => Class::Ready,
         }
-        if c.is_faded() {
-            return Class::Faded;
-        }
-        if selection.failback_after.is_zero() {
-            return Class::Ready;
-        }
+    }
+
+    /// Since when a candidate that was away is back; zero for one that was not,
+    /// or is back for long enough.
+    fn back_since(&self, now: Instant, connector: &Name, c: &Candidate, selection: &Selection) -> Instant {
         let interrupted = self.interruptions.contains_key(&c.session);
         let resumed = self.sessions.get(&c.session).filter(|_| interrupted).map(|s| s.back_at);
         let since = self.ejections.back_since(connector, c).max(resumed);
-        let recent = since.is_some_and(|since| now < since.after(selection.failback_after));
-        if recent { Class::HeldBack } else { Class::Ready }
+        since.filter(|since| now < since.after(selection.failback_after)).unwrap_or(Instant::ZERO)
     }
 
     /// Whether a stream waits for this candidate's answer.

@@ -80,7 +80,15 @@ fn listeners(s: &mut Snapshot, c: &ShardCounters, hub: &Hub) {
         let at = |v: &[u64]| v.get(ix).copied().unwrap_or(0);
         s.add(Family::StreamsTotal, &[name, "local"], at(&c.opened_local));
         s.add(Family::StreamsTotal, &[name, "mesh"], at(&c.opened_mesh));
+        if hub.mode() == Mode::Shadow || at(&c.shadow_local) + at(&c.shadow_mesh) > 0 {
+            s.add(Family::ShadowDecisions, &[name, "local"], at(&c.shadow_local));
+            s.add(Family::ShadowDecisions, &[name, "mesh"], at(&c.shadow_mesh));
+        }
         for code in RstCode::ALL {
+            let n = c.shadow_refused.get(ix).and_then(|r| r.get(usize::from(code.number()))).copied().unwrap_or(0);
+            if n > 0 {
+                s.add(Family::ShadowDecisions, &[name, code.name()], n);
+            }
             let n = c.open_failures.get(ix).and_then(|r| r.get(usize::from(code.number()))).copied().unwrap_or(0);
             if n > 0 {
                 s.add(Family::OpenFailures, &[name, code.name()], n);

@@ -52,11 +52,14 @@ impl SlotMap {
                 return Err(EXPECTED);
             };
             let [host, Value::Int(port), ..] = &**master else { return Err(EXPECTED) };
-            let host = match host {
-                Value::BulkString(host) => std::str::from_utf8(host).map_err(|_| EXPECTED)?,
-                Value::SimpleString(host) => host,
-                Value::Nil => "",
-                _ => return Err(EXPECTED),
+            let host = if let Value::BulkString(host) = host {
+                std::str::from_utf8(host).map_err(|_| EXPECTED)?
+            } else if let Value::SimpleString(host) = host {
+                host
+            } else if *host == Value::Nil {
+                ""
+            } else {
+                return Err(EXPECTED);
             };
             let number = |n: &i64| u16::try_from(*n).map_err(|_| EXPECTED);
             map.push((number(first)?, number(last)?, address(host, number(port)?, asked)?));

@@ -109,10 +109,8 @@ impl Origin {
 
     /// Where the latest OPEN went.
     fn asked(&mut self) -> Option<u32> {
-        let opens = |(s, f): (SessionKey, Frame)| match f {
-            Frame::Stream { body: Body::Open(_), .. } => Some(s.ix),
-            _ => None,
-        };
+        let opens =
+            |(s, f): (SessionKey, Frame)| matches!(f, Frame::Stream { body: Body::Open(_), .. }).then_some(s.ix);
         self.out.frames.drain(..).filter_map(opens).last()
     }
 
@@ -137,6 +135,7 @@ impl Origin {
             o.note(ControlNote::Distance { session: session(ix), class: f.class });
             // Failures need a candidate that is listed, alone and reachable.
             let c = Self::candidate(ix, &Facts { faded: false, ..f.clone() });
+            o.now = o.now.after(Duration::from_secs(1));
             if f.back {
                 o.route(c.clone().at(name("ldap")));
                 o.route(Self::gone(&c));
@@ -165,20 +164,27 @@ impl Origin {
 }
 
 /// The rules as the documentation has them: what one candidate is behind
-/// another for, the most important first.
+/// another for, the most important first. Each came a second after the one
+/// before it.
 fn expected(all: &[Facts], delays: bool) -> usize {
     let out = |f: &Facts| f.fails >= RULES.fall && !f.faded;
-    let recent = |f: &Facts| delays && f.back && !f.faded;
-    let plain = |f: &Facts| f.usable && !out(f) && !f.faded && !recent(f);
-    let serving = all.iter().filter(|f| plain(f)).map(|f| f.priority).min();
-    let held = |f: &Facts| recent(f) && !out(f) && serving.is_some_and(|p| p > f.priority);
-    let before = |a: &Facts, b: &Facts| {
+    let there = |f: &Facts| f.usable && !out(f) && !f.faded;
+    // Whether a candidate is preferred at once, by those that were there before.
+    let mut preferred: Vec<usize> = (0..all.len()).filter(|ix| there(&all[*ix]) && !all[*ix].back).collect();
+    let mut held = Vec::new();
+    for ix in (0..all.len()).filter(|ix| delays && there(&all[*ix]) && all[*ix].back) {
+        let worse = |q: &usize| all[*q].priority > all[ix].priority;
+        let all_worse = !preferred.is_empty() && preferred.iter().all(worse);
+        if all_worse { held.push(ix) } else { preferred.push(ix) }
+    }
+    let before = |x: usize, y: usize| {
+        let (a, b) = (&all[x], &all[y]);
         [
             (!a.usable).cmp(&!b.usable),
             // Of those that cannot be reached the state does not matter.
             if a.usable { out(a).cmp(&out(b)) } else { std::cmp::Ordering::Equal },
             a.faded.cmp(&b.faded),
-            if a.usable && b.usable { held(a).cmp(&held(b)) } else { std::cmp::Ordering::Equal },
+            held.contains(&x).cmp(&held.contains(&y)),
             a.priority.cmp(&b.priority),
             b.local.cmp(&a.local),
             b.same_region.cmp(&a.same_region),
@@ -188,7 +194,7 @@ fn expected(all: &[Facts], delays: bool) -> usize {
         .into_iter()
         .fold(std::cmp::Ordering::Equal, std::cmp::Ordering::then)
     };
-    (0..all.len()).min_by(|x, y| before(&all[*x], &all[*y]).then(x.cmp(y))).unwrap()
+    (0..all.len()).min_by(|x, y| before(*x, *y).then(x.cmp(y))).unwrap()
 }
 
 proptest! {
