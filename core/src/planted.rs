@@ -250,9 +250,9 @@ pub const BUGS: &[Bug] = &[
         48,
         "an answer READONLY does not make the registry's client connect anew",
         &["L5", "L6"],
-        Applies::Driver,
-        "the connection to Redis is the driver's: tests/tests/registry_contract.rs demotes a server, and \
-         driver-tokio/src/registry/connection.rs has the table of answers",
+        Applies::Simulator,
+        "the connection to Redis is the driver's, the simulator has a twin of it; a master that is demoted while \
+         hubs hold connections to it",
     ),
     core(
         49,

@@ -521,7 +521,8 @@ impl World {
             if self.nodes[usize::from(ix)].is_up() && !self.is_frozen(ix) {
                 if flipped {
                     self.flip(ix, None);
-                } else if changed {
+                } else if changed && !self.check.drains.contains_key(&ix) && !self.has_short_token(ix) {
+                    // Whoever is started anew below reads it then.
                     self.tell_file(ix);
                 }
             }

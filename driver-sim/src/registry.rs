@@ -33,7 +33,7 @@ use nowconnect_core::registry::{MemoryRegistry, RegistryError, RegistryOp, Regis
 use nowconnect_core::time::Instant;
 
 use client::Conns;
-use fault::{Active, reads};
+use fault::{Active, reads, writes};
 pub use fault::{CLASSES, Class, Damage, Fault, ServerError, Whom};
 pub use ghost::{Acted, ExecutedClaim, Violation};
 use ghost::{Ghost, Place};
@@ -324,7 +324,9 @@ impl RegistryModel {
             self.claims_under_way = self.claims_under_way.saturating_sub(1);
         }
         let mut answered = true;
-        if self.active.is_empty() {
+        if self.conns.find(request.client).is_some_and(|c| c.stuck) && writes(&request.op) {
+            request.result = Err(ServerError::ReadOnly.outcome());
+        } else if self.active.is_empty() {
             request.result = self.execute(now, &request, 0);
         } else if self.hits(request.client.node, |f| *f == Fault::Refuse).is_some() {
             self.count(Class::R1);

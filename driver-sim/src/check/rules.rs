@@ -110,8 +110,9 @@ impl World {
     /// token of its own does not name: the tunnel ends for that too.
     fn may_outgrow_its_token(&self, agent: &AgentId) -> bool {
         let named = |(n, _): &(usize, &AgentPlan)| agent.as_str() == format!("agent-{n}");
-        let plan = self.plan.agents.iter().enumerate().find(named).map(|(_, a)| a);
-        plan.is_some_and(|a| a.check_ns > 0 && a.token_ns > 0 && a.scope.as_ref().is_some_and(|s| s.len() > 1))
+        let Some((n, plan)) = self.plan.agents.iter().enumerate().find(named) else { return false };
+        let speaks = plan.check_ns > 0 || self.is_rewired(self.node_of(At::Agent(n as u8)));
+        speaks && plan.token_ns > 0 && plan.scope.as_ref().is_some_and(|s| s.len() > 1)
     }
 
     /// I4: what a token that ran out leaves behind ends when the rule says so.

@@ -31,9 +31,24 @@ pub(super) struct Conn {
     timeouts: u32,
     last_arrival: Instant,
     last_reply: Instant,
+    /// It ends at a server that takes no writes, and is kept all the same
+    /// (planted bug 48).
+    pub(super) stuck: bool,
 }
 
+/// A client that does not connect anew when it is told READONLY.
+const PLANTED_NEVER_ANEW: u16 = 48;
+
 impl Conn {
+    /// The server says READONLY: it was demoted, and another one is master now.
+    pub(super) fn read_only(&mut self, now: Instant, draw: &mut dyn Draw) {
+        if nowconnect_core::planted::current() == Some(PLANTED_NEVER_ANEW) {
+            self.stuck = true;
+        } else {
+            self.abandon(self.generation, now, draw);
+        }
+    }
+
     pub(super) fn new(run: u64, now: Instant) -> Self {
         Self {
             run,
@@ -44,6 +59,7 @@ impl Conn {
             timeouts: 0,
             last_arrival: Instant::ZERO,
             last_reply: Instant::ZERO,
+            stuck: false,
         }
     }
 
@@ -70,6 +86,7 @@ impl Conn {
             return;
         }
         self.generation += 1;
+        self.stuck = false;
         self.timeouts = 0;
         self.last_arrival = now;
         self.last_reply = now;

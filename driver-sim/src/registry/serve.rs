@@ -69,7 +69,9 @@ impl RegistryModel {
         let class = active.fault.class();
         if writes(&request.op) {
             self.count(class);
-            self.abandon(now, request, draw);
+            if let Some(conn) = self.conns.find(request.client).filter(|c| c.generation == request.generation) {
+                conn.read_only(now, draw);
+            }
             return Some(Err(ServerError::ReadOnly.outcome()));
         }
         let result = active.view.clone().unwrap_or_default().execute(wall, &request.op);

@@ -235,7 +235,9 @@ fn small_pieces_that_wait_share_a_frame_and_keep_their_order() {
                         assert!(full || next == whole, "a frame of {} bytes", bytes.len());
                     }
                     Body::Fin { final_off } => ended = *final_off == next && next == whole,
-                    other => panic!("{other:?}"),
+                    Body::Open(_) | Body::OpenAck { .. } | Body::Credit { .. } | Body::Rst { .. } | Body::Resume(_) => {
+                        panic!("{body:?}")
+                    }
                 }
             }
             assert!(ended, "{piece}");
