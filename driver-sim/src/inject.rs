@@ -515,7 +515,9 @@ impl World {
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);
             // Also of a hub that is down just now and comes back later.
-            self.nodes[usize::from(ix)].keys = Keys::default();
+            // All have the first certificates again at one instant: no rotation.
+            let keys = std::mem::take(&mut self.nodes[usize::from(ix)].keys);
+            self.check.strange_keys |= keys != Keys::default();
             let changed = std::mem::take(&mut self.nodes[usize::from(ix)].changed) != Changed::default();
             let flipped = self.nodes[usize::from(ix)].mode.take().is_some();
             if self.nodes[usize::from(ix)].is_up() && !self.is_frozen(ix) {

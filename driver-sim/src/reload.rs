@@ -165,8 +165,13 @@ impl World {
         let now = self.now;
         let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);
+        let mut flipped = false;
         let taken = match (&mut node.machine, hub, agent) {
-            (Some(Machine::Hub(m)), Some(config), _) => m.reload(at, &config, DRAIN, &mut node.out).is_ok(),
+            (Some(Machine::Hub(m)), Some(config), _) => {
+                // Also a mode that came while it slept.
+                flipped = m.mode() != config.mode;
+                m.reload(at, &config, DRAIN, &mut node.out).is_ok()
+            }
             (Some(Machine::Agent(m)), _, Some(config)) => m.reload(at, &config, DRAIN, &mut node.out).is_ok(),
             _ => return,
         };
@@ -176,6 +181,9 @@ impl World {
         }
         self.inputs += 1;
         self.ghost_rewired(ix);
+        if flipped {
+            self.ghost_flipped(ix);
+        }
         self.settle(ix);
     }
 }

@@ -59,6 +59,13 @@ impl World {
         self.check.withdrawn.iter().any(|((ix, name), at)| *name == wanted && of(*ix) && over(at))
     }
 
+    /// Whether a hub's tunnel of an agent has a connection.
+    fn carries_tunnel(&self, ix: u16, agent: &AgentId) -> bool {
+        let Some(hub) = self.nodes[usize::from(ix)].hub() else { return false };
+        let tunnel = hub.control().tunnels().find(|t| t.agent_id == agent);
+        tunnel.is_some_and(|t| hub.mux().get(t.session).is_some_and(|e| e.conn.is_some()))
+    }
+
     /// L11, M4: who has an agent of its own needs no registry. Called for a
     /// record of a hub that ran undisturbed.
     pub(super) fn judge_refusal(&mut self, ix: u16, r: &StreamRecord, slack: u64) {
@@ -89,7 +96,10 @@ impl World {
             let present = held.since >= self.nodes[usize::from(node)].started;
             // An agent whose target failed its checks has said so.
             let back = !self.was_withdrawn(n, r.listener.0, came.saturating_sub(slack));
-            *hub == ix && exposed && back && plan.token_ns == 0 && calm && present && held.since + slack < came
+            // That it is back, it can say on a tunnel that carries only.
+            let told = !self.was_withdrawn(n, r.listener.0, 0)
+                || (self.carries_tunnel(ix, agent) && self.welcomed(ix, node) + slack < came);
+            *hub == ix && exposed && back && told && plan.token_ns == 0 && calm && present && held.since + slack < came
         });
         if let Some(((_, agent), held)) = served {
             let text = format!(
