@@ -81,6 +81,8 @@ struct World {
     dials: Vec<TargetIx>,
     cast: Cast,
     highest: Epoch,
+    /// What the runs before this one had: a HELLO of theirs may still leave.
+    earlier: Vec<(Instance, Epoch)>,
     replay: Vec<(ConnKey, Bytes)>,
     keys: u32,
 }
@@ -140,6 +142,7 @@ pub fn agent_machine(data: &[u8]) {
         dials: Vec::new(),
         cast,
         highest: Epoch(0),
+        earlier: Vec::new(),
         replay: Vec::new(),
         keys: 0,
     };
@@ -478,7 +481,8 @@ impl World {
         decode(c.dialect, message, &WireLimits::ESTABLISHED, &mut frames).expect("the agent speaks the dialect");
         if let Some(Frame::Hello(hello)) = frames.pop() {
             let HelloRole::Agent(me) = &hello.role else { panic!("an agent says it is a hub") };
-            assert!(me.agent_id == agent("a") && me.seen <= self.highest, "HELLO tells the truth (O2)");
+            let of_run = self.earlier.iter().find(|(run, _)| *run == me.instance).map_or(self.highest, |(_, had)| *had);
+            assert!(me.agent_id == agent("a") && me.seen <= of_run, "HELLO tells the truth (O2)");
             c.challenge = hello.challenge;
             c.resume = hello.resume.map(|r| (r.session, r.attempt, r.received));
             c.said_hello = true;
@@ -521,6 +525,7 @@ impl World {
                 self.highest = Epoch(0);
                 let before = std::mem::replace(&mut self.cast.instances[0], self.agent.tunnels().instance());
                 assert_ne!(before, self.cast.instances[0], "another instance");
+                self.earlier.push((before, highest));
             }
         }
         for (sock, op) in std::mem::take(&mut self.out.socks) {
