@@ -514,8 +514,7 @@ impl World {
             worked = true;
             self.prove(n, conn, &proof);
         }
-        while !self.registry_held
-            && !(self.claims_held && self.claim_waits())
+        while !(self.registry_held || self.claims_held && self.claim_waits())
             && let Some((n, token, op)) = self.registry_ops.pop_front()
         {
             worked = true;
