@@ -7,6 +7,7 @@
 //! still carries, the shards know.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use super::control::Control;
 use crate::config::{DrainTimes, Mode};
@@ -38,6 +39,8 @@ pub(super) struct Leaving {
     elsewhere: BTreeSet<AgentId>,
     /// When the registry is asked next where the others are.
     ask_at: Option<Instant>,
+    /// The agent asked for last, if others are left after it.
+    asked: Option<AgentId>,
 }
 
 /// A drain as `status` and metrics show it.
@@ -128,6 +131,7 @@ impl Control {
             untold,
             elsewhere: BTreeSet::new(),
             ask_at: asks.then_some(now),
+            asked: None,
         });
         out.observed.push(Observed::Drain(DrainStep::Begun));
         self.last_status = Some(self.status());
@@ -201,10 +205,13 @@ impl Control {
         if self.registry_unwell() {
             return;
         }
-        let Some(l) = &self.leaving else { return };
-        let here =
-            self.attachments.iter().filter(|(id, a)| l.untold.get(a.session).is_none() && !l.elsewhere.contains(*id));
+        let Some(l) = self.leaving.as_mut() else { return };
+        let from = l.asked.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let here = (self.attachments.range((from, Bound::Unbounded)))
+            .filter(|(id, a)| l.untold.get(a.session).is_none() && !l.elsewhere.contains(*id));
         let ask: Vec<AgentId> = here.map(|(id, _)| id.clone()).take(ASK_BATCH).collect();
+        // Who is nowhere else must not keep the others from being asked for.
+        l.asked = ask.last().filter(|_| ask.len() == ASK_BATCH).cloned();
         for agent_id in ask {
             self.ask_owners(now, &agent_id, out);
         }

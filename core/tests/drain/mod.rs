@@ -92,6 +92,22 @@ fn agents_are_led_elsewhere_one_after_the_other_and_no_client_waits_or_fails() {
 }
 
 #[test]
+fn who_is_elsewhere_is_found_behind_any_number_of_agents_that_are_not() {
+    let mut w = World::new();
+    let a = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 1);
+    w.hub(hub_config("hub-b", Mode::Active, &["hub-a"]), 2);
+    for n in 0..300 {
+        w.agent(agent_config(&format!("plant-{n}"), &["hub-a"], 1), 10 + n);
+    }
+    w.agent(agent_config("z", &["hub-a", "hub-b"], 2), 9);
+    w.run_for(secs(3));
+    assert_eq!(tunnels(&w, a), 301);
+    drain(&mut w, a, secs(10), secs(60));
+    w.run_for(secs(9));
+    assert_eq!((view(&w, a).told, view(&w, a).elsewhere), (301, 1));
+}
+
+#[test]
 fn the_order_of_agents_is_drawn_from_the_seed() {
     let order = |seed: u64| {
         let mut w = World::new();
