@@ -575,7 +575,8 @@ impl Mux {
     }
 
     /// Tells the shard which sessions take new streams and how far away their
-    /// peers are, where that changed since the last call. Only sessions that were touched are looked at.
+    /// peers are, where that changed since the last call. Only sessions that
+    /// were touched are looked at.
     pub fn refresh_usable(&mut self, now: Instant, notes: &mut Vec<ControlNote>) {
         for key in std::mem::take(&mut self.touched) {
             let Some(entry) = self.sessions.get_mut(key) else { continue };

@@ -23,6 +23,19 @@ struct Facts {
     back: bool,
 }
 
+/// A candidate at which nothing is out of the ordinary.
+const PLAIN: Facts = Facts {
+    priority: 0,
+    local: true,
+    same_region: true,
+    class: 0,
+    weight: 1,
+    usable: true,
+    faded: false,
+    fails: 0,
+    back: false,
+};
+
 fn facts() -> impl Strategy<Value = Facts> {
     (0u16..3, any::<bool>(), any::<bool>(), 0u8..3, 1u16..4, 0u8..10, 0u8..10, 0u32..5, 0u8..4).prop_map(
         |(priority, local, same_region, class, weight, usable, faded, fails, back)| Facts {
@@ -230,10 +243,7 @@ proptest! {
         weights in prop::collection::vec(1u16..5, 2..5),
         class in 0u8..3,
     ) {
-        let plain = |weight| Facts {
-            priority: 1, local: true, same_region: true, class, weight, usable: true, faded: false, fails: 0, back: false,
-        };
-        let all: Vec<Facts> = weights.iter().map(|w| plain(*w)).collect();
+        let all: Vec<Facts> = weights.iter().map(|&weight| Facts { class, weight, ..PLAIN }).collect();
         let mut o = Origin::with(&all, false);
         let mut got = vec![0u16; all.len()];
         let rounds = 10;
@@ -250,17 +260,7 @@ proptest! {
 
 #[test]
 fn a_distance_that_changes_moves_new_streams_only() {
-    let near = Facts {
-        priority: 0,
-        local: false,
-        same_region: true,
-        class: 0,
-        weight: 1,
-        usable: true,
-        faded: false,
-        fails: 0,
-        back: false,
-    };
+    let near = Facts { local: false, ..PLAIN };
     let mut o = Origin::with(&[near.clone(), near.clone()], false);
     let (first, stream) = o.opens().unwrap();
     o.answer(first, stream, Ok(()));
@@ -282,18 +282,7 @@ fn at(agent: u32) -> (Name, AgentId, Name) {
 fn an_ejection_doubles_up_to_the_most_and_starts_over() {
     let (mut e, mut now) = (Ejections::default(), Instant::from_nanos(1));
     let rules = Selection { eject_max: Duration::from_secs(60), ..RULES };
-    let plain = Facts {
-        priority: 0,
-        local: true,
-        same_region: true,
-        class: 0,
-        weight: 1,
-        usable: true,
-        faded: false,
-        fails: 0,
-        back: false,
-    };
-    let c = Origin::candidate(1, &plain);
+    let c = Origin::candidate(1, &PLAIN);
     for seconds in [10, 20, 40, 60, 60] {
         let fails = if seconds == 10 { 3 } else { 1 };
         let time = Duration::from_secs(seconds);
@@ -323,24 +312,13 @@ fn an_ejection_doubles_up_to_the_most_and_starts_over() {
 #[test]
 fn what_is_kept_of_those_who_left_is_bounded() {
     let mut o = Origin::new(RULES);
-    let plain = Facts {
-        priority: 0,
-        local: true,
-        same_region: true,
-        class: 0,
-        weight: 1,
-        usable: true,
-        faded: false,
-        fails: 0,
-        back: false,
-    };
     for ix in 0..5_000 {
-        let c = Origin::candidate(ix, &plain);
+        let c = Origin::candidate(ix, &PLAIN);
         o.route(c.clone().at(name("ldap")));
         o.route(Origin::gone(&c));
     }
     let came_back = |o: &mut Origin, ix| {
-        let c = Origin::candidate(ix, &plain);
+        let c = Origin::candidate(ix, &PLAIN);
         o.route(c.clone().at(name("ldap")));
         o.shard.ejections.back_since(&name("ldap"), &c).is_some()
     };
