@@ -71,6 +71,29 @@ impl Standing {
     }
 }
 
+/// The registry is back after what `began` then: hubs are ready, streams that
+/// stood still stand, and a new agent's claim is above everything before.
+///
+/// # Panics
+/// When it is not so.
+pub async fn recovered(mut cluster: Cluster, mut standing: Standing, what: &str, began: Instant) {
+    for ix in [0, 1] {
+        cluster.wait_status(ix, "ready").await;
+    }
+    cluster.wait_echo(1, "t").await;
+    println!("{what}: ready and open across hubs {:?} after", began.elapsed());
+    standing.ping().await;
+    standing.close().await;
+    cluster.kill_agent();
+    cluster.start_agent();
+    cluster.wait_metric(0, "nowconnect_tunnels", &[], 1.0).await;
+    let log = cluster.hubs[0].running().log.clone();
+    eventually("the new agent is attached", PATIENCE, || async { (epochs(&log).len() >= 2).then_some(()) }).await;
+    assert_rising(&epochs(&log));
+    cluster.wait_echo(1, "t").await;
+    cluster.assert_alive();
+}
+
 /// Connects a client and waits for its refusal; how long that took.
 ///
 /// # Panics

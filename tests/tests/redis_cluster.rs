@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nowconnect_tests::actors::Failure;
 use nowconnect_tests::cluster::{Cluster, Plan};
-use nowconnect_tests::ownership::{Standing, assert_rising, echo, epochs, refusal};
+use nowconnect_tests::ownership::{Standing, echo, recovered, refusal};
 use nowconnect_tests::redis_cluster::{MASTERS, RedisCluster};
 use nowconnect_tests::target::Target;
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, eventually};
@@ -50,21 +50,8 @@ impl Scene {
     }
 
     /// Whatever happened: all as before, and epochs above those of before.
-    async fn recovers(mut self, began: Instant) {
-        for ix in [0, 1] {
-            self.cluster.wait_status(ix, "ready").await;
-        }
-        self.cluster.wait_echo(1, "t").await;
-        println!("ready, and open across hubs, {:?} after it began", began.elapsed());
-        self.standing.ping().await;
-        self.standing.close().await;
-        self.cluster.kill_agent();
-        self.cluster.start_agent();
-        let log = self.cluster.hubs[0].running().log.clone();
-        eventually("the new agent is attached", PATIENCE, || async { (epochs(&log).len() >= 2).then_some(()) }).await;
-        assert_rising(&epochs(&log));
-        self.cluster.wait_echo(1, "t").await;
-        self.cluster.assert_alive();
+    async fn recovers(self, began: Instant) {
+        recovered(self.cluster, self.standing, "a master", began).await;
     }
 }
 

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use nowconnect_tests::cluster::{Cluster, Plan};
-use nowconnect_tests::ownership::{Standing, assert_rising, echo, epochs, refusal};
+use nowconnect_tests::ownership::{Standing, assert_rising, echo, epochs, recovered, refusal};
 use nowconnect_tests::redis::Redis;
 use nowconnect_tests::target::Target;
 use nowconnect_tests::wait::{PATIENCE, eventually};
@@ -57,24 +57,8 @@ impl Scene {
     }
 
     /// Redis is back.
-    async fn recover(mut self, kind: &str) {
-        let began = Instant::now();
-        for ix in [0, 1] {
-            self.cluster.wait_status(ix, "ready").await;
-        }
-        self.cluster.wait_echo(1, "t").await;
-        println!("{kind}: ready and open across hubs after {:?}", began.elapsed());
-        self.standing.ping().await;
-        self.standing.close().await;
-        // A restart of the agent is a claim above everything before.
-        self.cluster.kill_agent();
-        self.cluster.start_agent();
-        self.cluster.wait_metric(0, "nowconnect_tunnels", &[], 1.0).await;
-        let log = self.cluster.hubs[0].running().log.clone();
-        eventually("the new agent is attached", PATIENCE, || async { (epochs(&log).len() >= 2).then_some(()) }).await;
-        assert_rising(&epochs(&log));
-        self.cluster.wait_echo(1, "t").await;
-        self.cluster.assert_alive();
+    async fn recover(self, kind: &str) {
+        recovered(self.cluster, self.standing, kind, Instant::now()).await;
     }
 }
 
