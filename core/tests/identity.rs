@@ -12,7 +12,7 @@ use bytes::Bytes;
 use nowconnect_core::config::{HubConfig, Mode};
 use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::{ConnKey, Incarnation, Secret, SockKey};
+use nowconnect_core::id::{ConnKey, Incarnation, Secret, SessionId, SockKey, TargetIx};
 use nowconnect_core::identity::{Proof, Verified};
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::Observed;
@@ -184,10 +184,23 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(peers: &[&str]) -> Self {
         let mut out = NodeOut::default();
         let now = Instant::from_nanos(1);
-        let hub = Hub::new(Arc::new(signing("hub-a", &[])), Seed::from_u64(1), now, &mut out);
+        let hub = Hub::new(Arc::new(signing("hub-a", peers)), Seed::from_u64(1), now, &mut out);
         Self { hub, out, now }
+    }
+
+    /// The next peer the hub dials.
+    fn dialled(&mut self) -> TargetIx {
+        while self.out.dial.is_empty() {
+            self.now = self.hub.poll_timeout().unwrap().at;
+            self.hub.handle_timeout(self.now, &mut self.out);
+        }
+        self.out.dial.pop().unwrap()
     }
 
     fn input(&mut self, input: Input) {
@@ -274,6 +287,40 @@ fn a_recorded_handshake_proves_nothing_twice() {
     assert_eq!(wanted.len(), 2);
     assert_ne!(wanted[0], wanted[1]);
     assert!(bench.hub.mux().is_empty());
+}
+
+/// Whoever answers our dial with our own name has not proved to be us: the
+/// peer is dialled again. (Whoever stands between could part two hubs for good.)
+#[test]
+fn a_peer_that_claims_our_name_is_dialled_again() {
+    let mut bench = Bench::with(&["hub-b"]);
+    for ix in 0..6 {
+        let (conn, target) = (ConnKey { ix, generation: 0 }, bench.dialled());
+        bench.input(Input::Connected { target, conn, dialect: V2, peer: HubGrant::default() });
+        assert!(matches!(bench.said(conn)[..], [Frame::Hello(_)]));
+        let answer = if ix % 2 == 0 {
+            Frame::GoAway { code: CloseCode::Itself, retry_after_ms: 0 }
+        } else {
+            Frame::Welcome(Box::new(Welcome {
+                replica_id: name("hub-a"),
+                incarnation: Incarnation(5),
+                namespace: name("default"),
+                region: None,
+                session: SessionId(1),
+                secret: Some(Secret([2; 32])),
+                resumed: None,
+                attachment: None,
+                resume_window_ms: 10_000,
+                challenge: Secret([3; 16]),
+                initial_window: 65536,
+                capabilities: Vec::new(),
+                signature: None,
+            }))
+        };
+        bench.say(conn, answer);
+        bench.input(Input::Disconnected { conn, cause: CloseCode::Itself });
+        assert!(!bench.out.observed.iter().any(|o| matches!(o, Observed::PeerIsSelf { .. })));
+    }
 }
 
 /// Attacks 27 and 29: another hub's certificate, and our own words.

@@ -335,10 +335,6 @@ impl Control {
                     if retry_after_ms > 0 {
                         p.link.on_retry_after(now, Duration::from_millis(retry_after_ms));
                     }
-                    if code == CloseCode::Itself {
-                        p.itself = true;
-                        out.observed.push(Observed::PeerIsSelf { peer: target.0 });
-                    }
                 }
                 if code == CloseCode::Duplicate {
                     // The peer keeps the session it already has with us; its

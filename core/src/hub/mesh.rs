@@ -7,7 +7,7 @@ use super::handshake::{AcceptStep, Accepting, DialStep, Dialling, Handshake, Sta
 use super::proof::UNPROVEN;
 use crate::config::Mode;
 use crate::error::CloseCode;
-use crate::id::{ConnKey, Incarnation, Name, SessionKey, TargetIx};
+use crate::id::{ConnKey, Incarnation, Name, Secret, SessionKey, TargetIx};
 use crate::link;
 use crate::mux::{Mux, NodeOut, Peer};
 use crate::observed::Observed;
@@ -39,6 +39,7 @@ impl Control {
             return self.refuse_handshake(now, conn, CloseCode::Namespace, "ha.namespace differs", mux, out);
         }
         if peer.replica_id == self.run.replica_id {
+            self.find_itself(&hello.challenge, out);
             return self.refuse_handshake(now, conn, CloseCode::Itself, "the peer has our own ha.replica_id", mux, out);
         }
         // Where TLS asked for a certificate it must be the same hub's.
@@ -75,6 +76,22 @@ impl Control {
         let step = AcceptStep::Signature;
         let accepting = Accepting { step, peer, initial_window, session, challenge, welcome, exporter };
         self.prove_to_dialler(conn, Box::new(accepting), mux, out);
+    }
+
+    /// A HELLO that carries the challenge of one of our dials is that dial's
+    /// own: the entry of `ha.mesh.peers` leads here and is not dialled any more.
+    /// What a peer says of its name proves nothing yet, so a WELCOME or GOAWAY
+    /// with our name is a dial that failed.
+    fn find_itself(&mut self, challenge: &Secret<16>, out: &mut NodeOut) {
+        let ours = |(_, h): (_, &Handshake)| match &h.stage {
+            Stage::Welcome { target, challenge: c, .. } if c == challenge => Some(*target),
+            _ => None,
+        };
+        let Some(target) = self.handshakes.iter().find_map(ours) else { return };
+        if let Some(p) = self.peers.get_mut(usize::from(target.0)) {
+            p.itself = true;
+            out.observed.push(Observed::PeerIsSelf { peer: target.0 });
+        }
     }
 
     /// The peer we welcomed is who it says: the session exists on both sides.
@@ -129,11 +146,7 @@ impl Control {
             return self.refuse_handshake(now, conn, CloseCode::Namespace, "ha.namespace differs", mux, out);
         }
         if welcome.replica_id == self.run.replica_id {
-            if let Some(p) = self.peers.get_mut(ix) {
-                p.itself = true;
-                out.observed.push(Observed::PeerIsSelf { peer: target.0 });
-            }
-            return self.refuse_handshake(now, conn, CloseCode::Itself, "this peer is the hub itself", mux, out);
+            return self.refuse_handshake(now, conn, CloseCode::Itself, "the peer has our own ha.replica_id", mux, out);
         }
         let expected = self.config.peers.get(ix).and_then(|p| p.replica_id.clone());
         if expected.as_ref().is_some_and(|e| *e != welcome.replica_id) {
