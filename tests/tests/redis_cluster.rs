@@ -12,7 +12,7 @@ use nowconnect_tests::cluster::{Cluster, Plan};
 use nowconnect_tests::ownership::{Standing, echo, recovered, refusal};
 use nowconnect_tests::redis_cluster::{MASTERS, RedisCluster};
 use nowconnect_tests::target::Target;
-use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, eventually};
+use nowconnect_tests::wait::{LONG_PATIENCE, eventually};
 
 const DOWN: [(&str, &str); 1] = [("reason", "REGISTRY_DOWN")];
 
