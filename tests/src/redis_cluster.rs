@@ -2,7 +2,9 @@
 //! hand so that every port comes from the OS.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
+use crate::certs::Files;
 use crate::ports::Port;
 use crate::redis::Redis;
 use crate::wait::{LONG_PATIENCE, eventually};
@@ -20,6 +22,8 @@ pub struct RedisCluster {
     /// Their names among each other.
     pub ids: Vec<String>,
     buses: Vec<Port>,
+    /// Where they speak TLS, if they do.
+    secure: Vec<Port>,
 }
 
 /// Number of masters.
@@ -32,21 +36,46 @@ impl RedisCluster {
     /// # Panics
     /// When they do not get that far.
     pub async fn start(replicas: bool, args: &[&str]) -> Self {
-        let count = if replicas { 2 * MASTERS } else { MASTERS };
-        let (mut nodes, mut buses, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+        Self::launch(if replicas { 2 * MASTERS } else { MASTERS }, args, None).await
+    }
+
+    /// The same without replicas and with TLS among the nodes; clients with a
+    /// certificate of `ca` find them all at [`RedisCluster::tls_url`].
+    ///
+    /// # Panics
+    /// As [`RedisCluster::start`].
+    pub async fn start_tls(node: &Files, ca: &Path) -> Self {
+        Self::launch(MASTERS, &[], Some((node, ca))).await
+    }
+
+    async fn launch(count: usize, args: &[&str], tls: Option<(&Files, &Path)>) -> Self {
+        let (mut nodes, mut buses, mut ids, mut secure) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..count {
             let bus = Port::reserve();
             let number = bus.number().to_string();
             let mut all = vec!["--cluster-enabled", "yes", "--cluster-port", &number];
             all.extend(["--cluster-node-timeout", NODE_TIMEOUT_MS, "--cluster-replica-validity-factor", "0"]);
             all.extend(args);
+            let with_tls = tls.map(|(files, ca)| {
+                let path = |p: &Path| p.display().to_string();
+                let port = Port::reserve();
+                let number = port.number().to_string();
+                secure.push(port);
+                [number, path(&files.cert), path(&files.key), path(ca)]
+            });
+            if let Some([port, cert, key, ca]) = &with_tls {
+                all.extend(["--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key]);
+                all.extend(["--tls-ca-cert-file", ca, "--tls-auth-clients", "yes"]);
+                all.extend(["--tls-cluster", "yes", "--tls-replication", "yes"]);
+            }
             let node = Redis::start_with(&all).await;
             ids.push(bulk(&node.call("CLUSTER MYID").await.unwrap()));
             nodes.push(node);
             buses.push(bus);
         }
-        let cluster = Self { nodes, ids, buses };
-        let (meet, bus) = (cluster.nodes[0].addr(), cluster.buses[0].number());
+        let cluster = Self { nodes, ids, buses, secure };
+        let meet = cluster.secure.first().map_or(cluster.nodes[0].addr(), |port| port.addr);
+        let bus = cluster.buses[0].number();
         for (ix, node) in cluster.nodes.iter().enumerate() {
             if ix < MASTERS {
                 let (first, last) = cluster.range(ix);
@@ -97,6 +126,12 @@ impl RedisCluster {
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.nodes.iter().map(|n| n.addr().to_string()).collect();
         format!("redis-cluster://{}", hosts.join(","))
+    }
+
+    /// The URL of one node only, with TLS.
+    #[must_use]
+    pub fn tls_url(&self) -> String {
+        format!("rediss-cluster://{}", self.secure[0].addr)
     }
 
     /// Where node `ix` listens.

@@ -7,9 +7,7 @@
 mod keys;
 mod refused;
 
-use nowconnect::config::{
-    AgentSetup, ConfigErrors, HubSetup, Kind, ParseOptions, kind_of, parse_agent, parse_hub,
-};
+use nowconnect::config::{AgentSetup, ConfigErrors, HubSetup, Kind, ParseOptions, kind_of, parse_agent, parse_hub};
 
 const STRICT: ParseOptions = ParseOptions { allow_unknown_keys: false };
 
@@ -148,7 +146,8 @@ fn seeds() {
 #[test]
 fn examples() {
     let env = |name: &str| (name == "HOSTNAME").then(|| "hub-a".to_owned());
-    for text in [include_str!("../../../deploy/examples/hub.yaml"), include_str!("../../../deploy/examples/cloud.yaml")] {
+    for text in [include_str!("../../../deploy/examples/hub.yaml"), include_str!("../../../deploy/examples/cloud.yaml")]
+    {
         assert_eq!(kind_of(text), Ok(Kind::Hub));
         parse_hub(text, &env, STRICT).unwrap();
     }

@@ -2,6 +2,8 @@
 //! slots move and masters are away. That each script keeps to one slot is seen
 //! by the servers themselves: they refuse what does not.
 
+use nowconnect::registry::RedisPlace;
+use nowconnect_tests::certs::Authority;
 use nowconnect_tests::redis_cluster::{MASTERS, RedisCluster};
 
 use super::*;
@@ -63,6 +65,43 @@ async fn the_masters_are_found_by_any_node() {
         }
     }
     assert!(refused > 0);
+}
+
+/// The nodes speak TLS and ask for certificates: the one of the URL, and those
+/// it tells of.
+#[tokio::test]
+async fn with_tls_every_master_is_reached_and_asked_for_its_certificate() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (Authority::create(dir.path(), "ca"), Authority::create(dir.path(), "other"));
+    let ca = dir.path().join("ca.pem");
+    let cluster = RedisCluster::start_tls(&ours.issue("redis", &["127.0.0.1"]), &ca).await;
+    let client = ours.issue("hub-a", &["hub-a"]);
+    let good = RedisPlace {
+        url: cluster.tls_url(),
+        ca_bundle: Some(ca),
+        identity: Some((client.cert.clone(), client.key.clone())),
+        ..RedisPlace::default()
+    };
+    let redis = RedisRegistry::open(good.clone(), name("tls"), PATIENT).await.unwrap();
+    assert!(redis.health().connected);
+    redis.execute(&renew(&hub(1, 1))).await.unwrap();
+    for n in an_agent_each(&cluster, "tls").await {
+        let fence = granted(redis.execute(&op(&claim(agent(n), 1, hub(1, 1), n + 1, Epoch(0)))).await);
+        assert_eq!(fences(&listed(redis.execute(&attachments_of(n)).await)), [fence]);
+    }
+    assert_eq!(redis.health().connects, MASTERS as u64);
+
+    let stranger = theirs.issue("hub-a", &["hub-a"]);
+    for bad in [
+        RedisPlace { ca_bundle: Some(dir.path().join("other.pem")), ..good.clone() },
+        RedisPlace { identity: None, ..good.clone() },
+        RedisPlace { identity: Some((stranger.cert.clone(), stranger.key.clone())), ..good },
+    ] {
+        let shut = RedisRegistry::open(bad, name("tls"), PATIENT).await.unwrap();
+        assert!(!shut.health().connected);
+        assert!(matches!(shut.execute(&renew(&hub(1, 1))).await, Err(RegistryError::Definite(_))));
+    }
 }
 
 /// Moves the slot of an agent while it is used: before, in between and after.
