@@ -22,6 +22,8 @@ fn length() -> Duration {
 struct Scene {
     cluster: Cluster,
     standing: Standing,
+    /// What an echo on a new stream at the agent's own hub takes while all is well.
+    before: Duration,
     _target: Target,
 }
 
@@ -30,10 +32,28 @@ async fn scene(hub_extra: &str) -> Scene {
     let plan = Plan { hub_extra: hub_extra.to_owned(), ..Plan::default() };
     let cluster = plan.connector("t", target.addr).start().await;
     let standing = Standing::open(&[cluster.listener(0, "t"), cluster.listener(1, "t")]).await;
-    Scene { cluster, standing, _target: target }
+    let mut scene = Scene { cluster, standing, before: Duration::ZERO, _target: target };
+    let mut opens = Vec::new();
+    for n in 0..20 {
+        opens.push(scene.local(n).await);
+    }
+    scene.before = median(opens);
+    scene
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
 }
 
 impl Scene {
+    /// A new stream at the agent's own hub, there and back.
+    async fn local(&self, n: u64) -> Duration {
+        let began = Instant::now();
+        assert_eq!(echo(self.cluster.listener(0, "t"), n).await, Ok(()), "local");
+        began.elapsed()
+    }
+
     /// From here on Redis is away: what must hold until it is back.
     async fn live_through(&mut self, kind: &str) {
         let began = Instant::now();
@@ -41,17 +61,23 @@ impl Scene {
             self.cluster.wait_status(ix, "degraded").await;
         }
         println!("{kind}: degraded after {:?}", began.elapsed());
+        let mut opens = Vec::new();
         let down = [("reason", "REGISTRY_DOWN")];
         let before = self.cluster.metrics(1).await.sum("nowconnect_open_failures_total", &down).unwrap_or(0.0);
         let (mut refused, mut slowest) = (0_u32, Duration::ZERO);
         while refused < 5 || began.elapsed() < length() {
             self.standing.ping().await;
-            assert_eq!(echo(self.cluster.listener(0, "t"), 100 + u64::from(refused)).await, Ok(()), "local");
+            opens.push(self.local(100 + u64::from(refused)).await);
             slowest = slowest.max(refusal(self.cluster.listener(1, "t")).await);
             refused += 1;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         println!("{kind}: {refused} refused, the slowest after {slowest:?}");
+        println!(
+            "{kind}: an echo at the agent's hub {:?} before, {:?} meanwhile (medians)",
+            self.before,
+            median(opens)
+        );
         let after = self.cluster.metrics(1).await.sum("nowconnect_open_failures_total", &down).unwrap_or(0.0);
         assert_eq!(after - before, f64::from(refused), "each for want of the registry and nothing else");
     }
