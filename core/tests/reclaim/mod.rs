@@ -202,6 +202,27 @@ fn an_epoch_below_the_agents_highest_is_claimed_anew() {
     }
 }
 
+/// Neither the registry nor the next hub has heard of the epochs before: what
+/// the agent says it has seen is enough to be above it at once (O2).
+#[test]
+fn a_hub_that_never_saw_the_agent_claims_above_what_the_agent_has_seen() {
+    let mut w = World::new();
+    let [a, b] = ["hub-a", "hub-b"].map(|h| w.hub(hub_config(h, Mode::Active, &[]), 1));
+    w.run_for(Duration::from_secs(20));
+    let g = w.agent(agent_config("plant-7", &["hub-a", "hub-b"], 1), 3);
+    w.run_for(Duration::from_secs(3));
+    let (from, to) = if w.as_hub(a).control().tunnels().count() == 1 { (a, b) } else { (b, a) };
+    let before = tunnel(&w, from).0;
+    w.registry_behind = 15_000;
+    w.registry = MemoryRegistry::default();
+    w.crash(from);
+    assert!(w.run_until(Duration::from_secs(60), |w| w.as_hub(to).control().tunnels().count() == 1));
+    assert!(tunnel(&w, to).0.epoch > before.epoch);
+    w.run_for(Duration::from_secs(1));
+    assert_eq!(count(&w, to, |r| matches!(r, Observed::Attached { .. })), 1, "no epoch was offered in vain");
+    assert_eq!(w.as_agent(g).tunnels().highest_epoch(), tunnel(&w, to).0.epoch);
+}
+
 /// The notice of a take-over is lost when there is no link: the audit ends the
 /// older attachment within a lease (O1).
 #[test]
