@@ -62,7 +62,7 @@ pub(crate) struct Status {
 pub(crate) enum Reason {
     /// It was told to leave.
     Draining,
-    /// A configured peer has no link.
+    /// A configured peer that may live has no link.
     MeshLinkDown,
     /// Renewals of the lease fail.
     RegistryUnhealthy,
@@ -287,6 +287,19 @@ pub(crate) struct MeshLink {
     pub(crate) configured: bool,
     /// Seconds without a connection; null while there is one, and when there never was.
     pub(crate) down_seconds: Option<f64>,
+    /// Whether a configured peer without a link holds a lease, as the registry
+    /// said; null while there is a link, and when it did not say.
+    pub(crate) lease: Option<Lease>,
+}
+
+/// Whether a peer holds a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Lease {
+    /// Yes: its link is missed.
+    Live,
+    /// No: it stopped, or is dead for longer than its lease.
+    None,
 }
 
 /// The registry in `/readyz`.

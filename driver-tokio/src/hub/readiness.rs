@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nowconnect_core::config::Mode;
-use nowconnect_core::hub::{Hub, Unready};
+use nowconnect_core::hub::{Hub, PeerLease, Unready};
 use nowconnect_core::time::Instant;
 
 use super::Shared;
 use crate::answers::hub::{
-    Availability, Health, ListenerReady, Mesh, MeshLink, NamedListener, Readyz, Reason, Registry,
+    Availability, Health, Lease, ListenerReady, Mesh, MeshLink, NamedListener, Readyz, Reason, Registry,
 };
 use crate::answers::{State, Word};
 
@@ -100,6 +100,11 @@ impl Readiness {
                 state: Word(l.state),
                 configured: l.configured,
                 down_seconds: l.down_since.map(|at| now.since(at).as_secs_f64()),
+                lease: match l.lease {
+                    PeerLease::Live { .. } => Some(Lease::Live),
+                    PeerLease::Absent { until } if now < until => Some(Lease::None),
+                    PeerLease::Absent { .. } | PeerLease::Unknown => None,
+                },
             })
             .collect();
         let listeners = (shared.setup().core.listeners.iter())
