@@ -155,7 +155,7 @@ impl AdminApp for App {
         let (node, shared) = (self.node.clone(), Rc::clone(&self.shared));
         Box::pin(async move {
             match action {
-                Action::Reload => super::reload::run(&node, &shared).answer(),
+                Action::Reload => super::reload::run(&node, &shared).await.answer(),
                 Action::Drain => {
                     super::drain(&node);
                     let draining = Draining { result: ResultDraining::Draining, exits: true };
