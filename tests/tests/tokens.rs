@@ -110,7 +110,9 @@ async fn a_connector_outside_the_token_is_refused_and_the_tunnel_lives() {
     fs::write(cluster.token_file(), signed_for(&["t", "u"], 1000, "wide", token::SECRET)).unwrap();
     let done = reload(&cluster).await;
     assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
-    cluster.wait_open(0, "u").await;
+    for ix in [0, 1] {
+        cluster.wait_open(ix, "u").await;
+    }
     assert_eq!(Transfer::Echo.run(cluster.listener(1, "u"), 3, 10_000).await, Ok(()));
 
     // A token that the hub does not take helps nobody.
@@ -131,7 +133,7 @@ async fn a_connector_outside_the_token_is_refused_and_the_tunnel_lives() {
     cluster.assert_alive();
 }
 
-async fn expiring(rule: &str, drain: &str) -> (nowconnect_tests::cluster::Cluster, Pinger) {
+async fn expiring(rule: &str, drain: &str) -> (Cluster, Pinger) {
     let target = Target::start().await;
     // A restart of the file's own key `auth` is not possible: the rule stands beside `jwt`.
     let jwt_extra = format!("{WITHOUT_LEEWAY} }}\n  on_expiry: {rule}\n  x-rest: {{ a: b");
@@ -146,7 +148,7 @@ async fn expiring(rule: &str, drain: &str) -> (nowconnect_tests::cluster::Cluste
 }
 
 /// I4: nothing new in any case.
-async fn takes_nothing_new(cluster: &nowconnect_tests::cluster::Cluster) {
+async fn takes_nothing_new(cluster: &Cluster) {
     let mut socket = tokio::net::TcpStream::connect(cluster.listener(0, "t")).await.unwrap();
     assert_eq!(bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
 }
