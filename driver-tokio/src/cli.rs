@@ -218,9 +218,12 @@ struct StatusArgs {
     timeout: Duration,
 }
 
+/// How an answer is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
+    /// For a person.
     Text,
+    /// For a program, as the process said it.
     Json,
 }
 

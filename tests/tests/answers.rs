@@ -15,7 +15,7 @@ use nowconnect_tests::http::{self, Answer};
 use nowconnect_tests::ports::Port;
 use nowconnect_tests::process::{nowconnect, run};
 use nowconnect_tests::target::Target;
-use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, eventually};
+use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
 use serde_json::{Value, json};
 
 /// The published schemas, by name.
@@ -58,6 +58,15 @@ async fn get(cluster: &Cluster, process: &str, path: &str) -> Answer {
 
 async fn post(cluster: &Cluster, process: &str, path: &str) -> Answer {
     http::post_unix(&socket(cluster, process), path).await.unwrap()
+}
+
+/// Exit code and printed lines of a command that asks a process.
+async fn command(cluster: &Cluster, process: &str, args: &[&str]) -> (Option<i32>, Vec<Answer>) {
+    let mut command = nowconnect(args);
+    command.arg("--socket").arg(socket(cluster, process));
+    let done = bounded("the command", LONG_PATIENCE, run(command)).await;
+    let line = |body: &str| Answer { status: 200, body: body.to_owned() };
+    (done.status.code(), done.stdout.lines().map(line).collect())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -144,7 +153,22 @@ async fn live_answers_are_as_published() {
     schemas.hold("readyz", &get(&cluster, "hub-a", "/readyz").await, 503);
     schemas.hold("readyz-listener", &get(&cluster, "hub-a", "/readyz/t").await, 503);
     schemas.hold("undrain", &post(&cluster, "hub-a", "/undrain").await, 200);
+    // The commands print what came, line by line.
+    let (code, lines) = command(&cluster, "hub-a", &["drain", "--no-wait", "--output", "json"]).await;
+    assert_eq!((code, lines.len()), (Some(0), 1), "{lines:?}");
+    schemas.hold("drain", &lines[0], 200);
+    let (code, lines) = command(&cluster, "hub-a", &["status", "--output", "json"]).await;
+    assert_eq!((code, lines.len()), (Some(0), 1), "{lines:?}");
+    assert_eq!(schemas.hold("status", &lines[0], 200)["drain"]["phase"], "lameduck");
+    let (code, lines) = command(&cluster, "hub-a", &["drain", "--cancel", "--output", "json"]).await;
+    assert_eq!((code, lines.len()), (Some(0), 1), "{lines:?}");
+    schemas.hold("undrain", &lines[0], 200);
     schemas.hold("undrain", &post(&cluster, "agent", "/undrain").await, 409);
+    let (code, lines) = command(&cluster, "agent", &["drain", "--timeout", "1s", "--output", "json"]).await;
+    assert_eq!((code, lines.len()), (Some(1), 2), "a stream is left: {lines:?}");
+    schemas.hold("drain", &lines[0], 200);
+    let drain: Value = serde_json::from_str(&lines[1].body).unwrap();
+    assert_eq!((&drain["phase"], &drain["streams"]), (&"closed".into(), &1.into()));
     schemas.hold("drain", &post(&cluster, "agent", "/drain").await, 200);
     let status = schemas.hold("status", &get(&cluster, "agent", "/status").await, 200);
     assert_eq!((&status["drain"]["phase"], &status["drain"]["streams"]), (&"closed".into(), &1.into()), "{status:#}");
