@@ -113,6 +113,9 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Shadow, Self::Active];
+
     /// The word in the configuration.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -32,8 +32,18 @@ pub struct Candidate {
     /// Class of preference, lower first: made by [`rank`]. Those of one rank at
     /// one distance share by weight.
     pub rank: u64,
-    /// Share among equals, at least 1.
+    /// Share among equals: made by [`weight`].
     pub weight: u16,
+}
+
+/// Largest weight that counts. Whatever an agent announces, it gets at most this
+/// many times the streams of another of its rank.
+pub const WEIGHT_MAX: u16 = 1000;
+
+/// The weight of a candidate that announces this one: 1 to [`WEIGHT_MAX`].
+#[must_use]
+pub fn weight(announced: u16) -> u16 {
+    announced.clamp(1, WEIGHT_MAX)
 }
 
 /// The rank of a candidate: priority, then own tunnels, then the hub's region.

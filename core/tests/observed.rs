@@ -10,6 +10,7 @@ use nowconnect_core::config::{DrainTimes, Mode};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Unready;
 use nowconnect_core::id::ListenerIx;
+use nowconnect_core::mux::Input;
 use nowconnect_core::observed::{CarriedRecord, Cause, Observed, Side, StreamRecord};
 use nowconnect_core::wire::Codec;
 use world::{Target, World, agent_config, hub_config, two_hubs};
@@ -115,6 +116,80 @@ fn the_mesh_is_unhealthy_without_a_link_for_three_seconds() {
     assert!(!w.as_hub(a).mesh_healthy(w.now), "there was none yet");
 }
 
+/// Lets time pass and says when hub `n` was healthy: from and until, as long as
+/// it is one stretch each.
+fn watch(w: &mut World, n: usize, millis: u64) -> Vec<(u64, bool)> {
+    let mut seen: Vec<(u64, bool)> = Vec::new();
+    for at in (0..=millis).step_by(100) {
+        let healthy = w.as_hub(n).mesh_healthy(w.now);
+        if seen.last().is_none_or(|(_, before)| *before != healthy) {
+            seen.push((at, healthy));
+        }
+        w.run_for(Duration::from_millis(100));
+    }
+    seen
+}
+
+/// Semantics 10: who gave its lease back, or is dead for longer than it lasts,
+/// is missed by nobody; who may live is.
+#[test]
+fn a_peer_without_a_lease_is_not_missed() {
+    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
+    w.input(b, Input::Shutdown);
+    w.settle();
+    w.crash(b);
+    assert_eq!(watch(&mut w, a, 30_000), [(0, true)], "it stopped in an orderly way");
+
+    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
+    w.crash(b);
+    let seen = watch(&mut w, a, 30_000);
+    let [(0, true), (missed, false), (over, true)] = seen[..] else { panic!("{seen:?}") };
+    assert!((3000..=3200).contains(&missed), "{seen:?}");
+    // A lease lasts 10 s, and the question comes with a renewal.
+    assert!((9000..=11_500).contains(&over), "{seen:?}");
+}
+
+/// L6: what the registry said counts while it can be asked; then a link that is
+/// down is missed again, whatever it said last.
+#[test]
+fn an_old_answer_hides_no_link_that_is_down() {
+    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
+    w.input(b, Input::Shutdown);
+    w.settle();
+    w.crash(b);
+    w.run_for(S(10));
+    assert!(w.as_hub(a).mesh_healthy(w.now));
+    w.registry_down = true;
+    let seen = watch(&mut w, a, 10_000);
+    let [(0, true), (missed, false)] = seen[..] else { panic!("{seen:?}") };
+    assert!((1500..=2700).contains(&missed), "not for one renewal that fails: {seen:?}");
+    assert!(!w.as_hub(a).control().registry_healthy());
+    w.registry_down = false;
+    let seen = watch(&mut w, a, 10_000);
+    assert!(matches!(seen[..], [(0, false), (1..=2000, true)]), "{seen:?}");
+}
+
+/// A peer that took its lease (again) has the grace to be linked; who a URL
+/// leads to is not known before the first link, unless it is configured.
+#[test]
+fn a_peer_that_takes_its_lease_is_missed_after_the_grace() {
+    let mut w = World::new();
+    w.unreachable.extend([("hub-a".to_owned(), "hub-b".to_owned()), ("hub-b".to_owned(), "hub-a".to_owned())]);
+    let mut config = hub_config("hub-a", Mode::Active, &["hub-b"]);
+    config.peers[0].replica_id = Some(world::name("hub-b"));
+    let a = w.hub(config, 1);
+    let nameless = w.hub(hub_config("hub-c", Mode::Active, &["hub-b"]), 2);
+    assert_eq!(watch(&mut w, nameless, 20_000), [(0, false)], "nobody knows whose lease to ask for");
+    assert!(w.as_hub(a).mesh_healthy(w.now), "not started yet");
+    w.hub(hub_config("hub-b", Mode::Active, &["hub-a"]), 3);
+    let seen = watch(&mut w, a, 20_000);
+    let [(0, true), (missed, false)] = seen[..] else { panic!("{seen:?}") };
+    assert!((3000..=4500).contains(&missed), "{seen:?}");
+    w.unreachable.clear();
+    w.run_for(S(40));
+    assert!(w.as_hub(a).mesh_healthy(w.now));
+}
+
 #[test]
 fn a_listener_says_why_it_is_not_ready() {
     let mut w = World::new();
@@ -142,6 +217,6 @@ fn a_listener_says_why_it_is_not_ready() {
     w.unreachable.clear();
     w.run_for(S(10));
     assert_eq!(w.as_hub(a).unready(l), None);
-    w.input(a, nowconnect_core::mux::Input::Drain(DrainTimes::at_once(Duration::from_secs(60))));
+    w.input(a, Input::Drain(DrainTimes::at_once(Duration::from_secs(60))));
     assert_eq!(w.as_hub(a).unready(l), Some(Unready::Draining));
 }

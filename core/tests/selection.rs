@@ -14,6 +14,7 @@ use nowconnect_core::config::{
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{AgentId, SockKey};
 use nowconnect_core::observed::Observed;
+use nowconnect_core::route::WEIGHT_MAX;
 use nowconnect_core::wire::Codec;
 use world::notes::{Form, Pace, in_form};
 use world::{Target, World, agent_config, hub_config, name};
@@ -361,6 +362,32 @@ fn among_equals_a_place_is_taken_at_once() {
     let landed: Vec<usize> = (0..4).map(|_| open(&mut w, hub).unwrap().1).collect();
     assert_eq!(landed.iter().filter(|n| **n == a).count(), 2, "{landed:?}");
     assert_eq!(landed.iter().filter(|n| **n == b).count(), 2, "{landed:?}");
+}
+
+/// An agent cannot draw every client by the weight it announces, at its own hub
+/// or at another.
+#[test]
+fn a_weight_counts_up_to_its_limit() {
+    fn scenario() {
+        for (local, weights) in [(true, [u16::MAX, WEIGHT_MAX]), (false, [u16::MAX, WEIGHT_MAX]), (true, [0, 1])] {
+            let mut w = World::new();
+            w.target = Target::Accept;
+            let hub = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 1);
+            w.hub(hub_config("hub-b", Mode::Active, &["hub-a"]), 2);
+            let at = if local { "hub-a" } else { "hub-b" };
+            let agents = [("greedy", 3), ("modest", 4)].map(|(id, seed)| {
+                let mut config = agent_config(id, &[at], 1);
+                config.connectors[0].weight = weights[seed as usize - 3];
+                w.agent(config, seed)
+            });
+            w.run_for(S(3));
+            for _ in 0..12 {
+                open(&mut w, hub).unwrap();
+            }
+            assert_eq!(agents.map(|n| w.targets(n).len()), [6, 6], "{weights:?}, local: {local}");
+        }
+    }
+    in_forms(scenario);
 }
 
 #[test]

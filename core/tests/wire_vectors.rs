@@ -377,13 +377,14 @@ fn the_document_names_every_frame_code_and_subprotocol() {
 #[test]
 fn the_document_states_the_limits_in_force() {
     let text = protocol_text();
-    let limits: [(&str, u64); 12] = [
+    let limits: [(&str, u64); 13] = [
         ("MESSAGE_MAX_BEFORE_AUTH_BYTES", MESSAGE_MAX_BEFORE_AUTH_BYTES as u64),
         ("MESSAGE_MAX_BYTES", MESSAGE_MAX_BYTES as u64),
         ("MESSAGE_BYTES_PER_FRAME", MESSAGE_BYTES_PER_FRAME as u64),
         ("DATA_PAYLOAD_MAX_BYTES", DATA_PAYLOAD_MAX_BYTES as u64),
         ("JSON_DEPTH_MAX", JSON_DEPTH_MAX as u64),
         ("CONNECTORS_MAX", CONNECTORS_MAX as u64),
+        ("WEIGHT_MAX", u64::from(nowconnect_core::route::WEIGHT_MAX)),
         ("CAPABILITIES_MAX", CAPABILITIES_MAX as u64),
         ("SESSIONS_MAX", SESSIONS_MAX as u64),
         ("CHAIN_MAX", CHAIN_MAX as u64),

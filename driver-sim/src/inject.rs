@@ -354,6 +354,7 @@ impl World {
             | RegistryOp::Release { .. }
             | RegistryOp::Lookup { .. }
             | RegistryOp::Agent { .. }
+            | RegistryOp::Leases { .. }
             | RegistryOp::Sweep => None,
         };
         if let Some(point) = point {

@@ -55,7 +55,7 @@ pub trait AdminApp {
     /// Content type and text of `/metrics`.
     fn metrics(&self) -> Option<(&'static str, Vec<u8>)>;
     /// The JSON of `/status`.
-    fn status(&self) -> serde_json::Value;
+    fn status(&self) -> String;
     /// Does what is asked; status and JSON of the answer.
     fn act(&self, action: Action) -> Acting;
 }
@@ -262,7 +262,7 @@ impl Server {
                 Some((kind, body)) => page(StatusCode::OK, kind, body.into()),
                 None => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered\n"),
             },
-            "/status" => json((200, self.app.status().to_string())),
+            "/status" => json((200, self.app.status())),
             _ => match path.strip_prefix("/readyz/") {
                 Some(name) => json(self.app.readyz_listener(name)),
                 None => text(

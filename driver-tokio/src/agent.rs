@@ -3,6 +3,7 @@
 mod app;
 mod reload;
 mod renewal;
+mod scope;
 mod token;
 
 use std::cell::{Cell, RefCell};
@@ -54,7 +55,7 @@ pub fn run(setup: AgentSetup, source: Source) -> Result<(), RunError> {
         loop {
             tokio::select! {
                 asked = signals.wait() => match asked {
-                    Asked::Reload => drop(agent.reload()),
+                    Asked::Reload => drop(agent.reload().await),
                     Asked::Stop if agent.shared.stop_asked.replace(true) => break,
                     Asked::Stop => drain(&agent.node),
                 },
@@ -109,6 +110,8 @@ struct Shared {
     token_refused: Cell<bool>,
     /// When the token ends, in seconds since 1970, if it says.
     token_ends: Cell<Option<u64>>,
+    /// What the tokens that hubs judged let it expose.
+    scopes: RefCell<scope::Scopes>,
     given_up: RefCell<BTreeSet<u16>>,
     gave_up: tokio::sync::Notify,
 }
@@ -139,6 +142,7 @@ pub fn start(setup: AgentSetup, source: Option<Source>) -> Result<RunningAgent, 
         stop_asked: Cell::new(false),
         token_refused: Cell::new(false),
         token_ends: Cell::new(None),
+        scopes: RefCell::default(),
         given_up: RefCell::default(),
         gave_up: tokio::sync::Notify::new(),
         targets: RefCell::new(targets),
@@ -163,8 +167,8 @@ pub fn start(setup: AgentSetup, source: Option<Source>) -> Result<RunningAgent, 
 
 impl RunningAgent {
     /// Reads the configuration file and puts it in force, or nothing of it.
-    pub fn reload(&self) -> Outcome {
-        reload::run(&self.node, &self.shared)
+    pub async fn reload(&self) -> Outcome {
+        reload::run(&self.node, &self.shared).await
     }
 
     /// Ends at once.
@@ -214,7 +218,11 @@ impl Effects<Agent> for AgentEffects {
         let known = url.and_then(|url| self.0.targets.borrow().get(&url).cloned());
         if let Some(t) = known {
             let shared = Rc::clone(&self.0);
-            let bearer = move || read_token(&shared.setup().token_file).map(Some);
+            let bearer = move || {
+                let token = read_token(&shared.setup().token_file)?;
+                shared.scopes.borrow_mut().dials_with(&token);
+                Ok(Some(token))
+            };
             let t = Target { tls: self.0.certs.dialer(), ..t };
             dialer::start(node, ix, &t, bearer, &self.0.lines);
         }
@@ -279,8 +287,18 @@ impl Effects<Agent> for AgentEffects {
         if let Observed::ProtocolViolation { kind, .. } = &event {
             *self.0.protocol_errors.borrow_mut().entry(kind.name()).or_default() += 1;
         }
-        if let Observed::TokenAnswered { accepted: false, .. } = event {
-            self.0.token_refused.set(true);
+        if let Observed::TokenAnswered { peer, accepted } = &event {
+            if *accepted {
+                self.0.scopes.borrow_mut().accepted(peer);
+            } else {
+                self.0.token_refused.set(true);
+            }
+        }
+        if let Observed::SessionUp { peer, .. } | Observed::SessionResumed { peer, .. } = &event {
+            self.0.scopes.borrow_mut().up(peer);
+        }
+        if let Observed::SessionLost { peer, .. } = &event {
+            self.0.scopes.borrow_mut().lost(peer);
         }
         if let Observed::GaveUp { target, .. } = event {
             self.0.given_up.borrow_mut().insert(target);

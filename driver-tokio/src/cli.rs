@@ -14,6 +14,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use nowconnect_core::id::{AgentId, Name};
 
+use crate::answers::{self, Answer};
 use crate::auth::TunnelAuth;
 use crate::cert::{self, Signer, Subject, TokenRequest};
 use crate::config::{self, AgentSetup, Finding, HubSetup, Kind, ParseOptions};
@@ -202,14 +203,27 @@ struct StatusArgs {
     /// A table to read, or JSON as it came.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
+    /// Ask nobody, and print the JSON Schema of an answer of the admin API.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ANSWER",
+        num_args = 0..=1,
+        default_missing_value = "status",
+        conflicts_with_all = ["socket", "url", "token_file", "output", "timeout"],
+    )]
+    schema: Option<Answer>,
     /// How long to wait for the answer, such as 3s.
     #[arg(long, default_value = "3s", value_parser = duration)]
     timeout: Duration,
 }
 
+/// How an answer is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
+    /// For a person.
     Text,
+    /// For a program, as the process said it.
     Json,
 }
 
@@ -545,6 +559,9 @@ fn now_unix() -> Result<u64, RunError> {
 }
 
 fn status(args: &StatusArgs) -> Result<(), RunError> {
+    if let Some(answer) = args.schema {
+        return emit(&format!("{:#}", answers::schema(answer)));
+    }
     let body = args.admin.ask(|place| ask::get(place, "/status", args.timeout))?;
     match args.output {
         Output::Json => emit(&body),

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::ask::{self, Place};
-use crate::cli::{AdminArgs, RunError, duration, emit};
+use crate::cli::{AdminArgs, Output, RunError, duration, emit};
 
 /// How often the process is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -31,6 +31,9 @@ pub(crate) struct DrainArgs {
     /// How long to wait for the end, such as 2m [default: as long as it takes].
     #[arg(long, value_parser = duration, conflicts_with = "no_wait")]
     timeout: Option<Duration>,
+    /// Lines to read, or JSON: the answer as it came, then `drain` of `/status` as often as it says something new.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
 }
 
 /// The command.
@@ -39,22 +42,28 @@ pub(crate) struct DrainArgs {
 /// When the process refuses or cannot be asked, when the drain is taken back
 /// meanwhile, or when `--timeout` has passed (exit code 1).
 pub(crate) fn run(args: &DrainArgs) -> Result<(), RunError> {
+    let say = |answer: &str, line: &str| match args.output {
+        Output::Json => emit(answer),
+        Output::Text if line.is_empty() => Ok(()),
+        Output::Text => emit(line),
+    };
     args.admin.ask(|place| {
         if args.cancel {
-            ask(place, "/undrain")?;
-            return emit("the process stays");
+            return say(&ask(place, "/undrain")?, "the process stays");
         }
-        ask(place, "/drain")?;
-        if args.no_wait { emit("draining; the process ends by itself") } else { watch(place, args.timeout) }
+        let answer = ask(place, "/drain")?;
+        say(&answer, if args.no_wait { "draining; the process ends by itself" } else { "" })?;
+        if args.no_wait { Ok(()) } else { watch(place, args.timeout, args.output) }
     })
 }
 
-fn ask(place: Place<'_>, path: &str) -> Result<Value, RunError> {
+/// The answer as it came.
+fn ask(place: Place<'_>, path: &str) -> Result<String, RunError> {
     let (status, body) = ask::post(place, path, ANSWER_WITHIN)?;
-    let answer: Value = serde_json::from_str(&body).unwrap_or_default();
     if status == "200" {
-        return Ok(answer);
+        return Ok(body);
     }
+    let answer: Value = serde_json::from_str(&body).unwrap_or_default();
     let why = answer["error"].as_str().map_or_else(|| format!("status {status}"), ask::printable);
     Err(RunError::Failed(why))
 }
@@ -80,25 +89,31 @@ pub(crate) fn progress(drain: &Value) -> String {
 ///
 /// # Errors
 /// When the drain was taken back, or `within` passed; the drain goes on then.
-fn watch(place: Place<'_>, within: Option<Duration>) -> Result<(), RunError> {
+fn watch(place: Place<'_>, within: Option<Duration>, output: Output) -> Result<(), RunError> {
+    // A program is told by the exit code.
+    let over = |line: &str| if output == Output::Json { Ok(()) } else { emit(line) };
     let (mut run, mut last, mut missed, mut waited) = (None, String::new(), 0, Duration::ZERO);
     loop {
         match ask::get(place, "/status", ANSWER_WITHIN) {
             Err(_) if missed + 1 < LOOKS_WITHOUT_ANSWER => missed += 1,
-            Err(_) => return emit("stopped"),
+            Err(_) => return over("stopped"),
             Ok(body) => {
                 missed = 0;
                 let status: Value = serde_json::from_str(&body).unwrap_or_default();
                 let now = run_of(&status);
                 if *run.get_or_insert_with(|| now.clone()) != now {
-                    return emit("stopped; another process answers there by now");
+                    return over("stopped; another process answers there by now");
                 }
                 if status["drain"].is_null() && status["status"] != "draining" {
                     return Err(RunError::Failed("the drain was taken back".to_owned()));
                 }
                 let line = progress(&status["drain"]);
                 if line != last {
-                    emit(&line)?;
+                    match (output, &status["drain"]) {
+                        (Output::Text, _) => emit(&line)?,
+                        (Output::Json, Value::Null) => {}
+                        (Output::Json, drain) => emit(&drain.to_string())?,
+                    }
                     last = line;
                 }
             }

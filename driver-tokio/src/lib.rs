@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod answers;
 mod ask;
 pub mod auth;
 pub mod cert;

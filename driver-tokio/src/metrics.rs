@@ -212,6 +212,7 @@ pub const fn op_name(op: &RegistryOp) -> &'static str {
         RegistryOp::Release { .. } => "release",
         RegistryOp::Lookup { .. } => "lookup",
         RegistryOp::Agent { .. } => "agent",
+        RegistryOp::Leases { .. } => "leases",
         RegistryOp::Sweep => "sweep",
     }
 }

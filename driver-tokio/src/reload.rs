@@ -3,8 +3,7 @@
 
 use std::cell::Cell;
 
-use serde_json::json;
-
+use crate::answers::{self, Applied, Refused, ReloadAnswer, ResultApplied};
 use crate::clock::unix_millis;
 use crate::metrics::{Family, Snapshot};
 
@@ -22,8 +21,11 @@ impl Outcome {
     #[must_use]
     pub fn answer(&self) -> (u16, String) {
         match self {
-            Self::Applied(restart) => (200, json!({ "result": "applied", "needs_restart": restart }).to_string()),
-            Self::Refused(why) => (422, json!({ "result": "refused", "error": why }).to_string()),
+            Self::Applied(restart) => {
+                let applied = Applied { result: ResultApplied::Applied, needs_restart: restart.clone() };
+                (200, answers::text(&ReloadAnswer::Applied(applied)))
+            }
+            Self::Refused(why) => (422, answers::text(&ReloadAnswer::Refused(Refused::because(why)))),
         }
     }
 }

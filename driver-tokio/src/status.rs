@@ -1,34 +1,34 @@
-//! Parts of `/status` that hubs and agents share. Names and states as in the
-//! logs; epochs and runs as text, because they exceed what JSON numbers hold.
+//! Parts of `/status` that hubs and agents share.
 
 use nowconnect_core::id::SessionKey;
 use nowconnect_core::mux::Mux;
 use nowconnect_core::time::Instant;
-use serde_json::{Value, json};
 
-/// The three words of `status` in `/readyz`.
-pub(crate) const STATES: [&str; 3] = ["ready", "degraded", "draining"];
+use crate::answers::{Memory, Session, SessionState};
 
-/// `{state, rtt_ms, queue_frames, inflight_bytes}` of a session; all null
-/// without one.
-pub(crate) fn session(mux: &Mux, key: Option<SessionKey>, now: Instant) -> Value {
-    let Some(e) = key.and_then(|key| mux.get(key)) else { return Value::Null };
+/// A session as it is now; `None` without one.
+pub(crate) fn session(mux: &Mux, key: Option<SessionKey>, now: Instant) -> Option<Session> {
+    let e = mux.get(key?)?;
     let state = match e.conn {
-        None => "suspended",
-        Some(_) if e.session.is_suspect(now) => "suspect",
-        Some(_) => "connected",
+        None => SessionState::Suspended,
+        Some(_) if e.session.is_suspect(now) => SessionState::Suspect,
+        Some(_) => SessionState::Connected,
     };
-    json!({
-        "state": state,
-        "rtt_ms": e.session.rtt().map(|rtt| rtt.as_secs_f64() * 1000.0),
-        "queue_frames": e.session.queue_depth(),
-        "inflight_bytes": e.session.inflight_bytes(),
+    Some(Session {
+        state,
+        rtt_ms: e.session.rtt().map(|rtt| rtt.as_secs_f64() * 1000.0),
+        queue_frames: e.session.queue_depth(),
+        inflight_bytes: e.session.inflight_bytes(),
     })
 }
 
-/// `{held_bytes, budget_bytes}`.
-pub(crate) fn memory(mux: &Mux) -> Value {
-    json!({ "held_bytes": mux.budget().held(), "budget_bytes": mux.budget().cap() })
+pub(crate) fn memory(mux: &Mux) -> Memory {
+    Memory { held_bytes: mux.budget().held(), budget_bytes: mux.budget().cap() }
+}
+
+/// Milliseconds until `at`; 0 when it has passed.
+pub(crate) fn millis_until(at: Instant, now: Instant) -> u64 {
+    u64::try_from(at.since(now).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// First cells of the table under `heading` of a page of the documentation.

@@ -125,6 +125,21 @@ fn a_hub_without_authentication_does_not_start() {
     assert!(fails(&["agent", "--config", text(&config)], 2).contains("token_file: /run/secrets/token"));
 }
 
+/// The schemas that tests hold live answers against are those it prints.
+#[test]
+fn schemas_of_answers() {
+    use clap::ValueEnum as _;
+    use nowconnect::answers::{Answer, schema};
+    let printed = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&ok(args)).unwrap();
+    assert_eq!(printed(&["status", "--schema"]), schema(Answer::Status));
+    for answer in Answer::value_variants() {
+        let name = answer.to_possible_value().unwrap().get_name().to_owned();
+        assert_eq!(printed(&["status", "--schema", &name]), schema(*answer), "{name}");
+    }
+    assert!(fails(&["status", "--schema", "weather"], 2).contains("readyz-listener"));
+    assert!(fails(&["status", "--schema", "--output", "json"], 2).contains("--output"));
+}
+
 #[test]
 fn schema_and_completions() {
     let schema: serde_json::Value = serde_json::from_str(&ok(&["config", "schema"])).unwrap();

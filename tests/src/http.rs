@@ -1,5 +1,5 @@
 //! The smallest HTTP client that can read the endpoints: one GET, over TCP or
-//! TLS or a Unix socket, connection closed afterwards.
+//! TLS or a Unix socket, or a POST without a body, connection closed afterwards.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -28,11 +28,11 @@ pub struct Answer {
 pub async fn get(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>, path: &str) -> std::io::Result<Answer> {
     let socket = TcpStream::connect(addr).await?;
     match tls {
-        None => exchange(socket, path).await,
+        None => exchange(socket, "GET", path).await,
         Some(config) => {
             let name = ServerName::try_from("localhost").unwrap();
             let connector = TlsConnector::from(Arc::clone(config));
-            exchange(connector.connect(name, socket).await?, path).await
+            exchange(connector.connect(name, socket).await?, "GET", path).await
         }
     }
 }
@@ -42,11 +42,20 @@ pub async fn get(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>, path: &str) 
 /// # Errors
 /// When nothing answers, or not with HTTP.
 pub async fn get_unix(socket: &Path, path: &str) -> std::io::Result<Answer> {
-    exchange(UnixStream::connect(socket).await?, path).await
+    exchange(UnixStream::connect(socket).await?, "GET", path).await
 }
 
-async fn exchange(mut io: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> std::io::Result<Answer> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+/// Posts nothing to `path` over a Unix socket.
+///
+/// # Errors
+/// When nothing answers, or not with HTTP.
+pub async fn post_unix(socket: &Path, path: &str) -> std::io::Result<Answer> {
+    exchange(UnixStream::connect(socket).await?, "POST", path).await
+}
+
+async fn exchange(mut io: impl AsyncRead + AsyncWrite + Unpin, method: &str, path: &str) -> std::io::Result<Answer> {
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     let text = tokio::time::timeout(Duration::from_secs(10), async {
         io.write_all(request.as_bytes()).await?;
         let mut bytes = Vec::new();

@@ -103,6 +103,53 @@ async fn readiness_follows_the_mesh_and_the_registry() {
     cluster.assert_alive();
 }
 
+/// A peer counts while it may live: one that stopped in an orderly way is missed
+/// by nobody, one that was killed until its lease is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_is_missed_while_it_holds_a_lease() {
+    let target = Target::start().await;
+    let plan = Plan { hub_extra: "drain: { lameduck: 0s, timeout: 1s }\n".to_owned(), ..Plan::default() };
+    let mut cluster = plan.connector("t", target.addr).start().await;
+    let lease = |body: &Value| body["mesh"]["links"][0]["lease"].clone();
+    let (_, body) = wait_status(&cluster, 0, "ready", &[]).await;
+    assert_eq!(lease(&body), Value::Null, "nobody asks for the lease of a peer with a link: {body}");
+
+    cluster.hubs[1].running().signal(Signal::TERM);
+    cluster.hubs[1].process.as_mut().unwrap().wait_exit(LONG_PATIENCE).await;
+    cluster.kill_hub(1);
+    // Past the grace for the link, it is ready for as long as the registry says so.
+    eventually("hub B is known to be gone, for longer than the grace", LONG_PATIENCE, || async {
+        let (code, body) = readyz(&cluster, 0, "/readyz").await?;
+        let link = &body["mesh"]["links"][0];
+        let gone = lease(&body) == "none" && link["down_seconds"].as_f64().is_some_and(|s| s > 3.5);
+        assert_eq!(has(&body, "mesh_link_down"), link["down_seconds"].as_f64() >= Some(3.0) && lease(&body) != "none");
+        (gone && code == 200 && body["status"] == "ready" && body["mesh"]["status"] == "healthy").then_some(())
+    })
+    .await;
+    cluster.start_hub(1);
+    eventually("the link is back", LONG_PATIENCE, || async {
+        let (_, body) = readyz(&cluster, 0, "/readyz").await?;
+        (body["mesh"]["links"][0]["state"] == "established" && body["status"] == "ready").then_some(())
+    })
+    .await;
+
+    cluster.kill_hub(1);
+    let (_, body) = wait_status(&cluster, 0, "degraded", &["mesh_link_down"]).await;
+    assert_eq!(lease(&body), "live", "{body}");
+    let exists = "EXISTS nowconnect:tests:hub:hub-b";
+    eventually("its lease is over and hub A ready", LONG_PATIENCE, || async {
+        let (_, body) = readyz(&cluster, 0, "/readyz").await?;
+        if body["status"] != "ready" {
+            assert!(lease(&body) != "none", "{body}");
+            return None;
+        }
+        assert_eq!((lease(&body), cluster.redis.call(exists).await.unwrap()), ("none".into(), ":0\r\n".to_owned()));
+        Some(())
+    })
+    .await;
+    cluster.assert_alive();
+}
+
 /// `/readyz/LISTENER` is about this moment: full is not ready.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_listener_is_not_ready() {

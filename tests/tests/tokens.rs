@@ -7,14 +7,19 @@
 use std::fs;
 
 use nowconnect_tests::actors::{Failure, Pinger, Transfer, read_to_end};
-use nowconnect_tests::cluster::{AGENT, Plan};
+use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
+use nowconnect_tests::process::{nowconnect, run};
 use nowconnect_tests::target::Target;
 use nowconnect_tests::token;
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
 use serde_json::json;
 
 fn signed(lasts: i64, jti: &str, secret: &str) -> String {
-    let mut claims = token::claims(AGENT, &["t"]);
+    signed_for(&["t"], lasts, jti, secret)
+}
+
+fn signed_for(connectors: &[&str], lasts: i64, jti: &str, secret: &str) -> String {
+    let mut claims = token::claims(AGENT, connectors);
     claims["exp"] = (token::unix_now() + lasts).into();
     claims["jti"] = jti.into();
     token::sign(&json!({"alg": "HS256", "typ": "JWT"}), &claims.to_string(), secret)
@@ -66,7 +71,69 @@ async fn fresh_tokens_and_a_new_key_reach_live_tunnels_under_load() {
     cluster.assert_alive();
 }
 
-async fn expiring(rule: &str, drain: &str) -> (nowconnect_tests::cluster::Cluster, Pinger) {
+/// A connector that the token does not name is kept from the hubs, which would
+/// end the tunnel: the reload is refused and says so. A token that names it
+/// counts at once, also in the same breath.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connector_outside_the_token_is_refused_and_the_tunnel_lives() {
+    let target = Target::start().await;
+    let plan = Plan { token: Some(signed(1000, "narrow", token::SECRET)), ..Plan::default() };
+    let mut cluster = plan.connector("t", target.addr).connector("u", target.addr).start_processes().await;
+    // The agent begins with what its token names.
+    let file = cluster.agent_file();
+    let both = fs::read_to_string(&file).unwrap();
+    let one: String = both.lines().filter(|l| !l.contains("name: u,")).map(|l| format!("{l}\n")).collect();
+    fs::write(&file, &one).unwrap();
+    cluster.kill_agent();
+    cluster.start_agent();
+    for ix in [0, 1] {
+        cluster.wait_open(ix, "t").await;
+    }
+    let mut stream = Pinger::open(cluster.listener(1, "t"), 1).await.unwrap();
+    let reload = async |cluster: &Cluster| {
+        let mut command = nowconnect(["reload", "--timeout", "60s", "--socket"]);
+        command.arg(cluster.dir().join("agent.sock"));
+        bounded("the reload", LONG_PATIENCE, run(command)).await
+    };
+
+    fs::write(&file, &both).unwrap();
+    let done = reload(&cluster).await;
+    assert_eq!(done.status.code(), Some(1), "{}", done.stdout);
+    for named in ["connectors: \"u\"", "names (t)", "token_file"] {
+        assert!(done.stderr.contains(named), "{named:?} in {}", done.stderr);
+    }
+    bounded("an echo", PATIENCE, stream.ping(1000)).await.unwrap();
+    assert_eq!(Transfer::Echo.run(cluster.listener(0, "t"), 2, 10_000).await, Ok(()));
+    assert_eq!(cluster.get(0, "/readyz/u").await.unwrap().status, 503, "nothing of the file is in force");
+
+    // The token and the connector in one go: the reload waits for the hub.
+    fs::write(cluster.token_file(), signed_for(&["t", "u"], 1000, "wide", token::SECRET)).unwrap();
+    let done = reload(&cluster).await;
+    assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
+    for ix in [0, 1] {
+        cluster.wait_open(ix, "u").await;
+    }
+    assert_eq!(Transfer::Echo.run(cluster.listener(1, "u"), 3, 10_000).await, Ok(()));
+
+    // A token that the hub does not take helps nobody.
+    let other = token::SECRET.chars().rev().collect::<String>();
+    fs::write(cluster.token_file(), signed_for(&["t", "u", "v"], 1000, "unknown", &other)).unwrap();
+    fs::write(&file, format!("{both}  - {{ name: v, target: '{}' }}\n", target.addr)).unwrap();
+    let done = reload(&cluster).await;
+    assert_eq!(done.status.code(), Some(1), "{}", done.stdout);
+    assert!(done.stderr.contains("hub-a took last does not name \"v\""), "{}", done.stderr);
+
+    bounded("an echo", PATIENCE, stream.ping(1000)).await.unwrap();
+    stream.close().await.unwrap();
+    let metrics = cluster.metrics(0).await;
+    assert_eq!(metrics.sum("nowconnect_sessions_suspended_total", &[("plane", "tunnel")]), Some(0.0));
+    let refused = cluster.agent_metrics().await.sum("nowconnect_config_reloads_total", &[("result", "refused")]);
+    assert_eq!(refused, Some(2.0));
+    assert_eq!(cluster.agent.as_ref().unwrap().log.find("eyJ"), None, "a token is in a log");
+    cluster.assert_alive();
+}
+
+async fn expiring(rule: &str, drain: &str) -> (Cluster, Pinger) {
     let target = Target::start().await;
     // A restart of the file's own key `auth` is not possible: the rule stands beside `jwt`.
     let jwt_extra = format!("{WITHOUT_LEEWAY} }}\n  on_expiry: {rule}\n  x-rest: {{ a: b");
@@ -81,7 +148,7 @@ async fn expiring(rule: &str, drain: &str) -> (nowconnect_tests::cluster::Cluste
 }
 
 /// I4: nothing new in any case.
-async fn takes_nothing_new(cluster: &nowconnect_tests::cluster::Cluster) {
+async fn takes_nothing_new(cluster: &Cluster) {
     let mut socket = tokio::net::TcpStream::connect(cluster.listener(0, "t")).await.unwrap();
     assert_eq!(bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
 }

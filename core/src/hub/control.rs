@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::drain::Leaving;
 use super::epochs::Epochs;
 use super::handshake::Handshake;
+use super::leases::PeerLease;
 use super::routes::Published;
 use super::upkeep::Upkeep;
 use crate::config::{HubConfig, Mode};
@@ -46,6 +47,8 @@ pub(super) struct PeerState {
     pub(super) dialling: bool,
     /// When the last link to it ended.
     pub(super) lost_at: Option<Instant>,
+    /// What the registry said of its lease since.
+    pub(super) lease: PeerLease,
 }
 
 /// One attachment of this hub.
@@ -113,6 +116,10 @@ pub(super) enum Asked {
     Resign,
     Lookup {
         connector: Name,
+    },
+    Leases {
+        replicas: BTreeSet<Name>,
+        sent: Instant,
     },
     Sweep,
 }
@@ -196,6 +203,7 @@ impl Control {
                 listed: true,
                 dialling: false,
                 lost_at: None,
+                lease: PeerLease::Unknown,
             })
             .collect();
         Self {

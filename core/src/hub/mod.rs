@@ -19,6 +19,7 @@ mod drain;
 mod epochs;
 mod flap;
 mod handshake;
+mod leases;
 mod mesh;
 mod mode;
 mod proof;
@@ -49,6 +50,7 @@ use crate::wire::Frame;
 
 pub use control::Control;
 pub use drain::DrainView;
+pub use leases::PeerLease;
 pub use readiness::{MESH_GRACE, Unready};
 pub use reload::ReloadError;
 pub use view::{LinkView, TunnelView};

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::Hub;
+use super::leases::PeerLease;
 use super::view::LinkView;
 use crate::credit::Pressure;
 use crate::id::ListenerIx;
@@ -45,19 +46,25 @@ impl Unready {
 }
 
 impl LinkView<'_> {
-    /// Whether this link is missed by now: to a configured peer, and not
-    /// established for [`MESH_GRACE`], or not yet since the start.
+    /// Whether this link is missed by now: to a configured peer with a live
+    /// lease, and not established for [`MESH_GRACE`], or not yet since the start.
+    /// A peer that took its lease again has that time from then on. What is not
+    /// known counts as live ([`PeerLease::Unknown`], and an answer that is too
+    /// old): a link must not be down unseen because the registry is away.
     #[must_use]
     pub fn is_missed(&self, now: Instant) -> bool {
-        self.configured
-            && self.state != State::Established
-            && self.down_since.is_none_or(|at| now.since(at) >= MESH_GRACE)
+        let since = match self.lease {
+            PeerLease::Absent { until } if now < until => return false,
+            PeerLease::Absent { .. } | PeerLease::Unknown => self.down_since,
+            PeerLease::Live { since } => self.down_since.max(since),
+        };
+        self.configured && self.state != State::Established && since.is_none_or(|at| now.since(at) >= MESH_GRACE)
     }
 }
 
 impl Hub {
-    /// Whether there is a link to every configured peer, or was within
-    /// [`MESH_GRACE`].
+    /// Whether there is a link to every configured peer that holds a live lease,
+    /// or was within [`MESH_GRACE`].
     #[must_use]
     pub fn mesh_healthy(&self, now: Instant) -> bool {
         !self.control.links(&self.mux).iter().any(|l| l.is_missed(now))

@@ -107,7 +107,13 @@ impl Control {
         out: &mut NodeOut,
     ) {
         match what {
-            Asked::Renew { sent, lease } => self.on_renewed(now, sent, lease, &result, notes, out),
+            Asked::Renew { sent, lease } => {
+                self.on_renewed(now, sent, lease, &result, notes, out);
+                if result.is_ok() {
+                    self.ask_leases(now, mux, out);
+                }
+            }
+            Asked::Leases { replicas, sent } => self.on_leases(now, &replicas, sent, &result),
             Asked::Claim { conn, agent_id } => self.on_claimed(now, conn, agent_id, result, mux, notes, out),
             Asked::Lookup { connector } => self.on_looked_up(now, &connector, result, notes, out),
             Asked::Reclaim { agent_id, session, claim_id } => {

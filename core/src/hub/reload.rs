@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Hub;
 use super::control::{Control, PeerState};
+use super::leases::PeerLease;
 use super::split::share_of;
 use crate::config::{HubConfig, ListenerConfig, PeerConfig};
 use crate::id::{AgentId, ListenerIx, Name};
@@ -142,7 +143,8 @@ impl Control {
             let replica = peer.replica_id.clone();
             // Missed only after the grace of a link that was lost (L6).
             let lost_at = Some(now);
-            self.peers.push(PeerState { link, replica, itself: false, listed: true, dialling: false, lost_at });
+            let lease = PeerLease::Unknown;
+            self.peers.push(PeerState { link, replica, itself: false, listed: true, dialling: false, lost_at, lease });
         }
         self.hurry(now, &before);
         if before.selection.priorities != config.selection.priorities {

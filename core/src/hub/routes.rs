@@ -14,7 +14,7 @@ use crate::config::OnOutage;
 use crate::id::{AgentId, Name};
 use crate::mux::{Mux, Peer};
 use crate::registry::Located;
-use crate::route::{Candidate, Candidates, RANK_FADED, RANK_LEAVING, RouteChange, Routes, rank};
+use crate::route::{Candidate, Candidates, RANK_FADED, RANK_LEAVING, RouteChange, Routes, rank, weight};
 use crate::shard::ControlNote;
 
 /// What is published, and what is to be published next.
@@ -139,7 +139,7 @@ impl Control {
             owner: self.run.replica_id.clone(),
             local: true,
             rank: rank(self.config.selection.priority(agent_id, connector, ad.priority), true, true),
-            weight: ad.weight,
+            weight: weight(ad.weight),
         })
     }
 
@@ -183,7 +183,7 @@ impl Control {
             owner: l.hub.replica_id.clone(),
             local: false,
             rank: last | leaving | rank(priority, false, l.region == self.config.region),
-            weight: ad.weight,
+            weight: weight(ad.weight),
         })
     }
 

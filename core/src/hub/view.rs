@@ -3,6 +3,7 @@
 //! change nothing.
 
 use super::control::Control;
+use super::leases::PeerLease;
 use crate::id::{AgentId, Fence, Name, SessionKey};
 use crate::link::State;
 use crate::mux::Mux;
@@ -31,6 +32,7 @@ impl Control {
                 errors: p.link.errors(),
                 configured: true,
                 down_since: if up { None } else { entry.and_then(|e| e.suspended_at).or(p.lost_at) },
+                lease: if up { PeerLease::Unknown } else { p.lease },
             });
         }
         for (replica, key) in &self.links {
@@ -45,6 +47,7 @@ impl Control {
                     errors: 0,
                     configured: false,
                     down_since,
+                    lease: PeerLease::Unknown,
                 });
             }
         }
@@ -93,6 +96,8 @@ pub struct LinkView<'a> {
     pub configured: bool,
     /// Since when it is not established any more; `None` also when it never was.
     pub down_since: Option<Instant>,
+    /// Whether a configured peer without a link holds a lease.
+    pub lease: PeerLease,
 }
 
 /// An attachment as `status` shows it.

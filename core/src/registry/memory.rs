@@ -130,12 +130,21 @@ impl MemoryRegistry {
             RegistryOp::Release { agent_id, hub, fence } => self.release(agent_id, hub, *fence),
             RegistryOp::Lookup { connector } => RegistryReply::Attachments(self.lookup(now, connector)),
             RegistryOp::Agent { agent_id } => RegistryReply::Attachments(self.listed(now, agent_id).collect()),
+            RegistryOp::Leases { replicas } => RegistryReply::Leases(self.holders(now, replicas)),
             RegistryOp::Sweep => RegistryReply::Swept(self.sweep(now)),
         })
     }
 
     fn live(&self, now: u64, replica_id: &Name) -> Option<&Lease> {
         self.leases.get(replica_id).filter(|l| now < l.until_millis)
+    }
+
+    fn holders(&self, now: u64, replicas: &BTreeSet<Name>) -> Vec<HubRun> {
+        let run = |replica_id: &Name| {
+            let incarnation = self.live(now, replica_id)?.incarnation;
+            Some(HubRun { replica_id: replica_id.clone(), incarnation })
+        };
+        replicas.iter().filter_map(run).collect()
     }
 
     fn renew(

@@ -10,6 +10,7 @@ mod memory;
 
 pub use memory::{MemoryRegistry, StoredKey};
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::id::{AgentId, ClaimId, Epoch, Fence, Incarnation, Instance, Name, Nonce};
@@ -82,6 +83,11 @@ pub enum RegistryOp {
         /// The agent.
         agent_id: AgentId,
     },
+    /// Which of these replicas hold a live lease?
+    Leases {
+        /// The replicas, in one question.
+        replicas: BTreeSet<Name>,
+    },
     /// Remove index entries of attachments and hubs that are gone
     /// (compare-and-delete; garbage collection only).
     Sweep,
@@ -138,6 +144,8 @@ pub enum RegistryReply {
     Stale,
     /// [`RegistryOp::Lookup`], [`RegistryOp::Agent`].
     Attachments(Vec<Located>),
+    /// [`RegistryOp::Leases`]: the runs that hold one, by replica id.
+    Leases(Vec<HubRun>),
     /// [`RegistryOp::Sweep`]: how many entries were removed.
     Swept(u32),
 }

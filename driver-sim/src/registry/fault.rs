@@ -154,7 +154,7 @@ impl ServerError {
 }
 
 pub(super) const fn reads(op: &RegistryOp) -> bool {
-    matches!(op, RegistryOp::Lookup { .. } | RegistryOp::Agent { .. })
+    matches!(op, RegistryOp::Lookup { .. } | RegistryOp::Agent { .. } | RegistryOp::Leases { .. })
 }
 
 pub(super) const fn writes(op: &RegistryOp) -> bool {

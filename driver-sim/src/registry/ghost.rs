@@ -143,7 +143,7 @@ impl Ghost {
             }
             RegistryOp::Renew { hub, .. } | RegistryOp::Resign { hub } => before.lease = state.lease(&hub.replica_id),
             RegistryOp::Sweep => before.listed = state.all_listed(wall).collect(),
-            RegistryOp::Lookup { .. } | RegistryOp::Agent { .. } => {}
+            RegistryOp::Lookup { .. } | RegistryOp::Agent { .. } | RegistryOp::Leases { .. } => {}
         }
         before
     }
@@ -203,7 +203,7 @@ impl Ghost {
                 }
                 self.epochs_kept(place, state);
             }
-            RegistryOp::Lookup { .. } | RegistryOp::Agent { .. } => {}
+            RegistryOp::Lookup { .. } | RegistryOp::Agent { .. } | RegistryOp::Leases { .. } => {}
         }
     }
 

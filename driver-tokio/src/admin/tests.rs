@@ -17,9 +17,9 @@ impl AdminApp for Shown {
     fn metrics(&self) -> Option<(&'static str, Vec<u8>)> {
         Some(("text/plain", b"a_total 1\n".to_vec()))
     }
-    fn status(&self) -> serde_json::Value {
+    fn status(&self) -> String {
         self.0.set(self.0.get() + 1);
-        serde_json::json!({ "asked": self.0.get() })
+        format!("{{\"asked\":{}}}", self.0.get())
     }
     fn act(&self, action: Action) -> Acting {
         Box::pin(async move { (200, format!("{action:?}")) })

@@ -2,24 +2,20 @@
 
 use std::rc::Rc;
 
-use nowconnect_core::agent::{Agent, TunnelState};
+use nowconnect_core::agent::Agent;
 use nowconnect_core::id::SessionKey;
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::Plane;
-use serde_json::{Map, Value, json};
 
 use super::Shared;
 use crate::admin::{Acting, Action, AdminApp};
+use crate::answers::agent::{
+    Connector, Drain, Draining, Hub, HubBrief, PhaseClosed, Readyz, Reason, RoleAgent, Status, Target, Tunnels,
+};
+use crate::answers::{self, DrainAnswer, Failed, ReadyzListener, Refused, ResultDraining, State, UndrainAnswer, Word};
 use crate::metrics::{Family, Snapshot};
 use crate::node::Node;
-use crate::status::{self, STATES};
-use crate::{reload, snapshot};
-
-const DRAINING: &str = "draining";
-const TARGETS_DOWN: &str = "targets_down";
-const TUNNELS_MISSING: &str = "tunnels_missing";
-/// Why an agent is not ready.
-const REASONS: [&str; 3] = [DRAINING, TARGETS_DOWN, TUNNELS_MISSING];
+use crate::{reload, snapshot, status};
 
 pub(super) struct App {
     pub(super) node: Node<Agent>,
@@ -27,24 +23,20 @@ pub(super) struct App {
 }
 
 /// `drain` of `/status`.
-fn drain(agent: &Agent, now: Instant) -> Option<Value> {
+fn drain(agent: &Agent, now: Instant) -> Option<Drain> {
     let ending = agent.shard().ending()?;
-    let left = u64::try_from(ending.deadline.since(now).as_millis()).unwrap_or(u64::MAX);
-    Some(json!({ "phase": "closed", "resets_in_ms": left, "streams": agent.shard().streams() }))
-}
-
-const fn label(state: TunnelState) -> &'static str {
-    match state {
-        TunnelState::Resting => "resting",
-        TunnelState::Wanted(state) => state.label(),
-    }
+    Some(Drain {
+        phase: PhaseClosed::Closed,
+        resets_in_ms: status::millis_until(ending.deadline, now),
+        streams: agent.shard().streams(),
+    })
 }
 
 struct Readiness {
-    state: &'static str,
+    state: State,
     serving: usize,
     wanted: usize,
-    reasons: Vec<&'static str>,
+    reasons: Vec<Reason>,
 }
 
 impl App {
@@ -60,31 +52,31 @@ impl App {
         let wanted = usize::from(setup.core.parallel).min(setup.core.hubs.len());
         let mut reasons = Vec::new();
         if agent.tunnels().is_draining() {
-            reasons.push(DRAINING);
+            reasons.push(Reason::Draining);
         }
         if agent.targets().any(|t| !t.up) {
-            reasons.push(TARGETS_DOWN);
+            reasons.push(Reason::TargetsDown);
         }
         if serving < wanted {
-            reasons.push(TUNNELS_MISSING);
+            reasons.push(Reason::TunnelsMissing);
         }
         let state = if agent.tunnels().is_draining() {
-            "draining"
+            State::Draining
         } else if reasons.is_empty() {
-            "ready"
+            State::Ready
         } else {
-            "degraded"
+            State::Degraded
         };
         Readiness { state, serving, wanted, reasons }
     }
 
     fn readiness_of(&self, s: &mut Snapshot, agent: &Agent) {
         let r = self.readiness(agent);
-        for state in STATES {
-            s.add(Family::Readiness, &[state], u64::from(r.state == state));
+        for state in State::ALL {
+            s.add(Family::Readiness, &[state.name()], u64::from(r.state == state));
         }
-        for reason in REASONS {
-            s.add(Family::ReadinessReason, &[reason], u64::from(r.reasons.contains(&reason)));
+        for reason in Reason::ALL {
+            s.add(Family::ReadinessReason, &[reason.name()], u64::from(r.reasons.contains(&reason)));
         }
     }
 }
@@ -95,35 +87,32 @@ impl AdminApp for App {
         self.node.look(|agent| {
             let r = self.readiness(agent);
             let status = match r.state {
-                "ready" => 200,
-                "degraded" if !strict && r.serving > 0 => 200,
-                _ => 503,
+                State::Ready => 200,
+                State::Degraded if !strict && r.serving > 0 => 200,
+                State::Degraded | State::Draining => 503,
             };
-            let hubs: Vec<Value> = (agent.tunnels().hubs().zip(&agent.tunnels().config().hubs))
+            let hubs = (agent.tunnels().hubs().zip(&agent.tunnels().config().hubs))
                 .filter(|((_, _, session), url)| session.is_some() || self.shared.setup().core.hubs.contains(url))
-                .map(|((state, replica, _), url)| {
-                    json!({ "url": url, "replica": replica.map(|r| r.as_str()), "state": label(state) })
+                .map(|((state, replica, _), url)| HubBrief {
+                    url: url.clone(),
+                    replica: replica.map(ToString::to_string),
+                    state: Word(state),
                 })
                 .collect();
-            let word = |up| if up { "up" } else { "down" };
-            let targets: Map<String, Value> =
-                agent.targets().map(|t| (t.connector.to_string(), word(t.up).into())).collect();
-            (
-                status,
-                json!({
-                    "status": r.state,
-                    "reasons": r.reasons,
-                    "tunnels": { "connected": r.serving, "wanted": r.wanted },
-                    "hubs": hubs,
-                    "targets": targets,
-                })
-                .to_string(),
-            )
+            let word = |up| if up { Target::Up } else { Target::Down };
+            let readyz = Readyz {
+                status: r.state,
+                reasons: r.reasons,
+                tunnels: Tunnels { connected: r.serving, wanted: r.wanted },
+                hubs,
+                targets: agent.targets().map(|t| (t.connector.to_string(), word(t.up))).collect(),
+            };
+            (status, answers::text(&answers::Readyz::Agent(readyz)))
         })
     }
 
     fn readyz_listener(&self, _name: &str) -> (u16, String) {
-        (404, json!({ "error": "an agent has no listeners" }).to_string())
+        (404, answers::text(&ReadyzListener::Unknown(Failed::because("an agent has no listeners"))))
     }
 
     fn metrics(&self) -> Option<(&'static str, Vec<u8>)> {
@@ -166,20 +155,21 @@ impl AdminApp for App {
         let (node, shared) = (self.node.clone(), Rc::clone(&self.shared));
         Box::pin(async move {
             match action {
-                Action::Reload => super::reload::run(&node, &shared).answer(),
+                Action::Reload => super::reload::run(&node, &shared).await.answer(),
                 Action::Drain => {
                     super::drain(&node);
-                    (200, json!({ "result": "draining", "exits": true }).to_string())
+                    let draining = Draining { result: ResultDraining::Draining, exits: true };
+                    (200, answers::text(&DrainAnswer::Agent(draining)))
                 }
                 Action::Undrain => {
                     let why = "an agent's drain cannot be taken back: its connectors are withdrawn at once";
-                    (409, json!({ "result": "refused", "error": why }).to_string())
+                    (409, answers::text(&UndrainAnswer::Refused(Refused::because(why))))
                 }
             }
         })
     }
 
-    fn status(&self) -> Value {
+    fn status(&self) -> String {
         let now = self.node.clock().now();
         let setup = self.shared.setup();
         let config = &setup.core;
@@ -189,47 +179,45 @@ impl AdminApp for App {
             let epoch = |session| {
                 agent.shard().attachments().find(|a| Some(a.session) == session).map(|a| a.fence.epoch.to_string())
             };
-            let hubs: Vec<Value> = (agent.tunnels().hubs().zip(&agent.tunnels().config().hubs))
+            let hubs = (agent.tunnels().hubs().zip(&agent.tunnels().config().hubs))
                 // One that was removed is shown while it is used up.
                 .filter(|((_, _, session), url)| session.is_some() || config.hubs.contains(url))
-                .map(|((state, replica, session), url)| {
-                    json!({
-                        "url": url,
-                        "replica": replica.map(|r| r.as_str()),
-                        "state": label(state),
-                        "epoch": epoch(session),
-                        "session": status::session(mux, session, now),
-                    })
+                .map(|((state, replica, session), url)| Hub {
+                    url: url.clone(),
+                    replica: replica.map(ToString::to_string),
+                    state: Word(state),
+                    epoch: epoch(session),
+                    session: status::session(mux, session, now),
                 })
                 .collect();
-            let connectors: Vec<Value> = (config.connectors.iter())
+            let connectors = (config.connectors.iter())
                 .map(|c| {
                     let checked = agent.targets().find(|t| *t.connector == c.name);
-                    json!({
-                        "name": c.name.as_str(),
-                        "target": c.target,
-                        "priority": c.priority,
-                        "weight": c.weight,
-                        "up": checked.map(|t| t.up),
-                        "last_failure": checked.and_then(|t| t.last).map(|code| code.name()),
-                    })
+                    Connector {
+                        name: c.name.to_string(),
+                        target: c.target.clone(),
+                        priority: c.priority,
+                        weight: c.weight,
+                        up: checked.map(|t| t.up),
+                        last_failure: checked.and_then(|t| t.last).map(Word),
+                    }
                 })
                 .collect();
-            json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "role": "agent",
-                "agent": config.agent_id.as_str(),
-                "instance": agent.tunnels().instance().to_string(),
-                "highest_epoch": agent.tunnels().highest_epoch().to_string(),
-                "status": r.state,
-                "reasons": r.reasons,
-                "hubs": hubs,
-                "connectors": connectors,
-                "streams": agent.shard().streams(),
-                "drain": drain(agent, now),
-                "needs_restart": *self.shared.restart.borrow(),
-                "memory": status::memory(mux),
-            })
+            answers::text(&answers::Status::Agent(Status {
+                version: env!("CARGO_PKG_VERSION"),
+                role: RoleAgent::Agent,
+                agent: config.agent_id.to_string(),
+                instance: agent.tunnels().instance().to_string(),
+                highest_epoch: agent.tunnels().highest_epoch().to_string(),
+                status: r.state,
+                reasons: r.reasons,
+                hubs,
+                connectors,
+                streams: agent.shard().streams(),
+                drain: drain(agent, now),
+                needs_restart: self.shared.restart.borrow().clone(),
+                memory: status::memory(mux),
+            }))
         })
     }
 }
@@ -241,6 +229,7 @@ mod tests {
     #[test]
     fn the_documentation_lists_exactly_the_reasons() {
         let page = include_str!("../../../docs/operations.md");
-        assert_eq!(status::documented(page, "## Why an agent is not ready"), REASONS.map(str::to_owned).into());
+        let reasons = Reason::ALL.map(|r| r.name().to_owned()).into();
+        assert_eq!(status::documented(page, "## Why an agent is not ready"), reasons);
     }
 }

@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
 use nowconnect_core::wire::Plane;
 
-use super::{DRAIN, Shared};
+use super::scope::{outside, shown};
+use super::{DRAIN, Shared, read_token, token};
 use crate::certs;
 use crate::cli::RunError;
 use crate::config::AgentSetup;
@@ -29,6 +31,11 @@ pub(super) fn targets(setup: &AgentSetup) -> Result<BTreeMap<String, Target>, Ru
     };
     setup.core.hubs.iter().map(target).collect()
 }
+
+/// Looks for hubs to judge a fresh token, and the pause between them: renewal
+/// sends one within a second of its change.
+const LOOKS: u32 = 30;
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 fn keep(new: &mut AgentSetup, old: &AgentSetup) -> Vec<&'static str> {
     let mut kept = Vec::new();
@@ -56,12 +63,12 @@ fn keep(new: &mut AgentSetup, old: &AgentSetup) -> Vec<&'static str> {
 }
 
 /// Reads the file and puts it in force, or nothing of it.
-pub(super) fn run(node: &Node<Agent>, shared: &Rc<Shared>) -> Outcome {
+pub(super) async fn run(node: &Node<Agent>, shared: &Rc<Shared>) -> Outcome {
     let Some(source) = &shared.source else { return Outcome::Refused("this agent runs without a file".to_owned()) };
     if !shared.reloads.begin() {
         return Outcome::Refused("another reload is under way; ask again".to_owned());
     }
-    let outcome = match attempt(node, shared, source) {
+    let outcome = match attempt(node, shared, source).await {
         Ok(restart) => Outcome::Applied(restart),
         Err(why) => Outcome::Refused(why.to_string()),
     };
@@ -69,13 +76,47 @@ pub(super) fn run(node: &Node<Agent>, shared: &Rc<Shared>) -> Outcome {
     outcome
 }
 
-fn attempt(node: &Node<Agent>, shared: &Rc<Shared>, source: &super::Source) -> Result<Vec<&'static str>, RunError> {
+/// Looks whether the hubs will take these connectors, before they are told.
+/// Waits for those that have not judged a fresh token yet.
+async fn covered(shared: &Shared, new: &AgentSetup, old: &AgentSetup) -> Result<(), RunError> {
+    let connectors = &new.core.connectors;
+    if *connectors == old.core.connectors {
+        // Nothing is told.
+        return Ok(());
+    }
+    let in_file = token::scope(&read_token(&new.token_file).map_err(RunError::Config)?);
+    if let Some(name) = outside(&in_file, connectors) {
+        return Err(RunError::Config(format!(
+            "connectors: {name:?} is not among the connectors that the token in token_file names ({}); \
+             hubs would end the tunnels: put a token that names it into token_file, or leave it out",
+            shown(&in_file)
+        )));
+    }
+    for _ in 0..LOOKS {
+        if shared.scopes.borrow().refuser(connectors).is_none() {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let Some((hub, name)) = shared.scopes.borrow().refuser(connectors) else { return Ok(()) };
+    Err(RunError::Failed(format!(
+        "connectors: the token that {hub} took last does not name {name:?}, and it has not taken the one in \
+         token_file yet; reload again after `token_accepted`"
+    )))
+}
+
+async fn attempt(
+    node: &Node<Agent>,
+    shared: &Rc<Shared>,
+    source: &super::Source,
+) -> Result<Vec<&'static str>, RunError> {
     if node.look(|agent| agent.tunnels().is_draining()) {
         return Err(RunError::Failed("the agent is leaving".to_owned()));
     }
     let old = shared.setup();
     let mut new = source()?;
     let restart = keep(&mut new, &old);
+    covered(shared, &new, &old).await?;
     let set = certs::Set::of_agent(&new).map_err(|e| RunError::Config(e.to_string()))?;
     let mut targets = targets(&new)?;
     // The tunnel to a removed hub may have to come back while streams use it up.

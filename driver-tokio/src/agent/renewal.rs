@@ -21,6 +21,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Looks until a refused token is sent again, at first and at most.
 const AGAIN: (u32, u32) = (2, 60);
 
+fn send(node: &Node<Agent>, shared: &Shared, token: &str) {
+    shared.scopes.borrow_mut().sends(token);
+    node.input(Input::Token { token: SecretText(token.to_owned()) });
+}
+
 /// Runs until the task is dropped; `used` is the token so far.
 pub(super) async fn run(node: Node<Agent>, shared: Rc<Shared>, mut used: Option<String>) {
     let mut life = used.as_deref().and_then(Lifetime::of);
@@ -39,7 +44,7 @@ pub(super) async fn run(node: Node<Agent>, shared: Rc<Shared>, mut used: Option<
             (read_at, warned, wait, left) = (now, false, AGAIN.0, 0);
             shared.token_ends.set(life.map(|l| l.exp));
             shared.token_refused.set(false);
-            node.input(Input::Token { token: SecretText(token.clone()) });
+            send(&node, &shared, &token);
             used = Some(token);
         } else if shared.token_refused.get() {
             // The first look after a refusal begins the wait.
@@ -48,7 +53,7 @@ pub(super) async fn run(node: Node<Agent>, shared: Rc<Shared>, mut used: Option<
                 shared.token_refused.set(false);
                 wait = (wait * 2).min(AGAIN.1);
                 if let Some(token) = &used {
-                    node.input(Input::Token { token: SecretText(token.clone()) });
+                    send(&node, &shared, token);
                 }
             }
         }

@@ -1,9 +1,13 @@
 //! What an agent reads in its own token, without checking it: how long it
-//! lives. For warnings and metrics only; nothing is decided by it.
+//! lives, and which connectors it names. For warnings, metrics and refusals
+//! that come before a hub's; nothing is allowed by it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::scope::Scope;
 
 /// The life of a token, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -14,11 +18,25 @@ pub(super) struct Lifetime {
     pub(super) exp: u64,
 }
 
+/// The claims of a JWT, as far as `T` wants them; `None` for anything else.
+fn claims<T: DeserializeOwned>(token: &str) -> Option<T> {
+    let claims = token.split('.').nth(1)?;
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
+}
+
+/// The claim `connectors`.
+pub(super) fn scope(token: &str) -> Scope {
+    #[derive(Deserialize)]
+    struct Scoped {
+        connectors: Scope,
+    }
+    claims::<Scoped>(token)?.connectors
+}
+
 impl Lifetime {
     /// Of a JWT; `None` for anything else.
     pub(super) fn of(token: &str) -> Option<Self> {
-        let claims = token.split('.').nth(1)?;
-        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
+        claims(token)
     }
 
     /// Whether four fifths have passed; a token that does not say when it

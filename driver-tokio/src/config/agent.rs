@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nowconnect_core::config::{AgentConfig, Backoff, ConnectorConfig, Limits, Liveness};
 use nowconnect_core::id::AgentId;
+use nowconnect_core::route::WEIGHT_MAX;
 
 use super::hub::{BUDGET_MIN, SharedLimits, place};
 use super::raw::{self, AgentFile};
@@ -178,7 +179,7 @@ fn connectors(check: &mut Check<'_>, core: &mut AgentConfig, sections: Option<&[
         let mut priority = 0;
         check.set(&key("priority"), s.priority.as_ref(), &mut priority);
         let mut weight = 1;
-        check.number(&key("weight"), s.weight.as_ref(), 1..=1000, &mut weight);
+        check.number(&key("weight"), s.weight.as_ref(), 1..=WEIGHT_MAX, &mut weight);
         let health = selection::health(check, &path, *at, s.health.as_ref());
         places.extend(name.clone().map(|name| (key("name"), place(s.name.as_ref()), name)));
         if let (Some(name), Some(target)) = (name, target) {

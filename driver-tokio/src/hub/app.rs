@@ -11,11 +11,11 @@ use nowconnect_core::mux::Input;
 use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::{HubGrant, Principal};
 use nowconnect_core::wire::Plane;
-use serde_json::json;
 
 use super::readiness::{self, Readiness};
 use super::{Shared, Totals, snapshot, status};
 use crate::admin::{Acting, Action, AdminApp};
+use crate::answers::{self, DrainAnswer, Failed, ReadyzListener, ReloadAnswer, State, Status, UndrainAnswer};
 use crate::conn;
 use crate::http::{HttpApp, Refusal, Reject, Upgraded};
 use crate::node::Node;
@@ -116,27 +116,23 @@ impl HttpApp for App {
     }
 
     fn readyz(&self, strict: bool) -> (u16, String) {
-        let (state, json) = self.node.look(|hub| {
-            let r = Readiness::of(hub, &self.shared, self.node.clock().now());
-            (r.state, r.json())
-        });
-        let status = match state {
-            "ready" => 200,
-            "degraded" if strict => 503,
-            "degraded" => self.shared.setup().degraded_status,
-            _ => 503,
+        let ready = self.node.look(|hub| Readiness::of(hub, &self.shared, self.node.clock().now()));
+        let status = match ready.state {
+            State::Ready => 200,
+            State::Degraded if !strict => self.shared.setup().degraded_status,
+            State::Degraded | State::Draining => 503,
         };
-        (status, json)
+        (status, answers::text(&answers::Readyz::Hub(ready.answer())))
     }
 
     fn readyz_listener(&self, name: &str) -> (u16, String) {
         let state = self.node.look(|hub| readiness::listener(hub, &self.shared, name));
         let Some(state) = state else {
-            return (404, json!({ "error": "no listener of this name" }).to_string());
+            let unknown = ReadyzListener::Unknown(Failed::because("no listener of this name"));
+            return (404, answers::text(&unknown));
         };
-        let mut body = state.json();
-        body["listener"] = name.into();
-        (if state.unready.is_none() { 200 } else { 503 }, body.to_string())
+        let status = if state.unready.is_none() { 200 } else { 503 };
+        (status, answers::text(&ReadyzListener::Known(state.named(name))))
     }
 
     fn metrics(&self) -> Option<(&'static str, Vec<u8>)> {
@@ -154,6 +150,16 @@ impl HttpApp for App {
     }
 }
 
+/// The answer of an action that did not come to its end.
+fn failed(action: Action, why: &str) -> String {
+    let why = Failed::because(why);
+    match action {
+        Action::Reload => answers::text(&ReloadAnswer::Failed(why)),
+        Action::Drain => answers::text(&DrainAnswer::Failed(why)),
+        Action::Undrain => answers::text(&UndrainAnswer::Failed(why)),
+    }
+}
+
 impl AdminApp for App {
     fn readyz(&self, strict: bool) -> (u16, String) {
         HttpApp::readyz(self, strict)
@@ -167,8 +173,8 @@ impl AdminApp for App {
         HttpApp::metrics(self)
     }
 
-    fn status(&self) -> serde_json::Value {
-        status::take(&self.node, &self.shared)
+    fn status(&self) -> String {
+        answers::text(&Status::Hub(status::take(&self.node, &self.shared)))
     }
 
     fn act(&self, action: Action) -> Acting {
@@ -181,6 +187,6 @@ impl AdminApp for App {
                 Action::Undrain => super::drain::cancel(&node, &shared),
             }
         });
-        Box::pin(async { task.await.unwrap_or_else(|e| (500, json!({ "error": e.to_string() }).to_string())) })
+        Box::pin(async move { task.await.unwrap_or_else(|e| (500, failed(action, &e.to_string()))) })
     }
 }

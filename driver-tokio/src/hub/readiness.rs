@@ -8,66 +8,49 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nowconnect_core::config::Mode;
-use nowconnect_core::hub::{Hub, Unready};
+use nowconnect_core::hub::{Hub, PeerLease, Unready};
 use nowconnect_core::time::Instant;
-use serde_json::{Value, json};
 
 use super::Shared;
-
-/// Why a hub is not ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    Draining,
-    MeshLinkDown,
-    RegistryUnhealthy,
-    ReplicaIdTwice,
-}
-
-impl Reason {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Draining, Self::MeshLinkDown, Self::RegistryUnhealthy, Self::ReplicaIdTwice];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Draining => "draining",
-            Self::MeshLinkDown => "mesh_link_down",
-            Self::RegistryUnhealthy => "registry_unhealthy",
-            Self::ReplicaIdTwice => "replica_id_twice",
-        }
-    }
-}
+use crate::answers::hub::{
+    Availability, Health, Lease, ListenerReady, Mesh, MeshLink, NamedListener, Readyz, Reason, Registry,
+};
+use crate::answers::{State, Word};
 
 /// What one listener could do now.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ListenerState {
-    pub(super) unready: Option<&'static str>,
+    pub(super) unready: Option<Unready>,
     pub(super) listening: bool,
 }
 
 impl ListenerState {
-    pub(super) const fn status(self) -> &'static str {
-        if self.unready.is_none() { "ready" } else { "unavailable" }
+    pub(super) const fn status(self) -> Availability {
+        if self.unready.is_none() { Availability::Ready } else { Availability::Unavailable }
     }
 
-    pub(super) fn json(self) -> Value {
-        let mut value = json!({ "status": self.status(), "listening": self.listening });
-        if let Some(reason) = self.unready {
-            value["reason"] = reason.into();
+    fn brief(self) -> ListenerReady {
+        ListenerReady { status: self.status(), listening: self.listening, reason: self.unready.map(Word) }
+    }
+
+    pub(super) fn named(self, name: &str) -> NamedListener {
+        NamedListener {
+            listener: name.to_owned(),
+            status: self.status(),
+            listening: self.listening,
+            reason: self.unready.map(Word),
         }
-        value
     }
 }
 
 /// Whether a balancer should send clients here, and why not.
 pub(super) struct Readiness {
-    pub(super) state: &'static str,
+    pub(super) state: State,
     pub(super) reasons: Vec<Reason>,
     pub(super) listeners: BTreeMap<String, ListenerState>,
+    pub(super) registry: Registry,
     mode: Mode,
-    links: Vec<Value>,
-    mesh: &'static str,
-    pub(super) registry: &'static str,
-    lease_age: Option<f64>,
+    mesh: Mesh,
 }
 
 /// How long ago the last renewal that succeeded was sent, in seconds; counted
@@ -100,57 +83,56 @@ impl Readiness {
             }
         }
         let state = if draining {
-            "draining"
+            State::Draining
         } else if hub.mode() == Mode::Active && !reasons.is_empty() {
-            "degraded"
+            State::Degraded
         } else {
-            "ready"
+            State::Ready
         };
         let healthy = |yes| match yes {
-            _ if off => "unused",
-            true => "healthy",
-            false => "unhealthy",
+            _ if off => Health::Unused,
+            true => Health::Healthy,
+            false => Health::Unhealthy,
         };
         let links = (hub.control().links(hub.mux()).iter())
-            .map(|l| {
-                json!({
-                    "peer": l.replica.map(|r| r.as_str()),
-                    "state": l.state.label(),
-                    "configured": l.configured,
-                    "down_seconds": l.down_since.map(|at| now.since(at).as_secs_f64()),
-                })
+            .map(|l| MeshLink {
+                peer: l.replica.map(ToString::to_string),
+                state: Word(l.state),
+                configured: l.configured,
+                down_seconds: l.down_since.map(|at| now.since(at).as_secs_f64()),
+                lease: match l.lease {
+                    PeerLease::Live { .. } => Some(Lease::Live),
+                    PeerLease::Absent { until } if now < until => Some(Lease::None),
+                    PeerLease::Absent { .. } | PeerLease::Unknown => None,
+                },
             })
             .collect();
         let listeners = (shared.setup().core.listeners.iter())
-            .filter_map(|l| Some((l.name.as_str().to_owned(), listener(hub, shared, l.name.as_str())?)))
+            .filter_map(|l| Some((l.name.to_string(), listener(hub, shared, l.name.as_str())?)))
             .collect();
         Self {
             state,
             reasons,
             listeners,
             mode: hub.mode(),
-            links,
-            mesh: healthy(mesh_healthy),
-            registry: healthy(registry_healthy),
-            lease_age: (!off).then(|| lease_age(hub, now)),
+            mesh: Mesh { status: healthy(mesh_healthy), links },
+            registry: Registry {
+                status: healthy(registry_healthy),
+                lease_age_seconds: (!off).then(|| lease_age(hub, now)),
+            },
         }
     }
 
-    pub(super) fn reasons(&self) -> Vec<&'static str> {
-        self.reasons.iter().map(|r| r.name()).collect()
-    }
-
-    pub(super) fn json(&self) -> String {
-        let listeners: BTreeMap<&str, Value> = self.listeners.iter().map(|(n, l)| (n.as_str(), l.json())).collect();
-        json!({
-            "status": self.state,
-            "mode": self.mode.name(),
-            "reasons": self.reasons(),
-            "mesh": { "status": self.mesh, "links": self.links },
-            "registry": { "status": self.registry, "lease_age_seconds": self.lease_age },
-            "listeners": listeners,
-        })
-        .to_string()
+    /// The body of `/readyz`.
+    pub(super) fn answer(self) -> Readyz {
+        Readyz {
+            status: self.state,
+            mode: Word(self.mode),
+            reasons: self.reasons,
+            mesh: self.mesh,
+            registry: self.registry,
+            listeners: self.listeners.into_iter().map(|(name, l)| (name, l.brief())).collect(),
+        }
     }
 }
 
@@ -164,7 +146,7 @@ pub(super) fn listener(hub: &Hub, shared: &Shared, name: &str) -> Option<Listene
         None => Some(Unready::Full),
     };
     let listening = shared.open.borrow().iter().any(|open| open.name() == name && open.is_listening());
-    Some(ListenerState { unready: unready.map(Unready::name), listening })
+    Some(ListenerState { unready, listening })
 }
 
 #[cfg(test)]

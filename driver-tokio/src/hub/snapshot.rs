@@ -10,12 +10,13 @@ use nowconnect_core::shard::Shard;
 use nowconnect_core::wire::Plane;
 
 use super::Shared;
-use super::readiness::{self, Readiness, Reason};
+use super::readiness::{self, Readiness};
+use crate::answers;
+use crate::answers::hub::Reason;
 use crate::clock::unix_millis;
 use crate::metrics::{Family, Snapshot};
 use crate::node::Node;
 use crate::registry::Registry;
-use crate::status::STATES;
 use crate::{reload, snapshot};
 
 /// Everything `/metrics` shows now.
@@ -112,8 +113,8 @@ fn ejections(s: &mut Snapshot, hub: &Hub) {
 }
 
 fn readiness(s: &mut Snapshot, r: &Readiness) {
-    for state in STATES {
-        s.add(Family::Readiness, &[state], u64::from(r.state == state));
+    for state in answers::State::ALL {
+        s.add(Family::Readiness, &[state.name()], u64::from(r.state == state));
     }
     for reason in Reason::ALL {
         s.add(Family::ReadinessReason, &[reason.name()], u64::from(r.reasons.contains(&reason)));

@@ -133,7 +133,8 @@ impl RedisRegistry {
             | RegistryOp::SetConnectors { .. }
             | RegistryOp::Release { .. }
             | RegistryOp::Lookup { .. }
-            | RegistryOp::Agent { .. } => self.op_timeout,
+            | RegistryOp::Agent { .. }
+            | RegistryOp::Leases { .. } => self.op_timeout,
         };
         match tokio::time::timeout(deadline, call.step(op)).await {
             Ok(outcome) => outcome,
@@ -218,6 +219,11 @@ impl Call<'_> {
             }
             RegistryOp::Agent { agent_id } => {
                 Ok(RegistryReply::Attachments(self.listed(std::slice::from_ref(agent_id)).await?))
+            }
+            RegistryOp::Leases { replicas } => {
+                let held = self.leases(replicas.clone()).await?;
+                let run = |(replica_id, (incarnation, _))| HubRun { replica_id, incarnation };
+                Ok(RegistryReply::Leases(held.into_iter().map(run).collect()))
             }
             RegistryOp::Sweep => self.sweep().await,
         }

@@ -92,6 +92,9 @@ fn lookup(connector: &str) -> RegistryOp {
 fn attachments_of(n: u64) -> RegistryOp {
     RegistryOp::Agent { agent_id: agent(n) }
 }
+fn leases_of(hubs: &[u64]) -> RegistryOp {
+    RegistryOp::Leases { replicas: hubs.iter().map(|n| name(&format!("hub-{n}"))).collect() }
+}
 #[track_caller]
 fn granted(result: RegistryResult) -> Fence {
     let reply = result.unwrap();
@@ -193,6 +196,7 @@ impl Side {
             (13 | 14, Some((agent_id, hub, fence))) => RegistryOp::Release { agent_id, hub, fence },
             (15, _) => attachments_of(rng.below(3)),
             (16, _) => RegistryOp::Sweep,
+            (17, _) => leases_of(&[1, 2, 3, 4]),
             _ => lookup(["ldap", "ssh", "web"][usize::try_from(rng.below(3)).unwrap()]),
         }
     }
@@ -276,13 +280,15 @@ async fn same_answers(url: &str, raw: &mut redis::Connection) {
                 RegistryReply::Claimed { superseded, .. } if !superseded.is_empty() => "Superseding".to_owned(),
                 RegistryReply::Attachments(l) if l.len() > 1 => "Several".to_owned(),
                 RegistryReply::Swept(n) if *n > 0 => "Removed".to_owned(),
+                RegistryReply::Leases(held) if held.is_empty() => "NoLease".to_owned(),
                 other => format!("{other:?}").split([' ', '(']).next().unwrap_or_default().to_owned(),
             };
             *kinds.entry(kind).or_default() += 1;
         }
         assert_eq!(redis.health().corrupt_values, 0);
     }
-    for kind in ["Superseding", "Several", "Removed", "Claimed", "LeaseHeld", "Renewed", "Done", "Stale", "Swept"] {
+    let all = ["Superseding", "Several", "Removed", "Claimed", "LeaseHeld", "Renewed", "Done", "Stale", "Swept"];
+    for kind in all.into_iter().chain(["Leases", "NoLease"]) {
         assert!(kinds.get(kind).is_some_and(|n| *n >= 20), "too few {kind} to mean anything: {kinds:?}");
     }
 }
@@ -312,7 +318,13 @@ async fn a_lease_ends_by_the_servers_clock_and_renewal_extends_it() {
 
     assert_eq!(listed(redis.execute(&lookup("ldap")).await).len(), 1);
     assert_eq!(listed(memory.execute(now + millis - 1, &lookup("ldap"))).len(), 1);
+    let held = Ok(RegistryReply::Leases(vec![hub(1, 1)]));
+    assert_eq!(redis.execute(&leases_of(&[1, 2])).await, held);
+    assert_eq!(memory.execute(now + millis - 1, &leases_of(&[1, 2])), held);
     command(&mut raw, &["PEXPIRE", key, "0"]);
+    let none = Ok(RegistryReply::Leases(Vec::new()));
+    assert_eq!(redis.execute(&leases_of(&[1, 2])).await, none);
+    assert_eq!(memory.execute(now + millis, &leases_of(&[1, 2])), none);
     assert_eq!(listed(redis.execute(&lookup("ldap")).await), []);
     assert_eq!(listed(redis.execute(&attachments_of(1)).await), []);
     assert_eq!(listed(memory.execute(now + millis, &lookup("ldap"))), []);

@@ -416,6 +416,10 @@ proptest! {
                 let want = m.lists(now, |l| l.connectors.iter().any(|ad| ad.name.as_str() == c));
                 prop_assert_eq!(listed(r.execute(now, &lookup(c))), want);
             }
+            let mut held: Vec<HubRun> = m.leases.iter().filter(|(_, until)| now < *until).map(|(h, _)| h.clone()).collect();
+            held.sort();
+            let asked = RegistryOp::Leases { replicas: (1..5).map(|n| hub(n, 1).replica_id).collect() };
+            prop_assert_eq!(r.execute(now, &asked), Ok(RegistryReply::Leases(held)));
             for a in 1..4 {
                 let want = m.lists(now, |l| l.agent_id == agent(a));
                 prop_assert_eq!(listed(r.execute(now, &RegistryOp::Agent { agent_id: agent(a) })), want);
