@@ -10,6 +10,7 @@ use super::drain::Leaving;
 use super::epochs::Epochs;
 use super::handshake::Handshake;
 use super::routes::Published;
+use super::trust::Proven;
 use super::upkeep::Upkeep;
 use crate::config::{HubConfig, Mode};
 use crate::due::Due;
@@ -144,6 +145,8 @@ pub struct Control {
     pub(super) peers: Vec<PeerState>,
     /// The one session per peer hub.
     pub(super) links: BTreeMap<Name, SessionKey>,
+    /// How their peers proved themselves.
+    pub(super) proven: BTreeMap<SessionKey, Proven>,
     pub(super) statuses: BTreeMap<SessionKey, Status>,
     pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
     pub(super) epochs: Epochs,
@@ -204,6 +207,7 @@ impl Control {
             handshakes: Due::default(),
             peers,
             links: BTreeMap::new(),
+            proven: BTreeMap::new(),
             statuses: BTreeMap::new(),
             attachments: BTreeMap::new(),
             epochs: Epochs::new(config.limits.max_sessions as usize + EPOCHS_MORE),
@@ -393,6 +397,7 @@ impl Control {
         let Some(entry) = mux.remove(key, cause, out) else { return };
         self.routes_dirty |= entry.plane == Plane::Mesh;
         self.statuses.remove(&key);
+        self.proven.remove(&key);
         self.quitting.remove(&key);
         self.forget_untold(key);
         notes.push(ControlNote::SessionLost { session: key });
@@ -565,6 +570,7 @@ impl Control {
             );
         }
         self.check_routes();
+        self.check_proofs();
         let mesh = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).count();
         assert_eq!(mesh, self.links.len(), "one session per hub pair (L4)");
     }
