@@ -89,7 +89,7 @@ async fn overlapping(cluster: &mut Cluster) -> (Authority, [String; 2]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_behind_an_ingress_ends_when_the_ca_of_its_peer_leaves() {
     let target = Target::start().await;
-    let plan = Plan { hubs: 3, tls: true, ingress: true, ..Plan::default() };
+    let plan = Plan { hubs: 3, named_peers: true, tls: true, ingress: true, ..Plan::default() };
     let mut cluster = plan.connector("t", target.addr).start().await;
     let (next, [old, new]) = overlapping(&mut cluster).await;
     let trust = bundle(&cluster, "trust-a.pem", &format!("{old}{new}")).await;
@@ -144,7 +144,7 @@ async fn a_link_behind_an_ingress_ends_when_the_ca_of_its_peer_leaves() {
 async fn a_native_link_is_not_resumed_by_whom_no_ca_vouches_for() {
     let target = Target::start().await;
     let hub_extra = "resume_window: 2s\n".to_owned();
-    let plan = Plan { hubs: 3, tls: true, hub_extra, ..Plan::default() };
+    let plan = Plan { hubs: 3, named_peers: true, tls: true, hub_extra, ..Plan::default() };
     let mut cluster = plan.connector("t", target.addr).start().await;
     let (next, [_, new]) = overlapping(&mut cluster).await;
     let far = Pinger::open(cluster.listener(1, "t"), 1).await.unwrap();
