@@ -355,6 +355,11 @@ pub const BUGS: &[Bug] = &[
         "once one token ran out, the others are forgotten",
         "two agents whose tokens run out one after the other",
     ),
+    further(
+        2013,
+        "a link lives on although what its peer proved itself with reaches no CA any more",
+        "a CA that leaves a hub while links through an ingress rest on it",
+    ),
 ];
 
 /// The bug with this number.
@@ -448,7 +453,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_number_once() {
-        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2012);
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2013);
         assert!(BUGS.iter().map(|b| b.id).eq(expected));
     }
 

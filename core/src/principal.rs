@@ -28,8 +28,9 @@ pub struct AgentGrant {
 /// What is known of a hub before its HELLO.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HubGrant {
-    /// dNSNames of its TLS client certificate; `None` when TLS did not ask for
-    /// one (ingress, or plaintext on loopback).
+    /// dNSNames of the certificate it showed in TLS; `None` when TLS did not ask
+    /// for one (an acceptor behind an ingress, or plaintext on loopback). Whom a
+    /// dialler sees may be an ingress.
     pub dns_names: Option<Vec<String>>,
     /// What both ends of this very TLS connection can compute and nobody else.
     /// A dialler has it with every TLS connection; an acceptor only where it

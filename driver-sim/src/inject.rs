@@ -478,6 +478,8 @@ impl World {
         if std::mem::replace(&mut self.nodes[usize::from(ix)].paused, false) {
             self.line(None, || format!("node {ix} wakes up"));
             self.ghost_disturbed(ix);
+            // It reads its files before anything that came meanwhile.
+            self.judge_again(ix);
             self.unhold(ix);
             self.pump_all(ix);
         }
@@ -543,6 +545,7 @@ impl World {
                 self.boot(ix);
             }
         }
+        self.judge_everywhere();
         for actor in 0..self.actors.len() as u32 {
             self.step(actor, MS);
         }

@@ -38,6 +38,7 @@ mod story;
 pub mod table;
 pub mod tape;
 pub mod trace;
+mod trust;
 mod world;
 
 pub use world::Violation;

@@ -88,6 +88,8 @@ marks! {
     LimitBelowUse = "a reload lowered a limit below its use";
     CertificateChanged = "a hub's certificate or its CAs changed";
     UntrustedCa = "a hub showed a certificate of a CA that its peer does not know";
+    TrustLost = "a link ended because the CA of its peer left";
+    TrustedAgain = "a hub whose CA had left was let in with a certificate of another";
     ModeFlip = "a mode flipped under cross-hub streams";
     TokenExpired = "a token ran out on a live tunnel";
     TokenRenewed = "a fresh token came on a live tunnel and was taken";

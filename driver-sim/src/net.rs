@@ -60,10 +60,13 @@ pub(crate) struct Conn {
     pub(crate) target: TargetIx,
     /// The dialler gave up before it heard of it.
     given_up: bool,
-    /// The dialler showed a certificate of another name.
     /// The certificate of an end is not its own, or of a CA the other one does
     /// not know.
     pub(crate) unproven: [bool; 2],
+    /// The CA of the certificate that an end showed in TLS.
+    pub(crate) shown: [Option<u8>; 2],
+    /// The CA of the one it signed with, once the other end accepted that.
+    pub(crate) signed: [Option<u8>; 2],
     connected: bool,
     /// Messages that reached each end, as far as it matters (a handshake).
     heard: [u8; 2],
@@ -237,6 +240,8 @@ impl World {
             target,
             given_up: false,
             unproven: [false; 2],
+            shown: [None; 2],
+            signed: [None; 2],
             connected: false,
             heard: [0; 2],
             buffer,
@@ -300,6 +305,11 @@ impl World {
             return;
         }
         let (run, at) = (hub.run, hub.clock(self.now));
+        if !self.meet(conn) {
+            let (back, c) = (self.net.latency(from, to), &self.conns[conn as usize]);
+            let failed = Event::DialFailed { node: from, run: c.runs[0], target: c.target };
+            return self.after(back, failed);
+        }
         let c = &mut self.conns[conn as usize];
         c.runs[1] = run;
         c.up[1] = true;
@@ -356,9 +366,16 @@ impl World {
         let (target, dialect) = (c.target, c.dialect);
         self.open_end(conn, 0);
         let At::Hub(name) = self.nodes[usize::from(to)].at else { return };
-        let dns_names = Some(vec![format!("hub-{name}")]);
+        // Before an ingress it is the ingress's, for the hub's host.
+        let dns_names = Some(vec![if self.ends_tls(conn) {
+            crate::proof::own_name(name, self.nodes[usize::from(to)].keys.wrong_name).0
+        } else {
+            format!("hub-{name}")
+        }]);
         let peer = HubGrant { dns_names, exporter: Some(crate::proof::exporter(conn)) };
         self.input(from, Input::Connected { target, conn: key(conn, 0), dialect, peer });
+        // What it knows may have changed since TLS asked.
+        self.judge_tls(from, conn, 0);
     }
 
     /// A machine has something to write on a connection. Inside `settle`.

@@ -202,6 +202,13 @@ pub const PROFILES: &[Profile] = &[
         script: Some(scenario::steady_cuts),
         ..SCENARIO
     },
+    Profile {
+        name: "trust",
+        what: "a CA leaves one hub after the other while links rest on it; their peers get certificates of another",
+        hubs: Some(3),
+        script: Some(scenario::trust),
+        ..SCENARIO
+    },
 ];
 
 /// The name of the rotation on the command line.

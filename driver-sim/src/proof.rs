@@ -37,17 +37,19 @@ impl Default for Keys {
 }
 
 impl Keys {
-    /// A certificate of a new CA, with or without overlap, or for another name.
+    /// A certificate of a new CA, with or without overlap, or for another name;
+    /// or the old CA just leaves.
     pub(crate) fn draw(l: &mut Lane) -> Self {
-        match l.below(4) {
+        match l.below(5) {
             0 => Self { wrong_name: true, ..Self::default() },
             1 => Self { knows: 3, ..Self::default() },
             2 => Self { ca: 1, knows: 3, ..Self::default() },
+            3 => Self { knows: 2, ..Self::default() },
             _ => Self { ca: 1, knows: 2, ..Self::default() },
         }
     }
 
-    const fn knows(self, ca: u8) -> bool {
+    pub(crate) const fn knows(self, ca: u8) -> bool {
         self.knows >> (ca & 7) & 1 == 1
     }
 }
@@ -81,15 +83,22 @@ fn mark(certificate: &str, statement: &[u8]) -> String {
     text(halves.as_flattened())
 }
 
+/// The name and the CA of the certificate at the head of a chain.
+fn leaf(chain: &[String]) -> Option<(String, u8)> {
+    let certificate = shown(chain.first()?);
+    let (name, ca) = certificate.split_once('@')?;
+    Some((name.to_owned(), ca.parse().ok()?))
+}
+
 fn judge(statements: &[Vec<u8>], s: &Signature, keys: Keys) -> Result<Verified, &'static str> {
     let certificate = s.chain.first().map(|c| shown(c)).unwrap_or_default();
     let fits = |statement: &Vec<u8>| mark(&certificate, statement) == s.signature;
     let statement = statements.iter().position(fits).ok_or("the signature does not fit")?;
-    let (name, ca) = certificate.split_once('@').ok_or("a certificate of no CA")?;
-    if !ca.parse().is_ok_and(|ca| keys.knows(ca)) {
+    let (name, ca) = leaf(&s.chain).ok_or("a certificate of no CA")?;
+    if !keys.knows(ca) {
         return Err(UNKNOWN_CA);
     }
-    Ok(Verified { names: vec![name.to_owned()], statement })
+    Ok(Verified { names: vec![name], statement })
 }
 
 impl World {
@@ -100,6 +109,12 @@ impl World {
         let hubs = || self.nodes.iter().filter(|n| n.is_hub());
         let strange = hubs().any(|a| a.keys.wrong_name || hubs().any(|b| !b.keys.knows(a.keys.ca)));
         self.check.strange_keys |= strange;
+        self.judge_again(ix);
+    }
+
+    /// Whether a chain that was accepted before still would be.
+    pub(crate) fn stands(&self, ix: u16, chain: &[String]) -> bool {
+        leaf(chain).is_some_and(|(_, ca)| self.nodes[usize::from(ix)].keys.knows(ca))
     }
 
     /// I3: a hub is refused on the mesh for what it shows. With a right name and
@@ -138,6 +153,8 @@ impl World {
                 if result == Err(UNKNOWN_CA) {
                     self.conns[conn as usize].unproven[1 - end] = true;
                     self.marks.hit(Mark::UntrustedCa);
+                } else if let (Ok(_), Some((_, ca))) = (&result, leaf(&signature.chain)) {
+                    self.note_signed(conn, end, ca);
                 }
                 Input::Verified { conn: k, result }
             }
@@ -157,6 +174,7 @@ impl World {
             }
         };
         self.raw_input(ix, input);
+        self.note_proved(ix, conn, end);
     }
 }
 

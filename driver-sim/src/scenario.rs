@@ -144,6 +144,37 @@ pub(crate) fn rotation(plan: &mut Plan, l: &mut Lane) {
     }
 }
 
+/// {a CA leaves one hub alone, whose peers get certificates of another one later;
+/// connections break around it}. Nobody starts anew: links rest on old proofs.
+pub(crate) fn trust(plan: &mut Plan, l: &mut Lane) {
+    plan.hostile = 0;
+    let hubs = plan.hubs.len() as u8;
+    let both = Keys { knows: 3, ..Keys::default() };
+    let mut at = l.between(4000, 7000);
+    for hub in 0..hubs {
+        plan_fault(plan, at + l.below(500), Fault::Certificate { hub, keys: both });
+    }
+    // Which hubs have a certificate of the new CA by now, and which trust only that.
+    let (mut new, mut strict) = (vec![false; plan.hubs.len()], vec![false; plan.hubs.len()]);
+    let keys = |new: bool, strict: bool| Keys { ca: u8::from(new), knows: if strict { 2 } else { 3 }, ..both };
+    at += 1000;
+    while at + 8000 < plan.safety_ns / MS {
+        let ix = l.below(u64::from(hubs)) as usize;
+        if l.chance(1, 2) {
+            strict[ix] = !strict[ix] || l.chance(1, 2);
+        } else {
+            new[ix] = !new[ix] || l.chance(1, 2);
+        }
+        plan_fault(plan, at, Fault::Certificate { hub: ix as u8, keys: keys(new[ix], strict[ix]) });
+        if l.chance(1, 2) {
+            let (a, b) = (At::Hub(ix as u8), At::Hub(l.below(u64::from(hubs)) as u8));
+            let how = [CutHow::Rst, CutHow::Fin, CutHow::OneSide, CutHow::Silent][l.below(4) as usize];
+            plan_fault(plan, (at + l.below(2000)).saturating_sub(1000), Fault::Cut { a, b, how });
+        }
+        at += l.spread(300, 8000);
+    }
+}
+
 /// {one reload after the other, and nothing else}.
 pub(crate) fn reloads(plan: &mut Plan, l: &mut Lane) {
     let nodes = plan.hubs.len() as u64 + plan.agents.len() as u64;

@@ -60,7 +60,7 @@ const SOON: &[u16] = &[
 ];
 
 /// Bugs that only one kind of run shows, which the rotation comes to late.
-const SOON_IN: &[(u16, &str)] = &[(54, "short-tokens"), (60, "rolling-drain")];
+const SOON_IN: &[(u16, &str)] = &[(54, "short-tokens"), (60, "rolling-drain"), (2013, "trust")];
 
 #[test]
 fn most_bugs_are_noticed_within_a_few_dozen_seeds() {

@@ -22,6 +22,7 @@ use nowconnect_core::mux::{Check, Input, NodeOut};
 use nowconnect_core::observed::{CarriedRecord, Observed};
 use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::{Plane, SecretText};
+use rustls::pki_types::CertificateDer;
 
 pub use reload::RESTART;
 
@@ -272,6 +273,10 @@ impl Effects<Agent> for AgentEffects {
     fn registry(&self, _node: &Node<Agent>, _token: Token, _op: RegistryOp) {}
 
     fn prove(&self, _node: &Node<Agent>, _conn: ConnKey, _proof: Proof) {}
+
+    fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
+        self.0.certs.trusts(chain)
+    }
 
     fn judge(&self, _node: &Node<Agent>, _session: SessionKey, _token: SecretText) {}
 

@@ -1,10 +1,11 @@
 //! Certificates, keys and CA bundles in use, and their renewal: when a file
 //! changes, or at a reload, everything is read anew; what cannot be used leaves
 //! the last good set in force, is logged and counted (semantics 8). New
-//! handshakes use the new set. A live connection whose peer's chain does not
-//! reach the CAs any more is ended; its session goes on if the peer comes back
-//! with a chain that does. Must not know sessions or configuration keys beyond
-//! the files it is given.
+//! handshakes use the new set. A live connection whose peer's chain in TLS does
+//! not reach the CAs any more is ended; its session goes on if the peer comes
+//! back with a chain that does. What peers of links signed with, `hub/trust.rs`
+//! judges. Must not know sessions or configuration keys beyond the files it is
+//! given.
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -13,6 +14,8 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use nowconnect_core::error::CloseCode;
+use nowconnect_core::id::ConnKey;
+use nowconnect_core::mux::Input;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
@@ -174,10 +177,11 @@ impl Certs {
         changed
     }
 
-    /// Reads what changed, by `read`, and ends what it does not bear any more.
-    pub(crate) fn renew<M: Machine>(&self, node: &Node<M>, read: impl FnOnce() -> Result<Set, TlsError>) {
+    /// Reads what changed, by `read`, and ends the connections it does not bear
+    /// any more. Whether another set is in force.
+    pub(crate) fn renew<M: Machine>(&self, node: &Node<M>, read: impl FnOnce() -> Result<Set, TlsError>) -> bool {
         if !self.changed() {
-            return;
+            return false;
         }
         match read() {
             Ok(set) => {
@@ -185,27 +189,43 @@ impl Certs {
                 self.taken.set(self.taken.get() + 1);
                 tracing::info!(event = "certificates_reloaded", "new handshakes use the files as they are now");
                 self.verify_again(node);
+                true
             }
             Err(e) => {
                 self.refused.set(self.refused.get() + 1);
                 tracing::error!(event = "certificates_unusable", "the last good set stays in use: {e}");
+                false
             }
         }
     }
 
     /// Ends the connections whose peer's chain does not reach the CAs any more.
     pub(crate) fn verify_again<M: Machine>(&self, node: &Node<M>) {
-        let Some(roots) = self.set.borrow().roots.clone() else { return };
         for (conn, chain) in node.chains() {
-            if let Err(why) = tls::reaches(&roots, &chain) {
-                tracing::warn!(
-                    event = "peer_untrusted",
-                    "a connection is ended because its peer's certificate does not reach the CAs any more: {why}"
-                );
-                node.close(conn, CloseCode::Auth);
+            if !self.trusts(&chain) {
+                end(node, conn);
             }
         }
     }
+
+    /// Whether a chain that was shown in TLS reaches the CAs in force.
+    pub(crate) fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
+        let Some(roots) = self.set.borrow().roots.clone() else { return true };
+        let verdict = tls::reaches(&roots, chain);
+        if let Err(why) = &verdict {
+            tracing::warn!(
+                event = "peer_untrusted",
+                "a connection is ended because its peer's certificate does not reach the CAs any more: {why}"
+            );
+        }
+        verdict.is_ok()
+    }
+}
+
+/// Ends a connection at once: what its pump has read already counts no more.
+pub(crate) fn end<M: Machine>(node: &Node<M>, conn: ConnKey) {
+    node.input(Input::Disconnected { conn, cause: CloseCode::Auth });
+    node.close(conn, CloseCode::Auth);
 }
 
 /// The chain a peer showed on a live connection, its own certificate first.

@@ -13,6 +13,7 @@ use nowconnect_core::mux::Input;
 use nowconnect_core::session::{TxBatch, TxState};
 use nowconnect_core::wire::MESSAGE_MAX_BYTES;
 
+use crate::certs::{self, Chain};
 use crate::node::{Machine, Node};
 use crate::ws::{WsConn, WsEvent};
 
@@ -28,8 +29,13 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Runs a connection under `key` until it ends, and tells the machine.
 /// `trusted`: the full message size is allowed from the start (we dialled).
 pub async fn run<M: Machine>(node: Node<M>, key: ConnKey, mut ws: WsConn, trusted: bool) {
-    let chain = ws.io().peer_chain().map(Into::into);
+    let chain: Option<Chain> = ws.io().peer_chain().map(Into::into);
+    // A CA may have left since TLS asked for it.
+    let late = chain.as_deref().is_some_and(|c| !node.trusts(c));
     node.with_conn(key, |slot| slot.chain = chain);
+    if late {
+        certs::end(&node, key);
+    }
     let mut batch = TxBatch::default();
     let mut large = trusted;
     if large {

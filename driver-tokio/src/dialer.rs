@@ -64,8 +64,9 @@ pub fn start<M: Machine>(
             Ok(d) => {
                 let key = node.add_conn();
                 // rustls compared the certificate with the url's host; who the peer
-                // is, its signature says.
-                let peer = HubGrant { dns_names: None, exporter: d.exporter };
+                // is, its signature says, and the names where TLS ends at both.
+                let dns_names = Some(d.peer_dns_names).filter(|names| !names.is_empty());
+                let peer = HubGrant { dns_names, exporter: d.exporter };
                 node.input(Input::Connected { target: ix, conn: key, dialect: d.dialect, peer });
                 conn::run(node, key, d.conn, !mesh).await;
             }

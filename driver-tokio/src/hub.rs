@@ -7,6 +7,7 @@ mod readiness;
 mod reload;
 mod snapshot;
 mod status;
+mod trust;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::{Cause, Observed, StreamRecord};
 use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::{Plane, SecretText};
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
 pub use reload::RESTART;
@@ -334,6 +336,10 @@ impl Effects<Hub> for HubEffects {
                 Input::Verified { conn, result: own.ok_or(NONE).and_then(|i| i.verify(&statements, &signature, now)) }
             }
         });
+    }
+
+    fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
+        self.0.certs.trusts(chain)
     }
 
     fn judge(&self, node: &Node<Hub>, session: SessionKey, token: SecretText) {

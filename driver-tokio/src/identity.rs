@@ -140,6 +140,17 @@ impl MeshIdentity {
         Ok(Verified { names: names(&leaf).map(str::to_owned).collect(), statement })
     }
 
+    /// Whether a chain that was accepted before, as it came, still would be.
+    ///
+    /// # Errors
+    /// The first rule it breaks, in fixed words.
+    pub fn stands(&self, chain: &[String], now_unix: u64) -> Result<(), &'static str> {
+        let decode = |text: &String| STANDARD.decode(text).map(CertificateDer::from).map_err(|_| "no base64");
+        let chain: Vec<CertificateDer<'static>> = chain.iter().map(decode).collect::<Result<_, _>>()?;
+        let (leaf, intermediates) = chain.split_first().ok_or("no certificate")?;
+        self.judge_chain(leaf, intermediates, now_unix).map(drop)
+    }
+
     /// The leaf, if its chain reaches a CA of the mesh and it is a hub's: one
     /// for servers, which agents' certificates are not.
     fn judge_chain<'a>(

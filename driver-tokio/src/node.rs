@@ -29,6 +29,7 @@ use nowconnect_core::shard::SockOp;
 use nowconnect_core::slots::Slots;
 use nowconnect_core::time::{Deadline, Instant};
 use nowconnect_core::wire::SecretText;
+use rustls::pki_types::CertificateDer;
 
 use crate::certs::Chain;
 use crate::clock::Monotonic;
@@ -103,6 +104,8 @@ pub trait Effects<M: Machine>: 'static {
     /// Signs or judges and reports with `Signed` or `Verified`, at once: what
     /// the peer says next must find the verdict.
     fn prove(&self, node: &Node<M>, conn: ConnKey, proof: Proof);
+    /// Whether a chain that a peer showed in TLS reaches the CAs of this moment.
+    fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool;
     /// Judges a fresh token of a live tunnel and reports with `Judged`.
     fn judge(&self, node: &Node<M>, session: SessionKey, token: SecretText);
     /// Closes the sockets on which clients are accepted.
@@ -341,6 +344,11 @@ impl<M: Machine> Node<M> {
     pub(crate) fn chains(&self) -> Vec<(ConnKey, Chain)> {
         let conns = self.0.conns.borrow();
         conns.iter().filter_map(|(key, slot)| Some((key, slot.chain.clone()?))).collect()
+    }
+
+    /// Whether a chain that a peer showed in TLS reaches the CAs of this moment.
+    pub(crate) fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
+        self.0.effects.trusts(chain)
     }
 
     /// Ends a connection; its session lives on.

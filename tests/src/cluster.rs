@@ -72,6 +72,8 @@ pub struct Plan {
     pub tunnel_proxy: bool,
     /// Put a proxy in front of each hub for its peers.
     pub mesh_proxy: bool,
+    /// Hubs know their peers by replica id as well.
+    pub named_peers: bool,
     /// What listeners do without a candidate. `reset` unless a test is about the
     /// default: most want to see how a client is refused, at any time.
     pub when_unavailable: &'static str,
@@ -105,6 +107,7 @@ impl Default for Plan {
             parallel: 1,
             tunnel_proxy: false,
             mesh_proxy: false,
+            named_peers: false,
             when_unavailable: "reset",
             log_json: false,
             default_reconnect: false,
@@ -501,7 +504,10 @@ impl Cluster {
         let http_tls = if self.plan.tls { format!(", tls: {{ {tls} }}") } else { String::new() };
         let peers: Vec<String> = (self.hubs.iter().enumerate())
             .filter(|&(other, _)| other != ix)
-            .map(|(_, peer)| format!("'{}'", peer.mesh_url()))
+            .map(|(_, peer)| match self.plan.named_peers {
+                true => format!("{{ url: '{}', replica_id: {} }}", peer.mesh_url(), peer.name),
+                false => format!("'{}'", peer.mesh_url()),
+            })
             .collect();
         let _ = write!(
             yaml,

@@ -95,7 +95,8 @@ impl Agent {
             | Input::Signed { .. }
             | Input::Verified { .. }
             | Input::Undrain
-            | Input::Judged { .. } => {}
+            | Input::Judged { .. }
+            | Input::Distrust { .. } => {}
             Input::Drain(times) => self.tunnels.drain(now, times, &mut self.mux, &mut self.notes, out),
             Input::Shutdown => {
                 self.notes.push(ControlNote::Shutdown);

@@ -11,6 +11,7 @@ use super::epochs::Epochs;
 use super::handshake::Handshake;
 use super::leases::PeerLease;
 use super::routes::Published;
+use super::trust::Proven;
 use super::upkeep::Upkeep;
 use crate::config::{HubConfig, Mode};
 use crate::due::Due;
@@ -151,6 +152,8 @@ pub struct Control {
     pub(super) peers: Vec<PeerState>,
     /// The one session per peer hub.
     pub(super) links: BTreeMap<Name, SessionKey>,
+    /// How their peers proved themselves.
+    pub(super) proven: BTreeMap<SessionKey, Proven>,
     pub(super) statuses: BTreeMap<SessionKey, Status>,
     pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
     pub(super) epochs: Epochs,
@@ -212,6 +215,7 @@ impl Control {
             handshakes: Due::default(),
             peers,
             links: BTreeMap::new(),
+            proven: BTreeMap::new(),
             statuses: BTreeMap::new(),
             attachments: BTreeMap::new(),
             epochs: Epochs::new(config.limits.max_sessions as usize + EPOCHS_MORE),
@@ -401,6 +405,7 @@ impl Control {
         let Some(entry) = mux.remove(key, cause, out) else { return };
         self.routes_dirty |= entry.plane == Plane::Mesh;
         self.statuses.remove(&key);
+        self.proven.remove(&key);
         self.quitting.remove(&key);
         self.forget_untold(key);
         notes.push(ControlNote::SessionLost { session: key });
@@ -573,6 +578,7 @@ impl Control {
             );
         }
         self.check_routes();
+        self.check_proofs();
         let mesh = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).count();
         assert_eq!(mesh, self.links.len(), "one session per hub pair (L4)");
     }

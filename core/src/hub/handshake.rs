@@ -118,6 +118,8 @@ pub(super) struct Accepting {
     pub(super) challenge: Secret<16>,
     pub(super) welcome: Welcome,
     pub(super) exporter: Option<[u8; 32]>,
+    /// What its AUTH shows, once that is judged.
+    pub(super) chain: Vec<String>,
 }
 
 /// A hub we dialled, whose WELCOME is here.

@@ -5,6 +5,7 @@
 use super::control::Control;
 use super::handshake::{AcceptStep, Accepting, DialStep, Dialling, Handshake, Stage};
 use super::proof::UNPROVEN;
+use super::trust::Proven;
 use crate::config::Mode;
 use crate::error::CloseCode;
 use crate::id::{ConnKey, Incarnation, Name, Secret, SessionKey, TargetIx};
@@ -48,6 +49,10 @@ impl Control {
         }
         let wanted = Peer::Hub { replica_id: peer.replica_id.clone(), incarnation: peer.incarnation };
         if let Some(request) = hello.resume.clone() {
+            // The session stays as it is: who comes need not be its peer.
+            if mux.find(request.session).is_some_and(|key| !self.may_go_on(key, &peer.replica_id, grant)) {
+                return self.refuse_handshake(now, conn, CloseCode::ResumeRefused, UNPROVEN, mux, out);
+            }
             return self.resume(now, conn, &hello, &request, &wanted, None, mux, notes, out);
         }
         if let Some(key) = self.links.get(&peer.replica_id).copied() {
@@ -74,7 +79,8 @@ impl Control {
         let (peer, initial_window, challenge) = (peer.clone(), hello.initial_window, hello.challenge);
         let exporter = grant.exporter;
         let step = AcceptStep::Signature;
-        let accepting = Accepting { step, peer, initial_window, session, challenge, welcome, exporter };
+        let chain = Vec::new();
+        let accepting = Accepting { step, peer, initial_window, session, challenge, welcome, exporter, chain };
         self.prove_to_dialler(conn, Box::new(accepting), mux, out);
     }
 
@@ -105,7 +111,8 @@ impl Control {
     ) {
         let Some(h) = self.handshakes.remove(conn) else { return };
         let Stage::Accepting(a) = h.stage else { return };
-        let Accepting { peer, initial_window, session, .. } = *a;
+        let Accepting { peer, initial_window, session, exporter, chain, .. } = *a;
+        let proven = (!self.config.insecure_mesh).then(|| Proven::new(chain, exporter.is_some()));
         let wins = self.settle_duplicate(now, &peer.replica_id, peer.incarnation, false, mux, notes, out);
         if !wins {
             out.observed.push(Observed::HandshakeFailed {
@@ -123,6 +130,7 @@ impl Control {
             peer.incarnation,
             initial_window,
             None,
+            proven,
             mux,
             notes,
             out,
@@ -140,7 +148,7 @@ impl Control {
     ) {
         let Some(h) = self.handshakes.get(conn) else { return };
         let Stage::Welcome { target, challenge, resume, peer } = &h.stage else { return };
-        let (target, challenge, resume, exporter) = (*target, *challenge, *resume, peer.exporter);
+        let (target, challenge, resume, tls) = (*target, *challenge, *resume, peer.clone());
         let ix = usize::from(target.0);
         if welcome.namespace != self.config.namespace {
             return self.refuse_handshake(now, conn, CloseCode::Namespace, "ha.namespace differs", mux, out);
@@ -154,7 +162,7 @@ impl Control {
             return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
         }
         if let (Some(key), Some(accept)) = (resume, &welcome.resumed) {
-            let ok = mux.get_mut(key).is_some_and(|e| {
+            let ok = self.may_go_on(key, &welcome.replica_id, &tls) && mux.get_mut(key).is_some_and(|e| {
                 matches!(&e.peer, Peer::Hub { replica_id, incarnation } if *replica_id == welcome.replica_id && *incarnation == welcome.incarnation)
                     && e.session.on_resume_accepted(now, accept, &challenge, &welcome.challenge).is_ok()
             });
@@ -185,8 +193,8 @@ impl Control {
         if welcome.secret.is_none() {
             return self.refuse_handshake(now, conn, CloseCode::Protocol, "WELCOME without a secret", mux, out);
         }
-        let dialling = Box::new(Dialling { step: DialStep::Verdict, target, challenge, welcome, exporter });
-        self.judge_acceptor(now, conn, dialling, mux, notes, out);
+        let dialling = Dialling { step: DialStep::Verdict, target, challenge, welcome, exporter: tls.exporter };
+        self.judge_acceptor(now, conn, Box::new(dialling), mux, notes, out);
     }
 
     /// The peer we dialled is who it says: we confirm, and the session exists.
@@ -207,8 +215,10 @@ impl Control {
             return self.refuse_handshake(now, conn, CloseCode::Draining, detail, mux, out);
         }
         let Some(Handshake { dialect, stage: Stage::Dialling(d) }) = self.handshakes.remove(conn) else { return };
-        let Dialling { welcome, .. } = *d;
+        let Dialling { welcome, exporter, .. } = *d;
         let Some(secret) = welcome.secret else { return };
+        let signature = welcome.signature.filter(|_| !self.config.insecure_mesh);
+        let proven = signature.map(|s| Proven::new(s.chain, exporter.is_some()));
         let ix = usize::from(target.0);
         if let Some(p) = self.peers.get_mut(ix) {
             p.replica = Some(welcome.replica_id.clone());
@@ -233,6 +243,7 @@ impl Control {
             welcome.incarnation,
             welcome.initial_window,
             Some(target),
+            proven,
             mux,
             notes,
             out,
@@ -303,6 +314,7 @@ impl Control {
         incarnation: Incarnation,
         initial_window: u64,
         dialled: Option<TargetIx>,
+        proven: Option<Proven>,
         mux: &mut Mux,
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
@@ -323,6 +335,9 @@ impl Control {
         }
         out.observed.push(Observed::SessionUp { plane: Plane::Mesh, peer: replica_id.as_str().to_owned() });
         self.links.insert(replica_id.clone(), key);
+        if let Some(proven) = proven {
+            self.proven.insert(key, proven);
+        }
         self.routes_dirty = true;
         notes.push(ControlNote::SessionUp(SessionUp {
             session: key,

@@ -29,6 +29,7 @@ mod reload;
 mod routes;
 mod shadow;
 mod split;
+mod trust;
 mod upkeep;
 mod view;
 
@@ -164,6 +165,9 @@ impl Hub {
             }
             Input::Judged { session, grant } => {
                 self.control.on_judged(now, session, grant, &mut self.mux, &mut self.notes, out);
+            }
+            Input::Distrust { session } => {
+                self.control.distrust(now, session, &mut self.mux, &mut self.notes, out);
             }
             Input::Token { .. } => {}
             Input::Drain(times) => self.control.drain(now, times, &mut self.mux, &mut self.notes, out),

@@ -145,8 +145,10 @@ impl Control {
         // One statement: where TLS ends here, it ends here for the dialler too,
         // or something is between.
         let statements = vec![self.statement_to(a, Signer::Dialler)];
+        let chain = signature.chain.clone();
         out.proofs.push((conn, Proof::Verify { statements, signature }));
         if let Some(Stage::Accepting(a)) = self.handshakes.get_mut(conn).map(|h| &mut h.stage) {
+            a.chain = chain;
             a.step = AcceptStep::Verdict(Held::default());
         }
     }

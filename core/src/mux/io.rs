@@ -119,6 +119,14 @@ pub enum Input {
         /// What it grants; `None` when it is not accepted.
         grant: Option<AgentGrant>,
     },
+    /// What the peer of a link proved itself with does not reach the CAs any
+    /// more (hub); ignored for other sessions. The driver judges what
+    /// [`Control::proofs`](crate::hub::Control::proofs) holds whenever the CAs
+    /// change, and ends connections whose TLS rests on a CA that left by itself.
+    Distrust {
+        /// The link's session.
+        session: SessionKey,
+    },
     /// There is a fresh token: it is sent to every hub (agent).
     Token {
         /// The token. Never logged.

@@ -19,11 +19,14 @@ fn judged(statements: &[Vec<u8>], signature: &Signature) -> Result<Verified, &'s
 }
 
 impl World {
+    /// The names in a hub's certificate.
+    fn certificate(&self, n: usize) -> Vec<String> {
+        self.certificates.get(&n).cloned().unwrap_or_else(|| vec![self.nodes[n].name.clone()])
+    }
+
     pub(super) fn prove(&mut self, n: usize, conn: ConnKey, proof: &Proof) {
-        let own = vec![self.nodes[n].name.clone()];
-        let names = self.certificates.get(&n).unwrap_or(&own);
         let input = match proof {
-            Proof::Sign { statement } => Input::Signed { conn, result: Ok(signed(names, statement)) },
+            Proof::Sign { statement } => Input::Signed { conn, result: Ok(signed(&self.certificate(n), statement)) },
             Proof::Verify { statements, signature } => Input::Verified { conn, result: judged(statements, signature) },
         };
         self.input(n, input);
@@ -59,9 +62,13 @@ impl World {
                 expires: self.token_expires,
             })
         } else {
-            Principal::Hub(HubGrant { dns_names: None, exporter: self.exporters[1] })
+            // Where TLS ends at the acceptor, both see each other's certificate.
+            Principal::Hub(HubGrant {
+                dns_names: self.exporters[1].map(|_| self.certificate(n)),
+                exporter: self.exporters[1],
+            })
         };
-        let peer = HubGrant { dns_names: None, exporter: self.exporters[0] };
+        let peer = HubGrant { dns_names: self.exporters[0].map(|_| self.certificate(to)), exporter: self.exporters[0] };
         self.input(to, Input::Accepted { conn: b, dialect, principal });
         self.input(n, Input::Connected { target, conn: a, dialect, peer });
     }

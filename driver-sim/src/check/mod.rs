@@ -34,6 +34,7 @@ use crate::marks::Mark;
 use crate::node::connector;
 use crate::plan::{ClientPlan, Ending, FlowPlan, MS, Plan, TargetPlan};
 use crate::registry::Effect;
+use crate::trust::Proofs;
 use crate::world::{Phase, Violation, World};
 
 /// Clients connected after the healing are numbered from here.
@@ -60,6 +61,8 @@ pub(crate) struct Check {
     pub(crate) drains: BTreeMap<u16, leaving::Drain>,
     /// Hubs had certificates that are not their own, or not known to all.
     pub(crate) strange_keys: bool,
+    /// What peers proved themselves with.
+    pub(crate) proofs: Proofs,
     /// When a process that leaves began to reset what was left.
     pub(crate) resetting: Vec<(u64, u16)>,
     /// When a process was last told to stop, or reset what it still carried.
@@ -117,6 +120,7 @@ impl Check {
             effects: Vec::new(),
             drains: BTreeMap::new(),
             strange_keys: false,
+            proofs: Proofs::default(),
             resetting: Vec::new(),
             ended: BTreeMap::new(),
             probes: Vec::new(),
@@ -361,6 +365,8 @@ impl World {
             let text = format!("node {ix} has a session on conn {conn}, whose certificate proves nothing");
             return self.fail("I3", text);
         }
+        self.judge_speaker(ix, conn, to);
+        let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
         let Some(asked) = asked else { return };
         let more = hub.counters().carried - asked.carried;
         if more == asked.opens.len() as u64 {

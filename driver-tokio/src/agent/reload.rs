@@ -140,6 +140,6 @@ async fn attempt(
 pub(super) async fn watch(node: Node<Agent>, shared: Rc<Shared>) {
     loop {
         tokio::time::sleep(certs::LOOK_EVERY).await;
-        shared.certs.renew(&node, || certs::Set::of_agent(&shared.setup()));
+        let _ = shared.certs.renew(&node, || certs::Set::of_agent(&shared.setup()));
     }
 }

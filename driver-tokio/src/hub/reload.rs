@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::keys::Keys;
-use super::{Shared, bind, connect_registry};
+use super::{Shared, bind, connect_registry, trust};
 use crate::certs::{self, Certs};
 use crate::cli::RunError;
 use crate::config::{HubSetup, ListenerBind, ServerTlsFiles};
@@ -284,6 +284,7 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
         l.accept(node, shared);
     }
     shared.certs.verify_again(node);
+    trust::judge_links(node, &shared.certs);
     shared.restart.replace(restart.clone());
     Ok(restart)
 }
@@ -293,7 +294,9 @@ pub(super) async fn watch(node: Node<Hub>, shared: Rc<Shared>) {
     loop {
         tokio::time::sleep(certs::LOOK_EVERY).await;
         let certs: &Certs = &shared.certs;
-        certs.renew(&node, || certs::Set::of_hub(&shared.setup()));
+        if certs.renew(&node, || certs::Set::of_hub(&shared.setup())) {
+            trust::judge_links(&node, certs);
+        }
     }
 }
 
