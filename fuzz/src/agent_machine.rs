@@ -16,7 +16,7 @@ use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::id::{
     Cid, ConnKey, Epoch, Fence, Incarnation, Instance, Nonce, Secret, SessionId, SockKey, StreamKey, TargetIx,
 };
-use nowconnect_core::mux::{Input, NodeOut};
+use nowconnect_core::mux::{Check, Input, NodeOut};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::HubGrant;
 use nowconnect_core::rng::Seed;
@@ -30,6 +30,8 @@ use nowconnect_core::wire::{
 
 use crate::peer::{Cast, Peer, agent, name, proof, window_of_the_node};
 use crate::tape::{Tape, payload, says};
+
+mod operate;
 
 const BUDGET_BYTES: u64 = 512 << 10;
 const STREAMS_MAX: u32 = 12;
@@ -79,6 +81,10 @@ struct World {
     asked: Vec<(StreamKey, Cid, usize)>,
     targets: Vec<Target>,
     dials: Vec<TargetIx>,
+    /// Checks of targets that were asked for.
+    checks: Vec<Check>,
+    /// What the configuration was drawn from.
+    flags: u8,
     cast: Cast,
     highest: Epoch,
     /// What the runs before this one had: a HELLO of theirs may still leave.
@@ -140,6 +146,8 @@ pub fn agent_machine(data: &[u8]) {
         asked: Vec::new(),
         targets: Vec::new(),
         dials: Vec::new(),
+        checks: Vec::new(),
+        flags,
         cast,
         highest: Epoch(0),
         earlier: Vec::new(),
@@ -180,6 +188,7 @@ impl World {
             _ => match tape.below(8) {
                 0 if tape.one_in(4) => self.input(Input::Drain(DrainTimes::at_once(tape.pause()))),
                 1 if tape.one_in(8) => self.input(Input::Shutdown),
+                7 if tape.one_in(2) => self.operate(tape),
                 _ => self.disconnect(tape),
             },
         }
@@ -515,6 +524,9 @@ impl World {
         // Whatever is asked for outside of a message has no OPEN behind it.
         assert!(self.out.targets.is_empty(), "a target that no OPEN asked for (O4)");
         self.dials.append(&mut self.out.dial);
+        self.checks.append(&mut self.out.checks);
+        let many = self.checks.len().saturating_sub(16);
+        self.checks.drain(..many);
         self.out.wake.clear();
         for event in self.out.observed.drain(..) {
             if let Observed::StartedOver { highest, offered } = event {

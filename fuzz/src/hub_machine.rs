@@ -35,6 +35,7 @@ use crate::peer::{Cast, Peer, ads, agent, name, window_of_the_node};
 use crate::tape::{Tape, payload};
 
 mod handshakes;
+mod operate;
 mod verdict;
 
 const BUDGET_BYTES: u64 = 512 << 10;
@@ -107,6 +108,8 @@ struct World {
     /// Which client speaks under a cid of the hub's own.
     cids: Vec<(Cid, usize)>,
     unscoped: bool,
+    /// What the configuration was drawn from.
+    flags: u8,
     /// Hubs need no signatures.
     insecure: bool,
     /// What the hub wants signed or judged.
@@ -188,6 +191,7 @@ pub fn hub_machine(data: &[u8]) {
         cast,
         cids: Vec::new(),
         unscoped,
+        flags,
         insecure: flags & 4 == 0,
         proofs: Vec::new(),
         tokens: Vec::new(),
@@ -239,6 +243,7 @@ impl World {
                 }
                 1 if tape.one_in(8) => self.input(Input::Shutdown),
                 2 if tape.one_in(4) => self.input(Input::Undrain),
+                7 if tape.one_in(2) => self.operate(tape),
                 _ => self.disconnect(tape),
             },
         }
