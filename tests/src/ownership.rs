@@ -76,6 +76,7 @@ impl Standing {
 ///
 /// # Panics
 /// When it is not so.
+#[expect(clippy::print_stdout, reason = "times are for the reader of a test")]
 pub async fn recovered(mut cluster: Cluster, mut standing: Standing, what: &str, began: Instant) {
     for ix in [0, 1] {
         cluster.wait_status(ix, "ready").await;

@@ -333,10 +333,8 @@ impl Control {
                 let Some((target, resume)) = stage.dialled() else { return };
                 self.handshakes.remove(conn);
                 out.close.push((conn, code));
-                if let Some(p) = self.peers.get_mut(usize::from(target.0)) {
-                    if retry_after_ms > 0 {
-                        p.link.on_retry_after(now, Duration::from_millis(retry_after_ms));
-                    }
+                if let Some(p) = self.peers.get_mut(usize::from(target.0)).filter(|_| retry_after_ms > 0) {
+                    p.link.on_retry_after(now, Duration::from_millis(retry_after_ms));
                 }
                 if code == CloseCode::Duplicate {
                     // The peer keeps the session it already has with us; its

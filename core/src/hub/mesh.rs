@@ -90,8 +90,8 @@ impl Control {
     /// with our name is a dial that failed.
     fn find_itself(&mut self, challenge: &Secret<16>, out: &mut NodeOut) {
         let ours = |(_, h): (_, &Handshake)| match &h.stage {
-            Stage::Welcome { target, challenge: c, .. } if c == challenge => Some(*target),
-            _ => None,
+            Stage::Welcome { target, challenge: c, .. } => (c == challenge).then_some(*target),
+            Stage::Hello(_) | Stage::Claim(_) | Stage::Dialling(_) | Stage::Accepting(_) => None,
         };
         let Some(target) = self.handshakes.iter().find_map(ours) else { return };
         if let Some(p) = self.peers.get_mut(usize::from(target.0)) {
