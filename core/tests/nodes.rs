@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use nowconnect_core::config::{DrainTimes, Mode};
 use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::id::Name;
+use nowconnect_core::link::State;
 use nowconnect_core::mux::Input;
 use nowconnect_core::observed::Observed;
 use nowconnect_core::wire::Codec;
@@ -368,6 +370,37 @@ fn a_hub_among_its_own_peers_is_dropped_once() {
         assert_eq!(count(&w, n, |r| matches!(r, Observed::PeerIsSelf { .. })), 1);
         assert_eq!(w.as_hub(n).mux().len(), 1);
     }
+}
+
+/// Both peers of a hub dialled it first, and their dials survive: it hears
+/// DUPLICATE from both and cannot tell them apart. It is whole all the same, and
+/// dials both again when one of the links is over (L4, L8).
+#[test]
+fn a_hub_dialled_by_two_peers_first_knows_both_as_linked_and_rests() {
+    let mut w = World::new();
+    let [a, b] = ["hub-a", "hub-b"].map(|h| w.hub(hub_config(h, Mode::Active, &["hub-c"]), 1));
+    let c = w.hub(hub_config("hub-c", Mode::Active, &[]), 3);
+    w.run_for(Duration::from_secs(5));
+    w.reload_hub(c, &hub_config("hub-c", Mode::Active, &["hub-a", "hub-b"])).unwrap();
+    w.run_for(Duration::from_secs(5));
+    let shown = |w: &World| {
+        let links = w.as_hub(c).control().links(w.as_hub(c).mux());
+        links.iter().map(|l| (l.replica.unwrap().as_str().to_owned(), l.configured, l.state)).collect::<Vec<_>>()
+    };
+    let both = ["hub-a", "hub-b"].map(|h| (h.to_owned(), true, State::Established));
+    assert_eq!(shown(&w), both);
+    let dials = |w: &World| [a, b].map(|n| count(w, n, |r| matches!(r, Observed::HandshakeFailed { .. })));
+    let before = dials(&w);
+    w.run_for(Duration::from_secs(60));
+    assert!(w.as_hub(c).mesh_healthy(w.now));
+    assert_eq!(dials(&w), before, "nobody dials in vain");
+
+    w.crash(a);
+    w.run_for(Duration::from_secs(60));
+    let view = w.as_hub(c).control().links(w.as_hub(c).mux());
+    let replicas: Vec<_> = view.iter().map(|l| (l.replica.map(Name::as_str), l.state == State::Established)).collect();
+    assert_eq!(replicas, [(None, false), (Some("hub-b"), true)], "who is left is known by its answer");
+    assert!(!w.as_hub(c).mesh_healthy(w.now));
 }
 
 #[test]

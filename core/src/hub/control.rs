@@ -40,6 +40,9 @@ pub(super) struct PeerState {
     pub(super) link: Link,
     /// Learned from its WELCOME, or configured.
     pub(super) replica: Option<Name>,
+    /// It refused our dial because a link to it stands, and more than one does
+    /// of which no address is known: which of them is not known either.
+    pub(super) covered: bool,
     /// It is this very hub.
     pub(super) itself: bool,
     /// The configuration names it still.
@@ -202,6 +205,7 @@ impl Control {
             .map(|(ix, p)| PeerState {
                 link: Link::new(config.backoff, seed.fork(&format!("peer {ix}")), now),
                 replica: p.replica_id.clone(),
+                covered: false,
                 itself: false,
                 listed: true,
                 dialling: false,
@@ -424,16 +428,16 @@ impl Control {
                 if self.links.get(replica_id) == Some(&key) {
                     self.links.remove(replica_id);
                 }
-                let replica_id = replica_id.clone();
-                for ix in 0..self.peers.len() {
-                    let Some(p) = self.peers.get_mut(ix) else { continue };
-                    if p.replica.as_ref() != Some(&replica_id) {
-                        continue;
+                let known = self.peers.iter().any(|p| p.replica.as_ref() == Some(replica_id));
+                for p in &mut self.peers {
+                    // Of those that may have led to it each asks its peer anew.
+                    if if known { p.replica.as_ref() == Some(replica_id) } else { p.covered } {
+                        // The peer's own dial may have carried it: now it is ours to dial.
+                        p.covered = false;
+                        p.lost_at = Some(entry.suspended_at.unwrap_or(now));
+                        p.link.set_streams_wait(now, false);
+                        p.link.on_event(now, crate::link::Event::Lost);
                     }
-                    // The peer's own dial may have carried it: now it is ours to dial.
-                    p.lost_at = Some(entry.suspended_at.unwrap_or(now));
-                    p.link.set_streams_wait(now, false);
-                    p.link.on_event(now, crate::link::Event::Lost);
                 }
                 self.rest_links(now, mux);
             }

@@ -222,7 +222,9 @@ impl Control {
         let ix = usize::from(target.0);
         if let Some(p) = self.peers.get_mut(ix) {
             p.replica = Some(welcome.replica_id.clone());
+            p.covered = false;
         }
+        self.uncover(now);
         let wins = self.settle_duplicate(now, &welcome.replica_id, welcome.incarnation, true, mux, notes, out);
         if !wins {
             // The session the peer dialled survives; ours was never confirmed.
@@ -281,19 +283,40 @@ impl Control {
 
     /// Our dial was in vain because a session with that peer is alive. Which
     /// peer that is may not be known yet (no `replica_id` configured and it
-    /// dialled us first): then it is the one link no other peer accounts for.
+    /// dialled us first): if no address is known of one link only, it is that
+    /// one. Of several it is one of them, and dialled again when one is over.
     pub(super) fn dial_covered(&mut self, now: Instant, target: TargetIx, mux: &Mux) {
         let ix = usize::from(target.0);
-        let unclaimed: Vec<&Name> =
-            self.links.keys().filter(|r| !self.peers.iter().any(|p| p.replica.as_ref() == Some(*r))).collect();
-        let learned = if let [only] = unclaimed.as_slice() { Some((*only).clone()) } else { None };
+        let unclaimed: Vec<Name> = self.unclaimed().map(|(replica, _)| replica.clone()).collect();
         let Some(p) = self.peers.get_mut(ix) else { return };
         p.dialling = false;
         if p.replica.is_none() {
-            p.replica = learned;
+            match unclaimed.as_slice() {
+                [only] => p.replica = Some(only.clone()),
+                several => p.covered = !several.is_empty(),
+            }
         }
-        let covered = p.replica.as_ref().and_then(|r| self.links.get(r)).is_some_and(|k| mux.get(*k).is_some());
-        p.link.on_event(now, if covered { link::Event::Up } else { link::Event::Failed });
+        let known = p.replica.as_ref().and_then(|r| self.links.get(r)).is_some_and(|k| mux.get(*k).is_some());
+        p.link.on_event(now, if known || p.covered { link::Event::Up } else { link::Event::Failed });
+        self.uncover(now);
+    }
+
+    /// The links of which no address is known.
+    pub(super) fn unclaimed(&self) -> impl Iterator<Item = (&Name, SessionKey)> {
+        let known = |r: &Name| self.peers.iter().any(|p| p.replica.as_ref() == Some(r));
+        self.links.iter().filter(move |(r, _)| !known(r)).map(|(r, key)| (r, *key))
+    }
+
+    /// An address was learned: are there links left for all that stand for one?
+    fn uncover(&mut self, now: Instant) {
+        let covered = self.peers.iter().filter(|p| p.covered).count();
+        if covered > self.unclaimed().count() {
+            for p in self.peers.iter_mut().filter(|p| p.covered) {
+                p.covered = false;
+                p.lost_at = Some(now);
+                p.link.on_event(now, link::Event::Lost);
+            }
+        }
     }
 
     fn link_up(&mut self, now: Instant, target: TargetIx) {

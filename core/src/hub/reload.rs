@@ -144,7 +144,17 @@ impl Control {
             // Missed only after the grace of a link that was lost (L6).
             let lost_at = Some(now);
             let lease = PeerLease::Unknown;
-            self.peers.push(PeerState { link, replica, itself: false, listed: true, dialling: false, lost_at, lease });
+            let covered = false;
+            self.peers.push(PeerState {
+                link,
+                replica,
+                covered,
+                itself: false,
+                listed: true,
+                dialling: false,
+                lost_at,
+                lease,
+            });
         }
         self.hurry(now, &before);
         if before.selection.priorities != config.selection.priorities {

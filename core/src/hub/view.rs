@@ -14,10 +14,18 @@ impl Control {
     #[must_use]
     pub fn links<'a>(&'a self, mux: &'a Mux) -> Vec<LinkView<'a>> {
         let mut views: Vec<LinkView<'a>> = Vec::new();
+        // Those of which no address is known stand for as many peers.
+        let is_up = |key: SessionKey| mux.get(key).is_some_and(|e| e.conn.is_some());
+        let (mut spare, mut covered) = (self.unclaimed().filter(|(_, key)| is_up(*key)).count(), 0_usize);
         for p in self.peers.iter().filter(|p| !p.itself && p.listed) {
             let session = p.replica.as_ref().and_then(|r| self.links.get(r)).copied();
             let entry = session.and_then(|k| mux.get(k));
-            let up = entry.is_some_and(|e| e.conn.is_some());
+            if p.covered && spare > 0 {
+                // Shown below, by its name.
+                (spare, covered) = (spare - 1, covered + 1);
+                continue;
+            }
+            let up = session.is_some_and(is_up);
             views.push(LinkView {
                 replica: p.replica.as_ref(),
                 // Not established without a connection, also where the peer's
@@ -39,13 +47,15 @@ impl Control {
             if !views.iter().any(|v| v.replica == Some(replica)) {
                 let down_since = mux.get(*key).and_then(|e| e.suspended_at);
                 let up = down_since.is_none();
+                let configured = up && covered > 0;
+                covered -= usize::from(configured);
                 views.push(LinkView {
                     replica: Some(replica),
                     state: if up { State::Established } else { State::Backoff },
                     session: Some(*key),
                     reconnects: 0,
                     errors: 0,
-                    configured: false,
+                    configured,
                     down_since,
                     lease: PeerLease::Unknown,
                 });
