@@ -378,7 +378,7 @@ fn a_hub_among_its_own_peers_is_dropped_once() {
 #[test]
 fn a_hub_dialled_by_two_peers_first_knows_both_as_linked_and_rests() {
     let mut w = World::new();
-    let [a, b] = ["hub-a", "hub-b"].map(|h| w.hub(hub_config(h, Mode::Active, &["hub-c"]), 1));
+    let [a, b] = [("hub-a", 1), ("hub-b", 2)].map(|(h, seed)| w.hub(hub_config(h, Mode::Active, &["hub-c"]), seed));
     let c = w.hub(hub_config("hub-c", Mode::Active, &[]), 3);
     w.run_for(Duration::from_secs(5));
     w.reload_hub(c, &hub_config("hub-c", Mode::Active, &["hub-a", "hub-b"])).unwrap();

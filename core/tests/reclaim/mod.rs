@@ -207,7 +207,7 @@ fn an_epoch_below_the_agents_highest_is_claimed_anew() {
 #[test]
 fn a_hub_that_never_saw_the_agent_claims_above_what_the_agent_has_seen() {
     let mut w = World::new();
-    let [a, b] = ["hub-a", "hub-b"].map(|h| w.hub(hub_config(h, Mode::Active, &[]), 1));
+    let [a, b] = [("hub-a", 1), ("hub-b", 2)].map(|(h, seed)| w.hub(hub_config(h, Mode::Active, &[]), seed));
     w.run_for(Duration::from_secs(20));
     let g = w.agent(agent_config("plant-7", &["hub-a", "hub-b"], 1), 3);
     w.run_for(Duration::from_secs(3));

@@ -59,6 +59,7 @@ scenarios!(
     a_client_that_waits_is_opened_when_the_agent_attaches_here,
     of_two_simultaneous_dials_one_session_is_left_whoever_is_lower_and_whatever_is_configured,
     a_hub_among_its_own_peers_is_dropped_once,
+    a_hub_dialled_by_two_peers_first_knows_both_as_linked_and_rests,
     one_replica_behind_two_addresses_gets_one_tunnel_and_no_flapping,
     a_second_instance_supersedes_the_first_at_another_hub,
     after_a_registry_outage_cross_hub_clients_are_served_again_and_nothing_spins,
