@@ -125,6 +125,15 @@ impl World {
         }
     }
 
+    /// Renewals of a process that were not answered within the time-out.
+    pub(super) fn renewals_in_vain(&self, ix: u16) -> usize {
+        let node = &self.nodes[usize::from(ix)];
+        let Some(hub) = node.hub() else { return 0 };
+        let (at, patience) = (node.clock(self.now), hub.control().config().registry.op_timeout);
+        let late = |sent: &&Instant| sent.after(patience) <= at;
+        self.check.nodes.get(&ix).map_or(0, |g| g.renewals.values().filter(late).count())
+    }
+
     /// O7: whether OPENs of other hubs were carried on just now, by a hub whole
     /// or split. A shard may hear late that the lease was lost, never that it
     /// ran out: the deadline it knows is by the hub's own clock.

@@ -59,8 +59,12 @@ impl World {
         self.check.withdrawn.iter().any(|((ix, name), at)| *name == wanted && of(*ix) && over(at))
     }
 
-    /// Whether a hub's tunnel of an agent has a connection.
-    fn carries_tunnel(&self, ix: u16, agent: &AgentId) -> bool {
+    /// Whether a hub's tunnel of an agent has a connection over which the agent
+    /// is heard: one that died in silence is not noticed for a while.
+    fn carries_tunnel(&self, ix: u16, node: u16, agent: &AgentId) -> bool {
+        if self.conns.iter().any(|c| c.nodes == [node, ix] && c.up[1] && c.pipes[0].dead) {
+            return false;
+        }
         let Some(hub) = self.nodes[usize::from(ix)].hub() else { return false };
         let tunnel = hub.control().tunnels().find(|t| t.agent_id == agent);
         tunnel.is_some_and(|t| hub.mux().get(t.session).is_some_and(|e| e.conn.is_some()))
@@ -98,7 +102,7 @@ impl World {
             let back = !self.was_withdrawn(n, r.listener.0, came.saturating_sub(slack));
             // That it is back, it can say on a tunnel that carries only.
             let told = !self.was_withdrawn(n, r.listener.0, 0)
-                || (self.carries_tunnel(ix, agent) && self.welcomed(ix, node) + slack < came);
+                || (self.carries_tunnel(ix, node, agent) && self.welcomed(ix, node) + slack < came);
             *hub == ix && exposed && back && told && plan.token_ns == 0 && calm && present && held.since + slack < came
         });
         if let Some(((_, agent), held)) = served {

@@ -33,7 +33,9 @@ impl World {
         let Some(g) = self.check.nodes.get(&ix) else { return false };
         let active = self.nodes[usize::from(ix)].hub().is_some_and(|h| h.mode() == Mode::Active);
         let lease = self.plan.timers.lease + self.plan.timers.lease / 1000;
-        let away = g.unhealthy_since.is_some() || self.now < g.healthy_since + lease;
+        // One that was never well since it started has no word for it.
+        let unheard = g.healthy_since == 0 && self.renewals_in_vain(ix) >= 2;
+        let away = unheard || g.unhealthy_since.is_some() || self.now < g.healthy_since + lease;
         active && away && (plan.shards > 0 || !g.fenced)
     }
 
