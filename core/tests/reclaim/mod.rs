@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::{CloseCode, RstCode};
-use nowconnect_core::id::{AgentId, Fence, Incarnation};
+use nowconnect_core::id::{AgentId, Fence, Incarnation, ListenerIx};
 use nowconnect_core::mux::Input;
 use nowconnect_core::observed::Observed;
 use nowconnect_core::registry::{HubRun, MemoryRegistry, RegistryOp, RegistryReply, StoredKey};
@@ -326,4 +326,33 @@ fn a_hub_that_stops_gives_its_lease_back_first() {
     w.input(a, Input::Shutdown);
     let ops: Vec<&RegistryOp> = w.nodes[a].out.registry.iter().map(|(_, op)| op).collect();
     assert!(matches!(ops.as_slice(), [RegistryOp::Resign { .. }, RegistryOp::Release { .. }]), "{ops:?}");
+}
+
+/// What other hubs know of a connector follows the registry without a client
+/// that asks, also where no notice tells of it.
+#[test]
+fn another_hub_learns_by_itself_which_connectors_there_are() {
+    let (mut w, a, b, g) = two_hubs(Codec::BinaryV2);
+    let served = |w: &World, hub| w.as_hub(hub).unready(ListenerIx(0)).is_none();
+    assert!(w.run_until(LEASE, |w| served(w, a) && served(w, b)));
+    let mut config = agent_config("plant-7", &["hub-a"], 1);
+    let all = std::mem::take(&mut config.connectors);
+    for exposed in [false, true, false] {
+        config.connectors = if exposed { all.clone() } else { Vec::new() };
+        w.reload_agent(g, &config).unwrap();
+        assert!(w.run_until(LEASE, |w| served(w, a) == exposed && served(w, b) == exposed), "{exposed}");
+    }
+}
+
+/// An audit that finds all in order changes nothing, however often.
+#[test]
+fn an_attachment_that_nothing_happens_to_keeps_its_fence() {
+    let (mut w, a, _, g) = two_hubs(Codec::BinaryV2);
+    w.run_for(LEASE);
+    let before = tunnel(&w, a);
+    let claims = |w: &World| count(w, a, |r| matches!(r, Observed::Attached { .. }));
+    let claimed = claims(&w);
+    w.run_for(LEASE * 20);
+    assert_eq!((tunnel(&w, a), claims(&w)), (before, claimed));
+    assert_eq!(w.as_agent(g).tunnels().highest_epoch(), before.0.epoch);
 }
