@@ -7,11 +7,12 @@
 
 use std::time::{Duration, Instant};
 
+use nowconnect_tests::actors::Failure;
 use nowconnect_tests::cluster::{Cluster, Plan};
 use nowconnect_tests::ownership::{Standing, assert_rising, echo, epochs, recovered, refusal};
 use nowconnect_tests::redis::Redis;
 use nowconnect_tests::target::Target;
-use nowconnect_tests::wait::{PATIENCE, eventually};
+use nowconnect_tests::wait::{PATIENCE, bounded, eventually};
 
 /// How long Redis is away. Past a lease, so that attachments are not listed any more.
 fn length() -> Duration {
@@ -54,14 +55,27 @@ impl Scene {
         began.elapsed()
     }
 
+    async fn is_degraded(&self, ix: usize) -> bool {
+        let answer = bounded("/readyz", PATIENCE, self.cluster.get(ix, "/readyz")).await.unwrap();
+        serde_json::from_str::<serde_json::Value>(&answer.body).unwrap()["status"] == "degraded"
+    }
+
     /// From here on Redis is away: what must hold until it is back.
     async fn live_through(&mut self, kind: &str) {
         let began = Instant::now();
-        for ix in [0, 1] {
-            self.cluster.wait_status(ix, "degraded").await;
+        let (mut opens, mut crossing, mut n) = (Vec::new(), Duration::ZERO, 1000);
+        // What is known is still tried until the hubs know that Redis is away.
+        while !(self.is_degraded(0).await && self.is_degraded(1).await) {
+            self.standing.ping().await;
+            opens.push(self.local(n).await);
+            let at = Instant::now();
+            match echo(self.cluster.listener(1, "t"), n + 1).await {
+                Ok(()) | Err(Failure::Reset) => crossing = crossing.max(at.elapsed()),
+                Err(other) => panic!("across hubs: {other}"),
+            }
+            n += 2;
         }
-        println!("{kind}: degraded after {:?}", began.elapsed());
-        let mut opens = Vec::new();
+        println!("{kind}: degraded after {:?}; until then across hubs {crossing:?} at most", began.elapsed());
         let down = [("reason", "REGISTRY_DOWN")];
         let before = self.cluster.metrics(1).await.sum("nowconnect_open_failures_total", &down).unwrap_or(0.0);
         let (mut refused, mut slowest) = (0_u32, Duration::ZERO);
@@ -137,6 +151,33 @@ async fn redis_forgets_everything() {
     }
     assert_rising(&epochs(&s.cluster.hubs[0].running().log));
     s.standing.close().await;
+}
+
+/// An agent that comes while Redis is away is served at its hub under an epoch
+/// of the hub's own, and claimed when Redis is back (O2, O6).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_comes_during_an_outage_is_served_and_claimed_after_it() {
+    let mut s = scene("").await;
+    s.cluster.redis.process.kill();
+    for ix in [0, 1] {
+        s.cluster.wait_status(ix, "degraded").await;
+    }
+    s.cluster.kill_agent();
+    s.cluster.start_agent();
+    let gained = |cause| [("change", "gained"), ("cause", cause)];
+    // It takes the place of the one that was killed.
+    s.cluster.wait_metric(0, "nowconnect_ownership_changes_total", &gained("takeover"), 1.0).await;
+    assert!(s.cluster.hubs[0].running().log.tail(usize::MAX).contains("firm=false"), "under an epoch of the hub's own");
+    s.cluster.wait_echo(0, "t").await;
+    s.cluster.redis.restart().await;
+    s.cluster.wait_metric(0, "nowconnect_ownership_changes_total", &gained("reclaim"), 1.0).await;
+    for ix in [0, 1] {
+        s.cluster.wait_status(ix, "ready").await;
+    }
+    s.cluster.wait_echo(1, "t").await;
+    let epochs = epochs(&s.cluster.hubs[0].running().log);
+    assert!(epochs.len() >= 3, "before, meanwhile, after: {epochs:?}");
+    assert_rising(&epochs);
 }
 
 /// The rule `cached`: what is known is still tried.
