@@ -185,11 +185,11 @@ fn mesh(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection) {
         check.warn(place(insecure_key), "ha.mesh.insecure_allow_plaintext", "hubs do not prove their identity");
         return;
     }
-    if setup.core.mode == Mode::Active && !setup.core.peers.is_empty() && !setup.require_mtls && with_tls {
+    if !setup.require_mtls && with_tls {
         check.error(
             mtls_place,
             "ha.mesh.require_mtls",
-            "false is refused with ha.mode: active; only ha.mesh.insecure_allow_plaintext, on loopback, lets peers in without a certificate",
+            "with ha.mesh.tls every peer must show a certificate; only ha.mesh.insecure_allow_plaintext, on loopback, lets peers in without one",
         );
     }
     if insecure {
