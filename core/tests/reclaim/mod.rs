@@ -328,8 +328,8 @@ fn a_hub_that_stops_gives_its_lease_back_first() {
     assert!(matches!(ops.as_slice(), [RegistryOp::Resign { .. }, RegistryOp::Release { .. }]), "{ops:?}");
 }
 
-/// What other hubs know of a connector follows the registry without a client
-/// that asks, also where no notice tells of it.
+/// What other hubs know of a connector follows the agent within a lease, without
+/// a client that asks.
 #[test]
 fn another_hub_learns_by_itself_which_connectors_there_are() {
     let (mut w, a, b, g) = two_hubs(Codec::BinaryV2);
