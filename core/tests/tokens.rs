@@ -118,6 +118,34 @@ fn a_narrower_token_counts_from_the_next_open() {
     assert_eq!(w.sock(a, c).aborted, None, "what is open goes on");
 }
 
+/// A check of a target turns over under a narrower token: the agent tells all
+/// it has, and keeps its tunnel.
+#[test]
+fn what_an_earlier_token_allowed_is_left_out_and_comes_back() {
+    let (mut w, a, g) = one(OnExpiry::Keep, Codec::BinaryV2);
+    let c = w.client(a).unwrap();
+    w.run_for(Duration::from_millis(10));
+    let narrow = grant(&w, "plant-7", &["other"], 60);
+    renew(&mut w, g, narrow);
+    let mut all = agent_config("plant-7", &["hub-a"], 1);
+    let ldap = all.connectors.clone();
+    for connectors in [Vec::new(), ldap] {
+        all.connectors = connectors;
+        assert_eq!(w.reload_agent(g, &all), Ok(()));
+        w.run_for(Duration::from_millis(100));
+        assert_eq!(opens(&mut w, a), Err(RstCode::NoRoute), "not in the token in force");
+        assert_eq!(w.sock(a, c).aborted, None, "the tunnel lives");
+    }
+    let wide = grant(&w, "plant-7", &["ldap"], 60);
+    renew(&mut w, g, wide);
+    assert_eq!(opens(&mut w, a), Ok(()), "allowed again, and still advertised");
+    // What no token of the tunnel ever named ends it.
+    all.connectors.push(nowconnect_core::config::ConnectorConfig { name: name("admin"), ..all.connectors[0].clone() });
+    assert_eq!(w.reload_agent(g, &all), Ok(()));
+    w.run_for(Duration::from_millis(100));
+    assert_eq!(w.sock(a, c).aborted, Some(RstCode::Lost));
+}
+
 #[test]
 fn one_token_is_judged_at_a_time() {
     let (mut w, a, g) = one(OnExpiry::Keep, Codec::BinaryV2);

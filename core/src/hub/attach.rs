@@ -5,6 +5,7 @@
 use super::control::{Asked, AttachmentState, Control};
 use super::flap::Away;
 use super::handshake::{Claiming, Stage};
+use super::scope::{Earlier, allowed, part};
 use crate::config::Mode;
 use crate::error::{CloseCode, RstCode};
 use crate::id::{AgentId, ClaimId, ConnKey, Epoch, Fence, Instance, Name, Nonce, SessionKey};
@@ -17,15 +18,6 @@ use crate::session::Session;
 use crate::shard::{Attach, ControlNote, SessionUp};
 use crate::time::Instant;
 use crate::wire::{Attachment, ConnectorAd, EpochNotice, Frame, Hello, HelloAgent, HelloRole, Plane, encode_message};
-
-/// May this grant expose these connectors? (I1, chisel's lesson: also asked at
-/// every change, not at HELLO alone.)
-fn allowed(grant: &AgentGrant, connectors: &[ConnectorAd], insecure_allow_unscoped: bool) -> bool {
-    match &grant.connectors {
-        Some(scope) => connectors.iter().all(|ad| scope.contains(&ad.name)),
-        None => insecure_allow_unscoped,
-    }
-}
 
 fn names(connectors: &[ConnectorAd]) -> Vec<Name> {
     connectors.iter().map(|ad| ad.name.clone()).collect()
@@ -49,7 +41,7 @@ impl Control {
             let detail = "the token's sub is not this agent_id (or its part before '/')";
             return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
         }
-        if !allowed(&grant, &agent.connectors, self.config.insecure_allow_unscoped) {
+        if !agent.connectors.iter().all(|ad| allowed(&grant, &ad.name, self.config.insecure_allow_unscoped)) {
             let detail = "HELLO names a connector outside the token's claim `connectors`";
             return self.refuse_handshake(now, conn, CloseCode::Auth, detail, mux, out);
         }
@@ -317,6 +309,8 @@ impl Control {
                 firm,
                 claim,
                 connectors: agent.connectors,
+                held_back: Vec::new(),
+                earlier: Earlier::default(),
                 connectors_generation: 0,
                 grant,
                 expired: false,
@@ -378,9 +372,13 @@ impl Control {
         if generation <= a.connectors_generation {
             return;
         }
-        if !allowed(&a.grant, &connectors, unscoped) {
+        let (connectors, beyond) = part(&a.grant, connectors, unscoped);
+        // What an earlier token allowed may be named again, and is not served:
+        // an agent tells all it has whenever a target's check turns over.
+        if !beyond.iter().all(|ad| a.earlier.allowed(&ad.name)) {
             return self.lose(now, key, CloseCode::Auth, mux, notes, out);
         }
+        a.held_back = beyond;
         a.connectors_generation = generation;
         let before = std::mem::replace(&mut a.connectors, connectors);
         let stays = |ad: &ConnectorAd| a.connectors.iter().any(|new| new.name == ad.name);
@@ -433,7 +431,10 @@ impl Control {
         let unscoped = self.config.insecure_allow_unscoped;
         let Some(a) = self.attachments.get_mut(agent_id) else { return };
         let before = a.open_to().to_vec();
-        a.connectors.retain(|ad| planted::on(54) || allowed(&grant, std::slice::from_ref(ad), unscoped));
+        let mut all = std::mem::take(&mut a.connectors);
+        all.append(&mut a.held_back);
+        a.earlier.replaced(&a.grant, &grant, unscoped);
+        (a.connectors, a.held_back) = if planted::on(54) { (all, Vec::new()) } else { part(&grant, all, unscoped) };
         a.expired = grant.expires.is_some_and(|at| at <= now);
         a.close_at = None;
         self.expiry_at = [self.expiry_at, grant.expires].into_iter().flatten().min();

@@ -11,6 +11,7 @@ use super::epochs::Epochs;
 use super::handshake::Handshake;
 use super::leases::PeerLease;
 use super::routes::Published;
+use super::scope::Earlier;
 use super::trust::Proven;
 use super::upkeep::Upkeep;
 use crate::config::{HubConfig, Mode};
@@ -66,6 +67,9 @@ pub(super) struct AttachmentState {
     /// A claim for it whose outcome is not known: asked again under its own id (O5).
     pub(super) claim: Option<Box<Claim>>,
     pub(super) connectors: Vec<ConnectorAd>,
+    /// Advertised too, but only an earlier grant allowed it.
+    pub(super) held_back: Vec<ConnectorAd>,
+    pub(super) earlier: Earlier,
     pub(super) connectors_generation: u64,
     pub(super) grant: AgentGrant,
     /// The grant ran out: nothing new is opened here.

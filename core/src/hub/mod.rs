@@ -27,6 +27,7 @@ mod readiness;
 mod registry;
 mod reload;
 mod routes;
+mod scope;
 mod shadow;
 mod split;
 mod trust;

@@ -193,7 +193,8 @@ impl Control {
         let unscoped: Vec<AgentId> = (self.attachments.iter_mut())
             .filter(|(_, a)| a.grant.connectors.is_none() && !a.connectors.is_empty())
             .map(|(agent_id, a)| {
-                a.connectors.clear();
+                a.held_back.append(&mut a.connectors);
+                a.earlier.unscoped();
                 agent_id.clone()
             })
             .collect();
