@@ -35,6 +35,7 @@ use crate::peer::{Cast, Peer, ads, agent, name, window_of_the_node};
 use crate::tape::{Tape, payload};
 
 mod handshakes;
+mod notes;
 mod operate;
 mod verdict;
 
@@ -119,6 +120,10 @@ struct World {
     keys: u32,
     /// To be said again after a resumption.
     replay: Vec<(ConnKey, Bytes)>,
+    /// Between the parts of a split hub.
+    notes: notes::Notes,
+    /// The end has begun.
+    over: bool,
 }
 
 fn config(mode: Mode, flags: u8) -> HubConfig {
@@ -167,7 +172,11 @@ pub fn hub_machine(data: &[u8]) {
     let now = Instant::from_nanos(1);
     let config = config(mode, flags);
     let unscoped = config.insecure_allow_unscoped;
-    let hub = Hub::new(Arc::new(config), Seed::from_u64(u64::from(flags)), now, &mut out);
+    let (config, seed) = (Arc::new(config), Seed::from_u64(u64::from(flags)));
+    let hub = match flags >> 3 & 3 {
+        0 | 1 => Hub::new(config, seed, now, &mut out),
+        more => Hub::split(config, seed, now, more, &mut out),
+    };
     let cast = Cast {
         agents: vec![agent("a"), agent("b"), agent("a/x")],
         connectors: vec![name("ldap"), name("web"), name("other")],
@@ -197,6 +206,8 @@ pub fn hub_machine(data: &[u8]) {
         tokens: Vec::new(),
         keys: 0,
         replay: Vec::new(),
+        notes: notes::Notes::default(),
+        over: false,
     };
     w.settle();
     for _ in 0..OPS_MAX {
@@ -214,6 +225,7 @@ pub fn hub_machine(data: &[u8]) {
 
 impl World {
     fn step(&mut self, tape: &mut Tape<'_>) {
+        self.some_notes(tape);
         while !self.proofs.is_empty() && !tape.one_in(4) {
             self.prove(tape);
         }
@@ -358,12 +370,16 @@ impl World {
         let count = frames.len();
         let measured = tape.one_in(4);
         let messages = side.peer.encode_all(frames);
+        if measured {
+            self.all_notes();
+        }
         let before = if measured { Some(self.control_frames_out()) } else { None };
         let (streams, sessions) = (self.hub.streams(), self.hub.mux().len());
         for message in messages {
             self.deliver(key, &message);
         }
         if let Some(before) = before {
+            self.all_notes();
             let sent = self.control_frames_out() - before;
             let lost = sessions.saturating_sub(self.hub.mux().len());
             // Each frame may be answered, passed on, and end what it belongs to;
@@ -413,6 +429,7 @@ impl World {
             self.hub.control().tunnels().map(|t| (t.agent_id.clone(), t.fence)).collect();
         let (carried, streams) = (self.hub.counters().carried, self.hub.streams());
         self.input(Input::Message { conn, message: message.clone() });
+        // A split hub has only taken note of it.
         let new = self.hub.counters().carried - carried;
         let mut frames = Vec::new();
         if let Some(dialect) = dialect {
@@ -455,6 +472,9 @@ impl World {
             self.now = self.now.max(due.at);
             self.hub.handle_timeout(self.now, &mut self.out);
             self.settle();
+            if self.over {
+                self.all_notes();
+            }
         }
         self.now = end;
     }
@@ -462,6 +482,9 @@ impl World {
     /// Nobody says anything any more: every client is answered (L12), and when
     /// everything is closed nothing is left (B5).
     fn end(&mut self) {
+        // No part waits for another any more.
+        self.over = true;
+        self.all_notes();
         self.pass(OPEN_TIMEOUT + Duration::from_millis(1));
         for c in self.clients.iter().filter(|c| !c.over) {
             let open = self.hub.stream(c.stream).is_some_and(|s| s.open);
@@ -478,6 +501,7 @@ impl World {
             self.input(Input::Disconnected { conn, cause: CloseCode::Transport });
         }
         self.settle();
+        self.all_notes();
         self.pass(Duration::from_secs(60));
         assert_eq!(self.hub.streams(), 0, "streams are left (B5)");
         assert_eq!(self.hub.mux().len(), 0, "sessions are left (B5)");

@@ -118,6 +118,7 @@ impl World {
         assert!(self.out.targets.is_empty(), "a hub connects no targets");
         self.dials.append(&mut self.out.dial);
         self.asked.append(&mut self.out.registry);
+        self.notes.take(&mut self.out.notes);
         self.proofs.append(&mut self.out.proofs);
         self.tokens.extend(self.out.tokens.drain(..).map(|(session, _)| session));
         for c in self.conns.iter_mut().filter(|c| c.session.is_none()) {
@@ -179,7 +180,9 @@ impl World {
         let most = BUDGET_BYTES + frame * u64::from(2 * STREAMS_MAX + SESSIONS_MAX);
         assert!(held <= most, "{held} bytes are held with a budget of {BUDGET_BYTES} (B3)");
         assert!(self.hub.streams() <= STREAMS_MAX as usize, "more streams than allowed");
-        for a in self.hub.shards().iter().flat_map(Shard::attachments) {
+        // A shard hears of the end of a session by a note.
+        let heard = self.hub.notes_under_way() == 0;
+        for a in self.hub.shards().iter().flat_map(Shard::attachments).filter(|_| heard) {
             assert!(self.hub.mux().get(a.session).is_some(), "an attachment outlives its session (B5)");
         }
         for (_, e) in self.hub.mux().iter() {
