@@ -291,3 +291,64 @@ fn store(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::config::AuthSetup;
+
+    const SET: &str = r#"{"keys":[{"kty":"EC","kid":"1","crv":"P-256",
+        "x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// A set fetched two hours ago, of which a copy is on disk.
+    fn two_hours_old(max_age: Duration) -> (Jwks, TunnelAuth, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("jwks.json");
+        std::fs::write(&path, SET).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(SystemTime::now() - 2 * HOUR).unwrap();
+        let setup = JwksSetup {
+            url: "http://127.0.0.1:1/keys".to_owned(),
+            ca_bundle: None,
+            cache_file: Some(path),
+            refresh: HOUR / 2,
+            max_age,
+        };
+        let auth = AuthSetup {
+            audience: "nowconnect".to_owned(),
+            issuer: Some("i".to_owned()),
+            algorithms: Vec::new(),
+            public_key_file: None,
+            hmac_secret_file: None,
+            jwks_file: None,
+            jwks: Some(setup.clone()),
+            max_lifetime: 24 * HOUR,
+            leeway: Duration::ZERO,
+        };
+        let auth = TunnelAuth::from_setup(&auth).unwrap();
+        (Jwks::new(&setup, &auth).unwrap(), auth, dir)
+    }
+
+    /// `auth.jwt.jwks_max_age`, of a copy at the start.
+    #[test]
+    fn a_copy_is_used_until_it_is_too_old() {
+        let age = |max_age| two_hours_old(max_age).0.age_seconds();
+        assert!(age(3 * HOUR).is_some_and(|s| s >= 7200));
+        assert_eq!(age(HOUR), None);
+    }
+
+    /// The same of a set in use that cannot be fetched again.
+    #[test]
+    fn a_set_in_use_is_dropped_when_it_is_too_old() {
+        let (mut jwks, auth, _dir) = two_hours_old(3 * HOUR);
+        jwks.forget_if_old(&auth);
+        assert!(jwks.age_seconds().is_some());
+        jwks.setup.max_age = HOUR;
+        jwks.forget_if_old(&auth);
+        assert_eq!(jwks.age_seconds(), None);
+    }
+}

@@ -33,6 +33,7 @@ impl World {
     }
 
     pub(super) fn dial(&mut self, n: usize, ix: usize) {
+        self.dials += 1;
         let mut to_name = self.nodes[n].dial_names[ix].clone();
         if let Some((_, real)) = self.aliases.iter().find(|(alias, _)| *alias == to_name) {
             to_name.clone_from(real);

@@ -130,6 +130,8 @@ pub(crate) struct World {
     pub(crate) aliases: Vec<(String, String)>,
     /// Calls of `handle_timeout`.
     pub(crate) timeouts: u64,
+    /// Dials of all nodes.
+    pub(crate) dials: u64,
     pub(crate) target: Target,
     /// Those of single agents that behave otherwise.
     pub(crate) targets_of: BTreeMap<usize, Target>,
@@ -184,6 +186,7 @@ impl World {
             registry_deaf: Vec::new(),
             aliases: Vec::new(),
             timeouts: 0,
+            dials: 0,
             target: Target::Echo,
             targets_of: BTreeMap::new(),
             checks: 0,
