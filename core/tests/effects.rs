@@ -52,6 +52,48 @@ fn so_many_handshakes_at_once_and_no_more() {
     }
 }
 
+/// `handshake_timeout`: who says nothing is closed after it.
+#[test]
+fn a_handshake_may_take_so_long() {
+    for most in [700, 9000] {
+        let mut config = hub_config("hub-a", Mode::Off, &[]);
+        config.handshake_timeout = ms(most);
+        let (start, mut out) = (Instant::from_nanos(1), NodeOut::default());
+        let mut hub = Hub::new(Arc::new(config), Seed::from_u64(1), start, &mut out);
+        let dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Tunnel };
+        let principal = Principal::Agent(AgentGrant { subject: "a".to_owned(), connectors: None, expires: None });
+        let conn = ConnKey { ix: 1, generation: 0 };
+        hub.handle(start, Input::Accepted { conn, dialect, principal }, &mut out);
+        while out.close.is_empty() {
+            let due = hub.poll_timeout().unwrap().at;
+            hub.handle_timeout(due, &mut out);
+            assert!(out.close.is_empty() || due.since(start) == ms(most), "closed after {:?}", due.since(start));
+        }
+    }
+}
+
+/// `open.attempt_timeout`: a candidate that says nothing for so long may have
+/// connected its target, so the client is told and nobody else is asked (S6).
+#[test]
+fn a_candidate_has_so_long_to_answer() {
+    for attempt in [400, 3000] {
+        let mut w = World::new();
+        w.target = Target::Hang;
+        let mut config = hub_config("hub-a", Mode::Off, &[]);
+        config.open.attempt_timeout = ms(attempt);
+        let a = w.hub(config, 1);
+        let mut config = agent_config("plant-7", &["hub-a"], 1);
+        config.target_timeout = ms(60_000);
+        w.agent(config, 2);
+        w.run_for(ms(1000));
+        let c = w.client(a).unwrap();
+        w.run_for(ms(attempt - 1));
+        assert_eq!(w.sock(a, c).aborted, None, "before {attempt} ms");
+        w.run_for(ms(2));
+        assert_eq!(w.sock(a, c).aborted, Some(RstCode::Timeout), "after {attempt} ms");
+    }
+}
+
 /// `open.first_byte_wait`: a client that says nothing is opened after it.
 #[test]
 fn a_silent_client_is_opened_after_the_wait() {
