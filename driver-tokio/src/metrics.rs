@@ -76,6 +76,7 @@ families! {
     StreamsCarried = Counter "nowconnect_streams_carried_total" [] "Streams taken from another node: by a hub to its tunnel, by an agent to a target.";
     StreamEnds = Counter "nowconnect_stream_ends_total" ["cause"] "Streams that ended at this node, by cause: FINISHED or the reason of the reset.";
     MeshLinks = Gauge "nowconnect_mesh_links" ["peer", "state"] "Links to each peer in each state (0 or 1): connecting, established, backoff, closed.";
+    MeshPeerAbsent = Gauge "nowconnect_mesh_peer_absent" ["peer"] "1 while a configured peer without a link holds no lease either: it left, or is dead for longer than its lease.";
     Tunnels = Gauge "nowconnect_tunnels" [] "Tunnels established now.";
     MeshFrames = Counter "nowconnect_mesh_frames_total" ["dir", "type"] "Frames on links, by direction (in or out) and type.";
     TunnelFrames = Counter "nowconnect_tunnel_frames_total" ["dir", "type"] "Frames on tunnels, by direction (in or out) and type.";

@@ -113,6 +113,8 @@ async fn a_peer_is_missed_while_it_holds_a_lease() {
     let lease = |body: &Value| body["mesh"]["links"][0]["lease"].clone();
     let (_, body) = wait_status(&cluster, 0, "ready", &[]).await;
     assert_eq!(lease(&body), Value::Null, "nobody asks for the lease of a peer with a link: {body}");
+    let absent = [("peer", "hub-b")];
+    cluster.wait_metric(0, "nowconnect_mesh_peer_absent", &absent, 0.0).await;
 
     cluster.hubs[1].running().signal(Signal::TERM);
     cluster.hubs[1].process.as_mut().unwrap().wait_exit(LONG_PATIENCE).await;
@@ -126,6 +128,7 @@ async fn a_peer_is_missed_while_it_holds_a_lease() {
         (gone && code == 200 && body["status"] == "ready" && body["mesh"]["status"] == "healthy").then_some(())
     })
     .await;
+    cluster.wait_metric(0, "nowconnect_mesh_peer_absent", &absent, 1.0).await;
     cluster.start_hub(1);
     eventually("the link is back", LONG_PATIENCE, || async {
         let (_, body) = readyz(&cluster, 0, "/readyz").await?;
@@ -136,6 +139,7 @@ async fn a_peer_is_missed_while_it_holds_a_lease() {
     cluster.kill_hub(1);
     let (_, body) = wait_status(&cluster, 0, "degraded", &["mesh_link_down"]).await;
     assert_eq!(lease(&body), "live", "{body}");
+    assert_eq!(cluster.metrics(0).await.sum("nowconnect_mesh_peer_absent", &absent), Some(0.0));
     let exists = "EXISTS nowconnect:tests:hub:hub-b";
     eventually("its lease is over and hub A ready", LONG_PATIENCE, || async {
         let (_, body) = readyz(&cluster, 0, "/readyz").await?;

@@ -2,11 +2,12 @@
 
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::RstCode;
-use nowconnect_core::hub::Hub;
+use nowconnect_core::hub::{Hub, PeerLease};
 use nowconnect_core::id::Name;
 use nowconnect_core::link::State;
 use nowconnect_core::observed::ShardCounters;
 use nowconnect_core::shard::Shard;
+use nowconnect_core::time::Instant;
 use nowconnect_core::wire::Plane;
 
 use super::Shared;
@@ -27,7 +28,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
         listeners(&mut s, &counters, hub);
         snapshot::shards(&mut s, &counters, hub.streams());
         snapshot::sessions(&mut s, hub.mux(), &[Plane::Tunnel, Plane::Mesh]);
-        links(&mut s, hub, shared.setup().legacy_metric_names);
+        links(&mut s, hub, node.clock().now(), shared.setup().legacy_metric_names);
         ejections(&mut s, hub);
         s.add(Family::RegistryHealthy, &[], u64::from(hub.control().registry_healthy()));
         let now = node.clock().now();
@@ -138,7 +139,7 @@ fn limits(s: &mut Snapshot, hub: &Hub, shared: &Shared) {
     }
 }
 
-fn links(s: &mut Snapshot, hub: &Hub, legacy_names: bool) {
+fn links(s: &mut Snapshot, hub: &Hub, now: Instant, legacy_names: bool) {
     for (peer, n) in hub.violations_by_peer() {
         s.add(Family::MeshBackpressureDrops, &[peer.as_str(), RstCode::Flow.name()], n);
     }
@@ -147,6 +148,10 @@ fn links(s: &mut Snapshot, hub: &Hub, legacy_names: bool) {
         let peer = l.replica.unwrap_or(&unknown).as_str();
         for state in State::ALL {
             s.add(Family::MeshLinks, &[peer, state.label()], u64::from(l.state == state));
+        }
+        if l.configured {
+            let absent = matches!(l.lease, PeerLease::Absent { until } if now < until);
+            s.add(Family::MeshPeerAbsent, &[peer], u64::from(absent));
         }
         s.add(Family::MeshLinkReconnects, &[], l.reconnects);
         s.add(Family::MeshLinkErrors, &[], l.errors);
