@@ -20,6 +20,7 @@ use nowconnect_core::shard::{Addressee, Note, Shard};
 use nowconnect_core::stream::Stream;
 use nowconnect_core::time::{Deadline, Instant};
 
+use crate::check::limits::Brings;
 use crate::event::Event;
 use crate::faults::At;
 use crate::net::place;
@@ -423,13 +424,7 @@ impl World {
 
     /// Gives a machine one input and carries out what it wants.
     pub(crate) fn input(&mut self, ix: u16, input: Input) {
-        self.notice(ix, &input);
-        let now = self.now;
-        let node = &mut self.nodes[usize::from(ix)];
-        let at = node.clock(now);
-        let Some(m) = &mut node.machine else { return };
-        m.handle(at, input, &mut node.out);
-        self.inputs += 1;
+        self.raw_input(ix, input);
         self.settle(ix);
     }
 
@@ -447,12 +442,13 @@ impl World {
     /// Gives a machine one input, inside `settle`.
     pub(crate) fn raw_input(&mut self, ix: u16, input: Input) {
         self.notice(ix, &input);
-        let now = self.now;
+        let (now, brings, before) = (self.now, Brings::of(&input), self.held_before(ix));
         let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);
         if let Some(m) = &mut node.machine {
             m.handle(at, input, &mut node.out);
             self.inputs += 1;
+            self.judge_held(ix, before, brings);
         }
     }
 
@@ -478,15 +474,18 @@ impl World {
     /// A note inside a split hub is due.
     pub(crate) fn on_note(&mut self, ix: u16, run: u32, to: Addressee) {
         let now = self.now;
-        let node = &mut self.nodes[usize::from(ix)];
-        if node.run != run {
+        if self.nodes[usize::from(ix)].run != run {
             return;
         }
+        let before = self.held_before(ix);
+        let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);
         let Some(note) = node.notes.get_mut(&to).and_then(|(_, q)| q.pop_front()) else { return };
         let Some(Machine::Hub(hub)) = &mut node.machine else { return };
+        let brings = Brings::of_note(&note);
         hub.on_note(at, note, &mut node.out);
         self.inputs += 1;
+        self.judge_held(ix, before, brings);
         self.marks.hit(crate::marks::Mark::Split);
         self.settle(ix);
     }
@@ -501,8 +500,10 @@ impl World {
             node.armed = None;
         }
         let at = node.clock(now);
-        let Some(m) = &mut node.machine else { return };
-        if m.poll_timeout().is_some_and(|d| d.at <= at) {
+        if node.machine.as_ref().and_then(Machine::poll_timeout).is_some_and(|d| d.at <= at) {
+            let before = self.held_before(ix);
+            let node = &mut self.nodes[usize::from(ix)];
+            let Some(m) = &mut node.machine else { return };
             if node.timeouts_at == now {
                 node.timeouts += 1;
             } else {
@@ -515,6 +516,7 @@ impl World {
                 let text = format!("{}: `{why}` is due again and again at one instant", node.name);
                 return self.fail("B9", text);
             }
+            self.judge_held(ix, before, Brings::Nothing);
             self.trace.mix(u64::from(ix) << 8 | why.len() as u64);
         }
         self.settle(ix);

@@ -56,10 +56,12 @@ pub(crate) struct NodeGhost {
     pub(super) expired: BTreeMap<AgentId, Instant>,
     /// When each agent's token runs out, by the hub's clock.
     tokens: BTreeMap<u8, Instant>,
+    /// What it held, and was allowed to.
+    pub(super) limits: super::limits::Held,
 }
 
 impl World {
-    fn ghost(&mut self, ix: u16) -> &mut NodeGhost {
+    pub(super) fn ghost(&mut self, ix: u16) -> &mut NodeGhost {
         self.check.nodes.entry(ix).or_default()
     }
 
@@ -74,6 +76,7 @@ impl World {
         let rewired = self.nodes[usize::from(ix)].changed != Changed::default();
         *self.ghost(ix) = NodeGhost { calm_since: now, ok_at: now, rewired, ..NodeGhost::default() };
         self.check.wire.forget_causes(ix);
+        self.ghost_limits(ix);
         self.check.held.retain(|(hub, _), _| *hub != ix);
     }
 
