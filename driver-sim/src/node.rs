@@ -115,6 +115,11 @@ pub(crate) struct Node {
     /// Inputs are late by up to this.
     pub(crate) lag: u64,
     pub(crate) held: VecDeque<Event>,
+    /// Shards that stand still, once for each fault, what waits for them, and
+    /// whether anything else was done meanwhile.
+    pub(crate) stalls: Vec<u8>,
+    pub(crate) stalled: VecDeque<(u8, Event)>,
+    pub(crate) beside_stall: bool,
     pub(crate) unholding: bool,
     /// The earliest deadline event on the heap.
     armed: Option<u64>,
@@ -322,6 +327,9 @@ impl World {
             paused: false,
             lag: 0,
             held: VecDeque::new(),
+            stalls: Vec::new(),
+            stalled: VecDeque::new(),
+            beside_stall: false,
             unholding: false,
             armed: None,
             timeouts_at: 0,
@@ -606,6 +614,8 @@ impl World {
         }
         node.out = NodeOut::default();
         node.held.clear();
+        node.stalls.clear();
+        node.stalled.clear();
         node.paused = false;
         node.lag = 0;
         node.silent = silent;

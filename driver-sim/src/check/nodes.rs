@@ -96,6 +96,13 @@ impl World {
     pub(super) fn calm(&self, ix: u16) -> Option<u64> {
         let n = &self.nodes[usize::from(ix)];
         let disturbed = n.paused || n.lag > 0 || !n.held.is_empty() || n.machine.is_none();
+        (!disturbed && n.stalls.is_empty()).then(|| self.check.nodes.get(&ix).map_or(0, |g| g.calm_since))
+    }
+
+    /// The same of its control and its sessions, which wait for no shard.
+    fn awake(&self, ix: u16) -> Option<u64> {
+        let n = &self.nodes[usize::from(ix)];
+        let disturbed = n.paused || n.lag > 0 || !n.held.is_empty() || n.machine.is_none();
         (!disturbed).then(|| self.check.nodes.get(&ix).map_or(0, |g| g.calm_since))
     }
 
@@ -274,7 +281,7 @@ impl World {
             return Some(("B10", format!("`{name}` is a label and no configured peer")));
         }
         let g = self.check.nodes.get(&ix)?;
-        let since = g.ok_at.max(self.calm(ix)?);
+        let since = g.ok_at.max(self.awake(ix)?);
         let late = READY_WITHIN + 4 * self.plan.late_timers_ns;
         if hub.mode() != nowconnect_core::config::Mode::Off
             && self.now - since > late
@@ -329,7 +336,7 @@ impl World {
                 let ix = c.nodes[end];
                 let node = &self.nodes[usize::from(ix)];
                 let Some(m) = node.machine.as_ref().filter(|_| c.up[end] && node.run == c.runs[end]) else { continue };
-                let Some(calm) = self.calm(ix) else { continue };
+                let Some(calm) = self.awake(ix) else { continue };
                 let carried = m.mux().carried_by(key(conn, end)).is_some();
                 let silent = self.now.saturating_sub(wire.heard(conn, end).max(calm));
                 let dead = self.plan.timers.dead + 2 * self.plan.late_timers_ns + 2500 * MS;
