@@ -25,13 +25,22 @@ pub enum Pressure {
     /// less than 16 KiB may take more.
     High,
     /// All of a cap that was lowered below what was held: new streams are
-    /// refused, and none is reset for what it was granted before.
+    /// refused, no socket is read, and none is reset for what it was granted
+    /// before.
     Lowered,
-    /// All of it: new streams are refused, and room is made by force.
+    /// All of it: new streams are refused, no socket is read, and room is made
+    /// by force.
     Full,
 }
 
 /// The process-wide cap on payload bytes held.
+///
+/// What is read from a socket is asked for here first and never goes beyond the
+/// cap ([`Budget::room`]). What a peer sends was asked for when its credit was
+/// granted, and is taken even when the budget is full: refusing it would break
+/// the promise. So more than the cap is held only by that, or by what was held
+/// before a reload lowered the cap, or by JSON, whose text is longer than the
+/// payload it was made of; and nothing a socket offers is taken meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     cap: u64,
@@ -72,6 +81,12 @@ impl Budget {
     #[must_use]
     pub const fn cap(&self) -> u64 {
         self.cap
+    }
+
+    /// Bytes that may be taken from sockets now.
+    #[must_use]
+    pub const fn room(&self) -> u64 {
+        self.cap.saturating_sub(self.held)
     }
 
     /// The level the machines act on.
@@ -294,7 +309,7 @@ mod tests {
         let mut budget = Budget::new(1000);
         let mut level = |held| {
             budget.set_held(held);
-            assert_eq!((budget.held(), budget.cap()), (held, 1000));
+            assert_eq!((budget.held(), budget.cap(), budget.room()), (held, 1000, 1000u64.saturating_sub(held)));
             budget.pressure()
         };
         let edges = [0, 499, 500, 749, 750, 999, 1000, 5000].map(&mut level);

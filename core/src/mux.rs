@@ -476,7 +476,7 @@ impl Mux {
             }
         }
         self.budget.set_held(self.session_held + shard.held_bytes());
-        shard.set_pressure(now, self.budget.pressure());
+        shard.set_budget(now, &self.budget);
     }
 
     /// Frames into sessions, sockets, targets and events to the caller; the

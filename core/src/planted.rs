@@ -360,6 +360,13 @@ pub const BUGS: &[Bug] = &[
         "a link lives on although what its peer proved itself with reaches no CA any more",
         "a CA that leaves a hub while links through an ingress rest on it",
     ),
+    further(2014, "a socket is read although the process holds all it may", "a small memory budget and slow readers"),
+    further(
+        2015,
+        "a client is opened on a session that waits for as many answers as it may",
+        "max_pending_opens near what clients ask for, and targets that are slow",
+    ),
+    further(2016, "a lower limit of tombstones is for the next start only", "a reload that lowers limits.tombstones"),
 ];
 
 /// The bug with this number.
@@ -453,7 +460,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_number_once() {
-        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2013);
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2016);
         assert!(BUGS.iter().map(|b| b.id).eq(expected));
     }
 

@@ -384,11 +384,19 @@ impl Stream {
         self.ends.iter().enumerate().find_map(|(side, e)| if let End::Socket(k) = e { Some((side, *k)) } else { None })
     }
 
+    /// Whether the bytes of half 0 are kept for the next candidate, also those
+    /// that were passed on.
+    #[must_use]
+    pub const fn keeps(&self) -> bool {
+        !self.open && matches!(self.part, Part::Origin(_))
+    }
+
     /// Payload bytes this stream holds in the shard and in its sockets
     /// (what its sessions hold, they count themselves).
     #[must_use]
     pub fn held(&self) -> u64 {
-        let mut held = 0;
+        // Bytes that a candidate has taken are in memory until it says yes.
+        let mut held = if self.keeps() { self.halves[0].sent } else { 0 };
         for (half, sink) in self.halves.iter().zip([1, 0]) {
             held += half.waiting_bytes();
             if matches!(self.ends[sink], End::Socket(_)) {

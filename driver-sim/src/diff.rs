@@ -59,6 +59,7 @@ fn even(mut p: Plan) -> Plan {
     p.late_timers_ns = 0;
     // Draws of the network are shared by all connections: without jitter none counts.
     p.net.jitter = 0;
+    p.net.exponential = false;
     p.v1 = 0;
     p.net.buffer = (4 << 20, 4 << 20);
     p.net.bandwidth = (1 << 30, 1 << 30);
@@ -71,6 +72,10 @@ fn even(mut p: Plan) -> Plan {
         | Fault::Isolate { .. }
         | Fault::RefuseDials { .. }
         | Fault::Redirect { .. }
+        | Fault::Address { .. }
+        | Fault::Stall { .. }
+        | Fault::Elsewhere { .. }
+        | Fault::Partition { .. }
         | Fault::Crash { .. }
         | Fault::Pause { .. }
         | Fault::Lag { .. }

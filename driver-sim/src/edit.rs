@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::faults::{At, Fault, Reload};
+use crate::faults::{At, Fault, Landing, Reload};
 use crate::plan::Plan;
 
 /// The same fault with its nodes renamed; `None` if one of them is gone.
@@ -25,6 +25,16 @@ fn renamed(fault: Fault, name: &impl Fn(At) -> Option<At>) -> Option<Fault> {
         Fault::Slow { a, b, factor, ms } => Fault::Slow { a: name(a)?, b: name(b)?, factor, ms },
         Fault::RefuseDials { hub: h, hang, ms } => Fault::RefuseDials { hub: hub(h)?, hang, ms },
         Fault::Redirect { hub: h, ms } => Fault::Redirect { hub: hub(h)?, ms },
+        Fault::Address { hub: h, to, ms } => {
+            let to = match to {
+                Landing::Hub(other) => Landing::Hub(hub(other)?),
+                Landing::Empty | Landing::Nobody { .. } => to,
+            };
+            Fault::Address { hub: hub(h)?, to, ms }
+        }
+        Fault::Stall { hub: h, shard, ms } => Fault::Stall { hub: hub(h)?, shard, ms },
+        Fault::Elsewhere { hub: h, restart, ms } => Fault::Elsewhere { hub: hub(h)?, restart, ms },
+        Fault::Partition { order, ms } => Fault::Partition { order, ms },
         Fault::Crash { at, down_ms, silent } => Fault::Crash { at: name(at)?, down_ms, silent },
         Fault::Pause { at, ms } => Fault::Pause { at: name(at)?, ms },
         Fault::Lag { at, by_ms, ms } => Fault::Lag { at: name(at)?, by_ms, ms },

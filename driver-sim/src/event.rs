@@ -87,6 +87,21 @@ pub(crate) enum Undo {
         hub: u16,
     },
     Redirect,
+    /// A hub's name resolves to it again.
+    Address {
+        hub: u8,
+    },
+    /// A shard goes on.
+    Stall {
+        node: u16,
+        run: u32,
+        shard: u8,
+    },
+    /// A hub talks to its own registry again.
+    Elsewhere {
+        node: u16,
+        restart: bool,
+    },
     Restart {
         node: u16,
     },

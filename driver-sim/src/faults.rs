@@ -22,13 +22,13 @@ pub enum Class {
     Block,
     /// Latency and bandwidth get much worse (N1, N2, N6).
     Slow,
-    /// Dials fail, hang or come late (N10, N11).
+    /// Dials fail, hang, come late or end at another address (N10, N11).
     Dial,
     /// Processes die and come back (P1, X6).
     Crash,
     /// Processes stop for a while (P2).
     Pause,
-    /// Inputs are handled late (P3, P7).
+    /// Inputs are handled late, by a process or by one shard of a hub (P3, P7).
     Lag,
     /// The registry fails (R).
     Registry,
@@ -107,6 +107,20 @@ pub enum CutHow {
     OneSide,
     /// Nobody sees it: nothing arrives any more.
     Silent,
+}
+
+/// What a name resolves to while it is wrong (N11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Landing {
+    /// To no address at all.
+    Empty,
+    /// To one where nobody listens, or no machine is.
+    Nobody {
+        /// Nothing answers; else it refuses.
+        hang: bool,
+    },
+    /// To another hub's.
+    Hub(u8),
 }
 
 /// What happens to the registry. See `registry.rs` for each.
@@ -227,6 +241,16 @@ pub enum Fault {
         /// For this long.
         ms: u64,
     },
+    /// A hub's name resolves to something else for a while, for agents and
+    /// peers alike.
+    Address {
+        /// The hub.
+        hub: u8,
+        /// What it resolves to.
+        to: Landing,
+        /// For this long.
+        ms: u64,
+    },
     /// A process dies.
     Crash {
         /// Which.
@@ -249,6 +273,26 @@ pub enum Fault {
         at: At,
         /// By up to this much.
         by_ms: u64,
+        /// For this long.
+        ms: u64,
+    },
+    /// One shard of a split hub stands still for a while: its notes, sockets and
+    /// new clients wait. Control, the sessions and the other shards go on.
+    Stall {
+        /// The hub.
+        hub: u8,
+        /// The shard, of as many as it has.
+        shard: u8,
+        /// For this long.
+        ms: u64,
+    },
+    /// A hub talks to another registry for a while, empty at first (X7).
+    Elsewhere {
+        /// The hub.
+        hub: u8,
+        /// It is started anew for it and for the way back, as a changed
+        /// `redis_url` asks; else the address led elsewhere.
+        restart: bool,
         /// For this long.
         ms: u64,
     },
@@ -314,6 +358,13 @@ pub enum Fault {
         /// Time for all of it.
         ms: u64,
     },
+    /// All nodes fall into two groups that lose each other (N7).
+    Partition {
+        /// Says who is in which.
+        order: u64,
+        /// For this long.
+        ms: u64,
+    },
     /// A node is told to stop, and comes back.
     Stop {
         /// Which.
@@ -375,6 +426,9 @@ pub enum Fault {
     },
 }
 
+/// Longer than any run, milliseconds: until the healing.
+pub(crate) const FOREVER: u64 = 1_000_000_000;
+
 /// What a drain once took, when it was not said.
 const fn minute() -> u64 {
     60_000
@@ -386,13 +440,13 @@ impl Fault {
     pub const fn class(&self) -> Class {
         match self {
             Self::Cut { .. } | Self::CutAll { .. } | Self::Flap { .. } => Class::Cut,
-            Self::Block { .. } | Self::Isolate { .. } | Self::Swizzle { .. } => Class::Block,
+            Self::Block { .. } | Self::Isolate { .. } | Self::Swizzle { .. } | Self::Partition { .. } => Class::Block,
             Self::Slow { .. } => Class::Slow,
-            Self::RefuseDials { .. } | Self::Redirect { .. } => Class::Dial,
+            Self::RefuseDials { .. } | Self::Redirect { .. } | Self::Address { .. } => Class::Dial,
             Self::Crash { .. } => Class::Crash,
             Self::Pause { .. } => Class::Pause,
-            Self::Lag { .. } => Class::Lag,
-            Self::Registry { .. } => Class::Registry,
+            Self::Lag { .. } | Self::Stall { .. } => Class::Lag,
+            Self::Registry { .. } | Self::Elsewhere { .. } => Class::Registry,
             Self::Clone { .. } => Class::Agent,
             Self::Targets { .. } | Self::AbortTargets { .. } => Class::Target,
             Self::Drain { .. }
@@ -423,6 +477,10 @@ impl Fault {
             | Self::Slow { ms, .. }
             | Self::RefuseDials { ms, .. }
             | Self::Redirect { ms, .. }
+            | Self::Address { ms, .. }
+            | Self::Stall { ms, .. }
+            | Self::Elsewhere { ms, .. }
+            | Self::Partition { ms, .. }
             | Self::Pause { ms, .. }
             | Self::Lag { ms, .. }
             | Self::Registry { ms, .. }

@@ -26,6 +26,7 @@ use crate::faults::At;
 use crate::marks::Mark;
 use crate::net::place;
 use crate::node::connector;
+use crate::plan::MS;
 use crate::proof::own_name;
 use crate::world::{Phase, World};
 
@@ -208,6 +209,19 @@ impl World {
         (scope, lasts)
     }
 
+    /// How long a hub takes a token of this lifetime for valid, by its own clock;
+    /// `None`: it has run out. One without an end has none there either.
+    pub(crate) fn lasts_at(&mut self, ix: u16, lasts: u64) -> Option<u64> {
+        let At::Hub(n) = self.nodes[usize::from(ix)].at else { return Some(lasts) };
+        let skew = self.plan.hubs[usize::from(n)].skew_ms;
+        if lasts == 0 || skew == 0 {
+            return Some(lasts);
+        }
+        self.marks.hit(Mark::ClockSkew);
+        let left = lasts.saturating_add_signed(skew.saturating_mul(-(MS as i64)));
+        (left > 0).then_some(left)
+    }
+
     /// Before a token runs out, a fresh one may be put into the agent's file.
     pub(crate) fn plan_renewal(&mut self, conn: u32, agent: u8) {
         let (_, lasts) = self.token(conn, agent);
@@ -239,11 +253,13 @@ impl World {
                 let (scope, _) = self.token(conn, n);
                 let connectors = scope.map(|s| s.iter().map(|c| connector(*c)).collect());
                 let whole = self.plan.agents[usize::from(n)].token_ns;
-                let lasts = whole / 2 + self.draws.below(whole + 1);
                 let ends = whole > 0 && self.phase == Phase::Safety;
-                let expires = ends.then(|| Instant::from_nanos(now.as_nanos().saturating_add(lasts)));
-                self.ghost_token(ix, n, expires);
-                Some(AgentGrant { subject: format!("agent-{n}"), connectors, expires })
+                let lasts = if ends { whole / 2 + self.draws.below(whole + 1) } else { 0 };
+                self.lasts_at(ix, lasts).map(|lasts| {
+                    let expires = ends.then(|| Instant::from_nanos(now.as_nanos().saturating_add(lasts)));
+                    self.ghost_token(ix, n, expires);
+                    AgentGrant { subject: format!("agent-{n}"), connectors, expires }
+                })
             }
             _ => None,
         };

@@ -1,5 +1,7 @@
 //! Carries out faults, undoes them, and heals the world.
 
+mod apart;
+
 use std::time::Duration;
 
 use nowconnect_core::mux::Input;
@@ -136,6 +138,13 @@ impl World {
                 self.nodes[usize::from(node)].lag = by_ms * MS;
                 self.after(lasts, Event::Undo(Undo::Lag { node }));
             }
+            Fault::Address { hub, to, .. } => {
+                self.net.addresses.entry(hub).or_default().push(to);
+                self.after(lasts, Event::Undo(Undo::Address { hub }));
+            }
+            Fault::Stall { hub, shard, .. } => self.stall(u16::from(hub), shard, lasts),
+            Fault::Elsewhere { hub, restart, .. } => self.point_elsewhere(u16::from(hub), restart, lasts),
+            Fault::Partition { order, .. } => self.partition(order, lasts),
             Fault::Registry { what, hub, .. } => self.inject_registry(what, hub, lasts),
             Fault::Clone { agent, .. } => {
                 self.marks.hit(Mark::TwoInstances);
@@ -422,6 +431,17 @@ impl World {
             Undo::Redirect => {
                 self.net.redirect.pop();
             }
+            Undo::Address { hub } => {
+                if let Some(a) = self.net.addresses.get_mut(&hub) {
+                    a.pop();
+                }
+            }
+            Undo::Stall { node, run, shard } => self.unstall(node, run, shard),
+            Undo::Elsewhere { node, restart } => {
+                if self.phase == Phase::Safety {
+                    self.point_back(node, restart);
+                }
+            }
             Undo::Restart { node } => {
                 if !self.nodes[usize::from(node)].is_clone && !self.is_frozen(node) {
                     self.boot(node);
@@ -508,7 +528,7 @@ impl World {
             self.release(from, to);
         }
         let now = self.wall();
-        self.registry.heal_all(now);
+        self.registry.heal_all(now, &mut self.registry_draws);
         self.check.quiet_from = self.now;
         for ix in 0..self.nodes.len() as u16 {
             self.nodes[usize::from(ix)].lag = 0;
@@ -517,6 +537,7 @@ impl World {
             self.ghost_disturbed(ix);
             self.nodes[usize::from(ix)].targets_down = None;
             self.wake_up(ix);
+            self.go_on(ix);
             // Also of a hub that is down just now and comes back later.
             // All have the first certificates again at one instant: no rotation.
             let keys = std::mem::take(&mut self.nodes[usize::from(ix)].keys);

@@ -107,6 +107,11 @@ marks! {
     TwinHub = "two live hubs had one replica id";
     TwinFenced = "of two live hubs with one replica id one gave the lease up";
     ProvisionalServed = "a client was served over an attachment without the registry";
+    ShardStalled = "a shard of a hub stood still while the rest of it went on";
+    OtherRegistry = "a hub was answered by another registry than its peers";
+    Partitioned = "hubs and agents fell into two groups that lost each other";
+    OldAddress = "a dial ended where a name led by mistake";
+    ClockSkew = "a hub's clock was off and it took a token for older or younger than it was";
     V1 = "a session spoke wire version 1";
     BothEncodings = "both encodings were used in one run";
 }

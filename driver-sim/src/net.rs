@@ -28,7 +28,7 @@ use self::bytes::End;
 use self::pipe::{Item, Pipe};
 use crate::check::wire::Told;
 use crate::event::Event;
-use crate::faults::At;
+use crate::faults::{At, Landing};
 use crate::marks::Mark;
 use crate::node::{Machine, connector};
 use crate::plan::{Level, MS, Plan};
@@ -92,12 +92,15 @@ pub(crate) struct Net {
     /// Hubs whose dials are refused (`false`) or hang (`true`).
     pub(crate) dials: BTreeMap<u16, Vec<bool>>,
     pub(crate) redirect: Vec<u16>,
+    /// What names of hubs resolve to, where that is wrong.
+    pub(crate) addresses: BTreeMap<u8, Vec<Landing>>,
     /// Second processes of hubs, by the hub they share a replica id with.
     pub(crate) twins: BTreeMap<u8, u16>,
     tape: Tape,
     latency: (u64, u64),
     bandwidth: (u64, u64),
     jitter: u64,
+    exponential: bool,
 }
 
 impl Net {
@@ -109,11 +112,13 @@ impl Net {
             slow: BTreeMap::new(),
             dials: BTreeMap::new(),
             redirect: Vec::new(),
+            addresses: BTreeMap::new(),
             twins: BTreeMap::new(),
             tape: tape.clone(),
             latency: plan.net.latency,
             bandwidth: plan.net.bandwidth,
             jitter: plan.net.jitter,
+            exponential: plan.net.exponential,
         }
     }
 
@@ -131,7 +136,18 @@ impl Net {
 
     fn latency(&mut self, a: u16, b: u16) -> u64 {
         let (base, _) = self.pair(a, b);
-        base + self.lane.below(self.jitter + 1)
+        base + self.draw_jitter()
+    }
+
+    /// What one item takes longer than the wire does: anything up to the
+    /// longest, or half as likely with each further tenth of it (N1).
+    fn draw_jitter(&mut self) -> u64 {
+        let any = self.lane.below(self.jitter + 1);
+        if !self.exponential {
+            return any;
+        }
+        let tenths = u64::from(self.lane.next_u64().trailing_zeros());
+        (tenths * (self.jitter / 10) + any / 10).min(self.jitter)
     }
 
     pub(crate) fn is_blocked(&self, from: u16, to: u16) -> bool {
@@ -162,6 +178,7 @@ impl Net {
         self.slow.clear();
         self.dials.clear();
         self.redirect.clear();
+        self.addresses.clear();
         self.twins.clear();
         std::mem::take(&mut self.blocked).into_iter().filter(|(_, n)| *n > 0).map(|(k, _)| k).collect()
     }
@@ -217,7 +234,12 @@ impl World {
         let Some(hub) = hub else {
             return self.fail("D2", format!("node {from} dials target {}, which it does not have", target.0));
         };
-        let mut to = self.lands_at(hub);
+        let landing = self.net.addresses.get(&hub).and_then(|a| a.last()).copied();
+        let landing = landing.filter(|l| *l != Landing::Hub(hub));
+        let mut to = self.lands_at(if let Some(Landing::Hub(other)) = landing { other } else { hub });
+        if landing.is_some() {
+            self.marks.hit(Mark::OldAddress);
+        }
         if plane == Plane::Tunnel
             && let Some(other) = self.net.redirect.last()
         {
@@ -257,6 +279,14 @@ impl World {
         self.after(timeout, Event::DialTimeout { conn });
         if self.nodes[usize::from(from)].shortages > 0 {
             return self.after(MS, Event::DialFailed { node: from, run, target });
+        }
+        match landing {
+            Some(Landing::Empty) => return self.after(MS, Event::DialFailed { node: from, run, target }),
+            Some(Landing::Nobody { hang: true }) => return,
+            Some(Landing::Nobody { hang: false }) => {
+                return self.after(there + back, Event::DialFailed { node: from, run, target });
+            }
+            Some(Landing::Hub(_)) | None => {}
         }
         let dials = self.net.dials.get(&to).and_then(|d| d.last()).copied();
         let hub = &self.nodes[usize::from(to)];
@@ -310,11 +340,16 @@ impl World {
             let failed = Event::DialFailed { node: from, run: c.runs[0], target: c.target };
             return self.after(back, failed);
         }
+        let Some(principal) = self.principal(conn, from, to, at) else {
+            // The upgrade is answered 401.
+            let (back, c) = (self.net.latency(from, to), &self.conns[conn as usize]);
+            let failed = Event::DialFailed { node: from, run: c.runs[0], target: c.target };
+            return self.after(back, failed);
+        };
         let c = &mut self.conns[conn as usize];
         c.runs[1] = run;
         c.up[1] = true;
         let dialect = c.dialect;
-        let principal = self.principal(conn, from, at);
         if let (At::Agent(n), Principal::Agent(grant)) = (self.nodes[usize::from(from)].at, &principal) {
             self.ghost_token(to, n, grant.expires);
             self.plan_renewal(conn, n);
@@ -333,16 +368,18 @@ impl World {
         self.input(to, Input::Accepted { conn: key(conn, 1), dialect, principal });
     }
 
-    fn principal(&self, conn: u32, from: u16, hub_now: Instant) -> Principal {
-        match self.nodes[usize::from(from)].at {
+    /// Whom a hub takes the dialler for; `None`: for nobody.
+    fn principal(&mut self, conn: u32, from: u16, to: u16, hub_now: Instant) -> Option<Principal> {
+        Some(match self.nodes[usize::from(from)].at {
             At::Hub(n) => Principal::Hub(self.link_grant(conn, n)),
             At::Agent(n) => {
                 let (scope, lasts) = self.token(conn, n);
+                let lasts = self.lasts_at(to, lasts)?;
                 let connectors: Option<Vec<Name>> = scope.map(|s| s.iter().map(|c| connector(*c)).collect());
                 let expires = (lasts > 0).then(|| Instant::from_nanos(hub_now.as_nanos().saturating_add(lasts)));
                 Principal::Agent(AgentGrant { subject: format!("agent-{n}"), connectors, expires })
             }
-        }
+        })
     }
 
     pub(crate) fn on_connected(&mut self, conn: u32) {
@@ -493,7 +530,7 @@ impl World {
     fn transmit(&mut self, conn: u32, end: usize, item: Item) {
         let [a, b] = self.conns[conn as usize].nodes;
         let (latency, bandwidth) = self.net.pair(a, b);
-        let jitter = self.net.lane.below(self.net.jitter + 1);
+        let jitter = self.net.draw_jitter();
         let len = item.len();
         let now = self.now;
         let c = &mut self.conns[conn as usize];

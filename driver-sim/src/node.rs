@@ -20,6 +20,7 @@ use nowconnect_core::shard::{Addressee, Note, Shard};
 use nowconnect_core::stream::Stream;
 use nowconnect_core::time::{Deadline, Instant};
 
+use crate::check::limits::Brings;
 use crate::event::Event;
 use crate::faults::At;
 use crate::net::place;
@@ -115,6 +116,11 @@ pub(crate) struct Node {
     /// Inputs are late by up to this.
     pub(crate) lag: u64,
     pub(crate) held: VecDeque<Event>,
+    /// Shards that stand still, once for each fault, what waits for them, and
+    /// whether anything else was done meanwhile.
+    pub(crate) stalls: Vec<u8>,
+    pub(crate) stalled: VecDeque<(u8, Event)>,
+    pub(crate) beside_stall: bool,
     pub(crate) unholding: bool,
     /// The earliest deadline event on the heap.
     armed: Option<u64>,
@@ -322,6 +328,9 @@ impl World {
             paused: false,
             lag: 0,
             held: VecDeque::new(),
+            stalls: Vec::new(),
+            stalled: VecDeque::new(),
+            beside_stall: false,
             unholding: false,
             armed: None,
             timeouts_at: 0,
@@ -423,13 +432,7 @@ impl World {
 
     /// Gives a machine one input and carries out what it wants.
     pub(crate) fn input(&mut self, ix: u16, input: Input) {
-        self.notice(ix, &input);
-        let now = self.now;
-        let node = &mut self.nodes[usize::from(ix)];
-        let at = node.clock(now);
-        let Some(m) = &mut node.machine else { return };
-        m.handle(at, input, &mut node.out);
-        self.inputs += 1;
+        self.raw_input(ix, input);
         self.settle(ix);
     }
 
@@ -447,12 +450,13 @@ impl World {
     /// Gives a machine one input, inside `settle`.
     pub(crate) fn raw_input(&mut self, ix: u16, input: Input) {
         self.notice(ix, &input);
-        let now = self.now;
+        let (now, brings, before) = (self.now, Brings::of(&input), self.held_before(ix));
         let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);
         if let Some(m) = &mut node.machine {
             m.handle(at, input, &mut node.out);
             self.inputs += 1;
+            self.judge_held(ix, before, brings);
         }
     }
 
@@ -478,15 +482,18 @@ impl World {
     /// A note inside a split hub is due.
     pub(crate) fn on_note(&mut self, ix: u16, run: u32, to: Addressee) {
         let now = self.now;
-        let node = &mut self.nodes[usize::from(ix)];
-        if node.run != run {
+        if self.nodes[usize::from(ix)].run != run {
             return;
         }
+        let before = self.held_before(ix);
+        let node = &mut self.nodes[usize::from(ix)];
         let at = node.clock(now);
         let Some(note) = node.notes.get_mut(&to).and_then(|(_, q)| q.pop_front()) else { return };
         let Some(Machine::Hub(hub)) = &mut node.machine else { return };
+        let brings = Brings::of_note(&note);
         hub.on_note(at, note, &mut node.out);
         self.inputs += 1;
+        self.judge_held(ix, before, brings);
         self.marks.hit(crate::marks::Mark::Split);
         self.settle(ix);
     }
@@ -501,8 +508,10 @@ impl World {
             node.armed = None;
         }
         let at = node.clock(now);
-        let Some(m) = &mut node.machine else { return };
-        if m.poll_timeout().is_some_and(|d| d.at <= at) {
+        if node.machine.as_ref().and_then(Machine::poll_timeout).is_some_and(|d| d.at <= at) {
+            let before = self.held_before(ix);
+            let node = &mut self.nodes[usize::from(ix)];
+            let Some(m) = &mut node.machine else { return };
             if node.timeouts_at == now {
                 node.timeouts += 1;
             } else {
@@ -515,6 +524,7 @@ impl World {
                 let text = format!("{}: `{why}` is due again and again at one instant", node.name);
                 return self.fail("B9", text);
             }
+            self.judge_held(ix, before, Brings::Nothing);
             self.trace.mix(u64::from(ix) << 8 | why.len() as u64);
         }
         self.settle(ix);
@@ -606,6 +616,8 @@ impl World {
         }
         node.out = NodeOut::default();
         node.held.clear();
+        node.stalls.clear();
+        node.stalled.clear();
         node.paused = false;
         node.lag = 0;
         node.silent = silent;

@@ -138,6 +138,9 @@ pub struct HubPlan {
     /// What becomes of a tunnel whose token ran out (`auth.on_expiry`).
     #[serde(default)]
     pub on_expiry: ExpiryPlan,
+    /// How far its wall clock is ahead of whoever issues tokens, milliseconds (G6).
+    #[serde(default)]
+    pub skew_ms: i64,
     /// How long an agent that came back is not preferred, nanoseconds.
     #[serde(default)]
     pub failback_ns: u64,
@@ -262,6 +265,9 @@ pub struct NetPlan {
     pub latency: (u64, u64),
     /// Jitter per message, nanoseconds.
     pub jitter: u64,
+    /// Short jitter is likelier than long.
+    #[serde(default)]
+    pub exponential: bool,
     /// Bandwidth range of a pair, bytes a second.
     pub bandwidth: (u64, u64),
     /// Socket buffer range, bytes.

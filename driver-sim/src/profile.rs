@@ -203,6 +203,14 @@ pub const PROFILES: &[Profile] = &[
         ..SCENARIO
     },
     Profile {
+        name: "burst",
+        what: "thousands of clients at one moment, with little to say each",
+        faults_per_minute: Some(12),
+        clients: Some(12),
+        script: Some(scenario::burst),
+        ..SCENARIO
+    },
+    Profile {
         name: "trust",
         what: "a CA leaves one hub after the other while links rest on it; their peers get certificates of another",
         hubs: Some(3),

@@ -139,6 +139,13 @@ struct Pinned {
     until: Instant,
 }
 
+/// Another registry than the one that everybody is meant to use, and who uses it.
+#[derive(Clone, Debug)]
+struct Other {
+    server: Server,
+    nodes: Vec<usize>,
+}
+
 /// The clock of the servers: `TIME` of Redis.
 #[derive(Clone, Copy, Debug)]
 struct WallClock {
@@ -161,6 +168,7 @@ pub struct RegistryModel {
     clock: WallClock,
     primary: Server,
     pinned: Option<Pinned>,
+    elsewhere: Option<Other>,
     active: Vec<Active>,
     conns: Conns,
     latency: (Duration, Duration),
@@ -182,6 +190,7 @@ impl RegistryModel {
             clock: WallClock { at: Instant::ZERO, millis: wall_millis_at_zero, drift_ppm: 0 },
             primary: Server::new(ServerId(0), MemoryRegistry::default(), Instant::ZERO, None),
             pinned: None,
+            elsewhere: None,
             active: Vec::new(),
             conns: Conns::default(),
             latency: (Duration::from_micros(100), Duration::from_millis(2)),
@@ -355,16 +364,18 @@ impl RegistryModel {
     }
 
     fn server(&self, node: usize) -> &Server {
-        match &self.pinned {
-            Some(old) if old.nodes.contains(&node) => &old.server,
-            Some(_) | None => &self.primary,
+        match (&self.elsewhere, &self.pinned) {
+            (Some(other), _) if other.nodes.contains(&node) => &other.server,
+            (_, Some(old)) if old.nodes.contains(&node) => &old.server,
+            _ => &self.primary,
         }
     }
 
     fn server_mut(&mut self, node: usize) -> &mut Server {
-        match &mut self.pinned {
-            Some(old) if old.nodes.contains(&node) => &mut old.server,
-            Some(_) | None => &mut self.primary,
+        match (&mut self.elsewhere, &mut self.pinned) {
+            (Some(other), _) if other.nodes.contains(&node) => &mut other.server,
+            (_, Some(old)) if old.nodes.contains(&node) => &mut old.server,
+            _ => &mut self.primary,
         }
     }
 
@@ -372,8 +383,11 @@ impl RegistryModel {
         let op = &request.op;
         let wall = self.wall_millis(now).saturating_add_signed(skew_millis);
         let node = request.client.node;
-        let primary = !self.pinned.as_ref().is_some_and(|old| old.nodes.contains(&node));
-        if !primary {
+        let elsewhere = self.is_elsewhere(node);
+        let primary = !elsewhere && !self.pinned.as_ref().is_some_and(|old| old.nodes.contains(&node));
+        if elsewhere {
+            self.ghost.mark("answered by another registry");
+        } else if !primary {
             self.count(Class::R3);
         }
         if reads(op) {
@@ -383,10 +397,12 @@ impl RegistryModel {
         let server = self.server_mut(node);
         let result = server.execute(now, wall, op);
         let place = Place { server: server.id, primary, at: now, wall };
-        match &self.pinned {
-            Some(old) if !primary => self.ghost.after(place, &before, op, &result, &old.server.state),
-            Some(_) | None => self.ghost.after(place, &before, op, &result, &self.primary.state),
-        }
+        let state = match (&self.elsewhere, &self.pinned) {
+            (Some(other), _) if elsewhere => &other.server.state,
+            (_, Some(old)) if !primary => &old.server.state,
+            _ => &self.primary.state,
+        };
+        self.ghost.after(place, &before, op, &result, state);
         if now > self.deadline(request) {
             self.ghost.mark("late execution after the client's time-out");
         }

@@ -20,6 +20,9 @@ use crate::world::World;
 /// How long what was taken away is used up.
 pub(crate) const DRAIN: Duration = Duration::from_secs(60);
 
+/// No node is told to make do with less: a few windows.
+const BUDGET_MIN: u64 = 1 << 20;
+
 /// What a new configuration changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reload {
@@ -88,6 +91,10 @@ impl Changed {
             limits.send_queue_depth = scaled(u64::from(limits.send_queue_depth), percent) as u32;
             let window = scaled(limits.stream_window_max_bytes, percent.min(100));
             limits.stream_window_max_bytes = window.max(limits.stream_window_initial_bytes);
+            limits.max_pending_opens = u32::from(percent);
+            limits.tombstones = u32::from(percent);
+            let budget = scaled(limits.memory_budget_bytes, percent.min(100)).max(BUDGET_MIN);
+            limits.memory_budget_bytes = budget.min(limits.memory_budget_bytes);
         }
         if let Some(most) = self.streams {
             limits.max_streams = most;
@@ -181,6 +188,7 @@ impl World {
         }
         self.inputs += 1;
         self.ghost_rewired(ix);
+        self.ghost_limits(ix);
         if flipped {
             self.ghost_flipped(ix);
         }

@@ -342,7 +342,7 @@ pub(crate) fn fairness(plan: &mut Plan, l: &mut Lane) {
     let rate = l.spread(192 << 10, 512 << 10);
     plan.net.bandwidth = (rate, rate);
     plan.net.latency = (MS, l.between(2, 20) * MS);
-    plan.net.jitter = MS;
+    (plan.net.jitter, plan.net.exponential) = (MS, false);
     plan.net.buffer = (64 << 10, 64 << 10);
     whole_packets(plan);
     plan.late_timers_ns = 0;
@@ -423,6 +423,24 @@ pub(crate) fn short_tokens(plan: &mut Plan, l: &mut Lane) {
         let agent = l.below(plan.agents.len() as u64) as u8;
         plan_fault(plan, at, Fault::CutAll { at: At::Agent(agent), how: CutHow::Rst });
         at += l.between(500, 4000);
+    }
+}
+
+/// {up to ten thousand clients at one hub within a second, beside what else
+/// goes wrong} (C5). Most have a word to say, some more than fits a frame.
+pub(crate) fn burst(plan: &mut Plan, l: &mut Lane) {
+    let hub = l.below(plan.hubs.len() as u64) as u8;
+    let (at, within) = (l.between(5000, 15_000) * MS, l.spread(1, 1000) * MS);
+    let first = plan.clients.len() as u32;
+    for n in 0..l.spread(500, 9000) as u32 {
+        let Some(mut c) = plan.clients.get((n % first.max(1)) as usize).copied() else { return };
+        (c.id, c.hub, c.at) = (first + n, hub, at + l.below(within));
+        let most = if l.chance(1, 32) { 2048 } else { 64 };
+        for flow in [&mut c.up, &mut c.down] {
+            flow.total = flow.total.min(l.spread(1, most) as u32);
+            (flow.chunk, flow.read, flow.after) = (flow.chunk.max(64), flow.read.max(64), 0);
+        }
+        plan.clients.push(c);
     }
 }
 

@@ -356,6 +356,10 @@ fn halve_fault(fault: &mut Fault) {
         | Fault::Slow { ms, .. }
         | Fault::RefuseDials { ms, .. }
         | Fault::Redirect { ms, .. }
+        | Fault::Address { ms, .. }
+        | Fault::Stall { ms, .. }
+        | Fault::Elsewhere { ms, .. }
+        | Fault::Partition { ms, .. }
         | Fault::Pause { ms, .. }
         | Fault::Lag { ms, .. }
         | Fault::Registry { ms, .. }

@@ -234,9 +234,17 @@ impl World {
         })
     }
 
-    fn dispatch(&mut self, event: Event) {
+    pub(crate) fn dispatch(&mut self, event: Event) {
         let Some(node) = self.addressee(&event) else { return self.handle(event) };
         if let Some(event) = self.hold(node, event) {
+            self.take(node, event);
+        }
+    }
+
+    /// Hands an event to a process that is at work, unless it is for a shard
+    /// that is not.
+    fn take(&mut self, node: u16, event: Event) {
+        if let Some(event) = self.stalls(node, event) {
             self.handle(event);
         }
     }
@@ -268,7 +276,7 @@ impl World {
             if self.nodes[usize::from(ix)].paused {
                 self.nodes[usize::from(ix)].held.push_back(event);
             } else {
-                self.handle(event);
+                self.take(ix, event);
             }
         }
     }

@@ -216,10 +216,27 @@ impl Pinger {
     /// # Errors
     /// When it does not work.
     pub async fn open(addr: SocketAddr, stream: u64) -> Outcome<Self> {
-        let socket = ask(addr, Op::Echo, stream, 0).await?;
+        Self::on(ask(addr, Op::Echo, stream, 0).await?, stream).await
+    }
+
+    /// The same on a socket that has [asked](ask) for an echo already.
+    ///
+    /// # Errors
+    /// When it does not work.
+    pub async fn on(socket: TcpStream, stream: u64) -> Outcome<Self> {
         let mut pinger = Self { socket, stream, offset: 0 };
         pinger.ping(64).await?;
         Ok(pinger)
+    }
+
+    /// Sends the next `n` bytes and waits for nothing.
+    ///
+    /// # Errors
+    /// When the socket does not take them.
+    pub async fn push(&mut self, n: usize) -> Outcome {
+        let bytes = Pattern::new(SEED, self.stream, Direction::Up).bytes(self.offset, n);
+        self.offset += n as u64;
+        Ok(self.socket.write_all(&bytes).await?)
     }
 
     /// Its own address, as the hub sees it.

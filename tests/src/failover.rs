@@ -64,7 +64,10 @@ struct Attempt {
 pub async fn measure(kills: usize, parallel: usize) -> Times {
     let target = Target::start().await;
     let plan = Plan { attach: vec![0, 1], parallel, default_reconnect: true, ..Plan::default() };
-    let mut cluster = plan.connector("t", target.addr).start().await;
+    let mut cluster = plan.connector("t", target.addr).connector("u", target.addr).start().await;
+    // At each hub an agent of its own, whose streams pass no other hub.
+    let own = |ix: usize| cluster.further_agent(&format!("own-{ix}"), &[ix], &[("u", target.addr.to_string())]);
+    let _own = [own(0), own(1)];
     let mut times = Times { parallel, first: vec![], all: vec![], refused: 0, aborted: 0, untouched: 0 };
     for _ in 0..kills {
         attached(&cluster, parallel).await;
@@ -86,6 +89,13 @@ async fn one_kill(cluster: &mut Cluster, owner: usize, times: &mut Times) {
         standing.push((true, Pinger::open(doomed, n).await.unwrap()));
         // With a tunnel of its own the survivor's streams do not pass the other.
         standing.push((!local, Pinger::open(addr, 100 + n).await.unwrap()));
+    }
+    if !local {
+        let crossed = crossing(cluster, survivor).await;
+        for n in 0..STANDING {
+            standing.push((false, Pinger::open(cluster.listener(survivor, "u"), 200 + n).await.unwrap()));
+        }
+        assert_eq!(crossing(cluster, survivor).await, crossed, "the survivor's own agent serves its clients");
     }
     let load = Load::start(&[doomed, addr]);
     load.runs().await;
@@ -194,14 +204,25 @@ impl Load {
     }
 }
 
-/// Waits until the agent is attached as often as planned.
+/// Streams of `u` at a hub that went over the mesh.
+async fn crossing(cluster: &Cluster, ix: usize) -> f64 {
+    let over = [("listener", "u"), ("path", "mesh")];
+    cluster.metrics(ix).await.sum("nowconnect_streams_total", &over).unwrap_or(0.0)
+}
+
+/// Waits until the agent is attached as often as planned, and each hub's own
+/// agent to its hub.
 async fn attached(cluster: &Cluster, parallel: usize) {
     eventually("the agent's attachments", PATIENCE, || async {
         let mut tunnels = 0.0;
         for ix in [0, 1] {
-            tunnels += cluster.metrics(ix).await.sum("nowconnect_tunnels", &[])?;
+            let here = cluster.metrics(ix).await.sum("nowconnect_tunnels", &[])?;
+            if here < 1.0 {
+                return None;
+            }
+            tunnels += here;
         }
-        (tunnels >= parallel as f64).then_some(())
+        (tunnels >= parallel as f64 + 2.0).then_some(())
     })
     .await;
 }
@@ -210,7 +231,7 @@ async fn attached(cluster: &Cluster, parallel: usize) {
 async fn owner(cluster: &Cluster) -> usize {
     eventually("a hub holds the agent", PATIENCE, || async {
         for ix in [0, 1] {
-            if cluster.metrics(ix).await.sum("nowconnect_tunnels", &[]) == Some(1.0) {
+            if cluster.metrics(ix).await.sum("nowconnect_tunnels", &[]) == Some(2.0) {
                 return Some(ix);
             }
         }

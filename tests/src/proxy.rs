@@ -1,10 +1,10 @@
 //! A TCP proxy that misbehaves on command: cut every connection now, cut after
-//! so many more bytes (so also in the middle of a frame), hold everything,
-//! refuse new connections. It stands where the network between two nodes is.
+//! so many more bytes (so also in the middle of a frame), hold everything, hold
+//! answers only, refuse new connections. It stands where the network between two nodes is.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -31,17 +31,27 @@ struct Rule {
     cuts: u64,
     how: Cut,
     stalled: bool,
+    holding: bool,
     refusing: bool,
+}
+
+/// What [`Proxy::hold_answers`] needs to know of a connection.
+#[derive(Default)]
+struct Answer {
+    waits: AtomicBool,
+    /// The client's side has ended.
+    over: AtomicBool,
 }
 
 struct Shared {
     rule: watch::Sender<Rule>,
     /// Bytes until the next cut; negative: none is planned.
     fuse: AtomicI64,
-    fuse_how: std::sync::Mutex<Cut>,
+    fuse_how: Mutex<Cut>,
     bytes: AtomicU64,
     accepted: AtomicU64,
     open: AtomicU64,
+    answers: Mutex<Vec<Arc<Answer>>>,
 }
 
 /// A running proxy; ends with all its connections when dropped.
@@ -60,14 +70,16 @@ impl Proxy {
     pub async fn start(upstream: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (rule, _) = watch::channel(Rule { cuts: 0, how: Cut::Fin, stalled: false, refusing: false });
+        let (rule, _) =
+            watch::channel(Rule { cuts: 0, how: Cut::Fin, stalled: false, holding: false, refusing: false });
         let shared = Arc::new(Shared {
             rule,
             fuse: AtomicI64::new(-1),
-            fuse_how: std::sync::Mutex::new(Cut::Rst),
+            fuse_how: Mutex::new(Cut::Rst),
             bytes: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             open: AtomicU64::new(0),
+            answers: Mutex::default(),
         });
         let accepting = tokio::spawn(accept(listener, upstream, Arc::clone(&shared)));
         Self { addr, shared, accepting }
@@ -95,10 +107,28 @@ impl Proxy {
         self.shared.rule.send_modify(|r| r.refusing = true);
     }
 
-    /// Ends [`Proxy::stall`] and [`Proxy::refuse`].
+    /// From a stall or from nothing: passes on what clients say, and of the
+    /// answers the HTTP head only, until [`Proxy::heal`]. A dial then gets as far
+    /// as its handshake's first message.
+    pub fn hold_answers(&self) {
+        self.shared.rule.send_modify(|r| {
+            r.stalled = false;
+            r.holding = true;
+        });
+    }
+
+    /// Clients that are there and whose answer waits.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let answers = self.shared.answers.lock().unwrap();
+        answers.iter().filter(|a| a.waits.load(Ordering::SeqCst) && !a.over.load(Ordering::SeqCst)).count()
+    }
+
+    /// Ends [`Proxy::stall`], [`Proxy::hold_answers`] and [`Proxy::refuse`].
     pub fn heal(&self) {
         self.shared.rule.send_modify(|r| {
             r.stalled = false;
+            r.holding = false;
             r.refusing = false;
         });
     }
@@ -194,6 +224,13 @@ async fn carry(mut near: TcpStream, upstream: SocketAddr, shared: &Shared, born:
     let _ = near.set_nodelay(true);
     let _ = far.set_nodelay(true);
     let mut rule = shared.rule.subscribe();
+    let answer = Arc::new(Answer::default());
+    shared.answers.lock().unwrap().push(Arc::clone(&answer));
+    let up = async |from, to| {
+        let done = copy(from, to, shared, None).await;
+        answer.over.store(true, Ordering::SeqCst);
+        done
+    };
     let how = {
         let (near_rx, near_tx) = near.split();
         let (far_rx, far_tx) = far.split();
@@ -204,19 +241,29 @@ async fn carry(mut near: TcpStream, upstream: SocketAddr, shared: &Shared, born:
                     Err(_) => Cut::Rst,
                 }
             } => how,
-            done = async { tokio::join!(copy(near_rx, far_tx, shared), copy(far_rx, near_tx, shared)) } => {
+            done = async { tokio::join!(up(near_rx, far_tx), copy(far_rx, near_tx, shared, Some(&answer))) } => {
                 if done.0.is_ok() && done.1.is_ok() { Cut::Fin } else { Cut::Rst }
             }
         }
     };
+    shared.answers.lock().unwrap().retain(|a| !Arc::ptr_eq(a, &answer));
     if how == Cut::Rst {
         reset(&near);
         reset(&far);
     }
 }
 
-async fn copy(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared) -> std::io::Result<()> {
+/// Copies one direction; `answer` says that it is the one to the client.
+async fn copy(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    shared: &Shared,
+    answer: Option<&Answer>,
+) -> std::io::Result<()> {
     let mut buffer = vec![0; 32 * 1024];
+    // A server says nothing after its head before the client has spoken again, so
+    // that the head is never read together with more.
+    let mut head = answer.is_some();
     let mut rule = shared.rule.subscribe();
     loop {
         // The sender lives in `shared`, so this cannot fail.
@@ -226,6 +273,12 @@ async fn copy(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared) ->
             return to.shutdown().await;
         }
         let _ = rule.wait_for(|r| !r.stalled).await;
+        if let (Some(answer), false) = (answer, head) {
+            answer.waits.store(true, Ordering::SeqCst);
+            let _ = rule.wait_for(|r| !r.holding).await;
+            answer.waits.store(false, Ordering::SeqCst);
+        }
+        head &= !buffer[..n].windows(4).any(|w| w == b"\r\n\r\n");
         let (pass, due) = shared.burn(n);
         let written = to.write_all(&buffer[..pass]).await;
         shared.bytes.fetch_add(pass as u64, Ordering::SeqCst);

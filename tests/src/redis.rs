@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -157,6 +158,17 @@ impl Sentinels {
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.ports.iter().map(|p| p.addr.to_string()).collect();
         format!("redis-sentinel://{}/{MASTER}", hosts.join(","))
+    }
+
+    /// How long they bear the master's silence before they act, from now on.
+    ///
+    /// # Panics
+    /// When one does not take it.
+    pub async fn act_after(&self, silence: Duration) {
+        for port in &self.ports {
+            let set = format!("SENTINEL SET {MASTER} down-after-milliseconds {}", silence.as_millis());
+            assert_eq!(call(port.addr, &set).await.unwrap().trim(), "+OK");
+        }
     }
 
     /// Where they say the master is.

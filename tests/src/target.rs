@@ -1,7 +1,8 @@
 //! The backend of the transfer tests: one TCP server that does what the first
 //! 32 bytes of each connection ask for, so that a single connector serves all
-//! kinds of transfer. How each connection ended is recorded by stream number,
-//! which is how a test sees what arrived at the far side.
+//! kinds of transfer. How many connections each stream made and how the last one
+//! ended is recorded by stream number, which is how a test sees what arrived at
+//! the far side.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -97,6 +98,8 @@ pub enum End {
 #[derive(Default)]
 struct Shared {
     ends: Mutex<BTreeMap<u64, End>>,
+    /// Connections by the stream their head named.
+    made: Mutex<BTreeMap<u64, u64>>,
     ended: Notify,
     hear: watch::Sender<bool>,
     accepted: AtomicU64,
@@ -127,6 +130,21 @@ impl Target {
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Connections on which `stream` asked for something: 1 when it was opened
+    /// once (S6), 0 when it was refused. One whose head never came is in
+    /// [`Target::accepted`] only.
+    #[must_use]
+    pub fn connections_of(&self, stream: u64) -> u64 {
+        self.shared.made.lock().unwrap().get(&stream).copied().unwrap_or(0)
+    }
+
+    /// Connections on which nobody asked for anything (yet).
+    #[must_use]
+    pub fn unasked(&self) -> u64 {
+        let asked: u64 = self.shared.made.lock().unwrap().values().sum();
+        self.accepted() - asked
     }
 
     /// Lets every `Deaf` connection read.
@@ -189,6 +207,7 @@ async fn serve(mut socket: TcpStream, shared: &Shared) {
         Err(_) => return,
     }
     let Some(head) = Head::decode(&head) else { return };
+    *shared.made.lock().unwrap().entry(head.stream).or_default() += 1;
     let end = match obey(&mut socket, head, shared).await {
         Ok(()) => End::Clean,
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => End::Reset,

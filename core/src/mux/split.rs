@@ -54,7 +54,7 @@ impl Mux {
     pub fn balance(&mut self, now: Instant, shards: &mut [Shard]) {
         self.budget.set_held(self.session_held + shards.iter().map(Shard::held_bytes).sum::<u64>());
         for shard in shards {
-            shard.set_pressure(now, self.budget.pressure());
+            shard.set_budget(now, &self.budget);
         }
     }
 

@@ -3,30 +3,87 @@
 //! call (C3); what is left is due at once. Keeps B3 and B9 (no timer while there
 //! is nothing to do).
 
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::{BULK_STREAMS, Shard, ShardOut};
-use crate::credit::Pressure;
+use crate::credit::{Budget, Pressure};
 use crate::error::RstCode;
 use crate::id::StreamKey;
 use crate::observed::Side;
 use crate::planted;
+use crate::slots::Slots;
 use crate::stream::Stream;
 use crate::time::Instant;
 
 /// How often memory is freed by force while the budget is exhausted.
 const RELIEF_EVERY: Duration = Duration::from_secs(1);
 
+/// Streams whose sockets are not read until the process holds less: first come,
+/// first read, or those behind would never be (L7).
+#[derive(Debug, Default)]
+pub(super) struct Starved {
+    order: VecDeque<StreamKey>,
+    there: BTreeSet<StreamKey>,
+}
+
+impl Starved {
+    /// Waits behind the others; once.
+    pub(super) fn insert(&mut self, key: StreamKey) {
+        if self.there.insert(key) {
+            self.order.push_back(key);
+        }
+    }
+
+    /// Waits no more. Its place in the order is skipped when its turn comes.
+    pub(super) fn remove(&mut self, key: StreamKey) {
+        self.there.remove(&key);
+        if self.there.is_empty() {
+            self.order.clear();
+        }
+    }
+
+    fn pop(&mut self) -> Option<StreamKey> {
+        while let Some(key) = self.order.pop_front() {
+            if self.there.remove(&key) {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    fn is_empty(&self) -> bool {
+        self.there.is_empty()
+    }
+
+    pub(super) fn check(&self, streams: &Slots<StreamKey, Stream>) {
+        assert!(self.there.iter().all(|key| streams.get(*key).is_some()), "only live streams wait (B5)");
+        assert!(self.order.len() >= self.there.len(), "whoever waits has a place");
+    }
+}
+
 impl Shard {
+    /// What the process holds, or may hold, changed.
+    pub fn set_budget(&mut self, now: Instant, budget: &Budget) {
+        self.room = budget.room();
+        self.set_pressure(now, budget.pressure());
+        self.relieving = self.may_relieve();
+    }
+
+    /// Whether somebody waits for what there is by now. What the level forbids
+    /// is no work and no timer (B9).
+    fn may_relieve(&self) -> bool {
+        (self.room > 0 && !self.starved.is_empty()) || (self.pressure < Pressure::High && !self.throttled.is_empty())
+    }
+
     /// The process budget's level changed.
     pub fn set_pressure(&mut self, now: Instant, pressure: Pressure) {
         if pressure == self.pressure {
             return;
         }
-        // While the pressure is high nothing can be granted: no work, no timer (B9).
-        self.relieving = pressure < Pressure::High && !self.throttled.is_empty();
         self.relief_at = if pressure == Pressure::Full { Some(now.after(RELIEF_EVERY)) } else { None };
         self.pressure = pressure;
+        self.relieving = self.may_relieve();
     }
 
     /// Ends a bounded number of streams whose session was lost.
@@ -60,7 +117,15 @@ impl Shard {
             return;
         }
         for _ in 0..BULK_STREAMS {
-            let Some(key) = self.throttled.pop_first() else {
+            // Whoever is woken reads after this call: all may, until one has.
+            if self.room > 0
+                && let Some(key) = self.starved.pop()
+            {
+                (0..2).for_each(|h| self.wake_source(key, h, out));
+                continue;
+            }
+            let throttled = if self.pressure < Pressure::High { self.throttled.pop_first() } else { None };
+            let Some(key) = throttled else {
                 self.relieving = false;
                 return;
             };
@@ -69,9 +134,7 @@ impl Shard {
                 self.wake_source(key, h, out);
             }
         }
-        if self.throttled.is_empty() {
-            self.relieving = false;
-        }
+        self.relieving = self.may_relieve();
     }
 
     /// The stream that holds most, and how much.

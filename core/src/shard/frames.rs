@@ -318,6 +318,10 @@ impl Shard {
         let code = match result {
             Err(code) => code,
             Ok(()) => {
+                if s.keeps() {
+                    // What was passed on is the session's alone from here on.
+                    self.socket_held -= s.halves[0].sent;
+                }
                 s.open = true;
                 self.on_candidate_answered(now, key, out);
                 let Some(s) = self.streams.get_mut(key) else { return };
@@ -357,6 +361,8 @@ impl Shard {
                     self.grant(now, key, 0, true, out);
                 }
                 self.disarm(key);
+                // First bytes that the budget had no second room for.
+                self.pass_on(key, 0, out);
                 return;
             }
         };

@@ -175,6 +175,10 @@ pub struct Shard {
     dedup: Dedup,
     pressure: Pressure,
     throttled: BTreeSet<StreamKey>,
+    /// Streams whose socket is not read because the budget is used up.
+    starved: bulk::Starved,
+    /// Bytes the budget has left.
+    room: u64,
     relieving: bool,
     relief_at: Option<Instant>,
     lost: VecDeque<(SessionKey, BTreeSet<StreamKey>)>,
@@ -230,6 +234,8 @@ impl Shard {
             timers: BTreeSet::new(),
             pressure: Pressure::Low,
             throttled: BTreeSet::new(),
+            starved: bulk::Starved::default(),
+            room: u64::MAX,
             relieving: false,
             relief_at: None,
             lost: VecDeque::new(),
@@ -492,6 +498,7 @@ impl Shard {
         }
         self.by_cid.remove(&stream.cid);
         self.throttled.remove(&key);
+        self.starved.remove(key);
         for end in stream.ends {
             if let End::Session(s) = end {
                 self.unindex_session(key, s, !stream.open);
@@ -646,6 +653,7 @@ impl Shard {
                 }
             }
         }
+        self.starved.check(&self.streams);
         self.ejections.check(&self.routes);
         assert_eq!(held, self.socket_held, "held bytes add up (B3)");
         assert!(self.timers.len() <= self.streams.len(), "at most one timer a stream (B9)");

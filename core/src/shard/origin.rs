@@ -146,13 +146,11 @@ impl Shard {
         s.ends[1] = End::Session(c.session);
         // The up half starts over with what was kept; the client is not asked again.
         let up = &mut s.halves[0];
-        self.socket_held -= up.waiting_bytes();
         up.waiting = o.retained.iter().cloned().collect();
         up.sent = 0;
         up.queued = 0;
         up.consumed = 0;
         up.limit = early;
-        self.socket_held += up.waiting_bytes();
         if up.state == crate::stream::HalfState::Ended {
             up.state = crate::stream::HalfState::Ending;
         }
@@ -187,14 +185,12 @@ impl Shard {
             s.cid = Cid(0);
             // What was sent to that candidate waits again, for the next one.
             let up = &mut s.halves[0];
-            self.socket_held -= up.waiting_bytes();
             up.sent = 0;
             up.queued = 0;
             if let Part::Origin(o) = &mut s.part {
                 up.waiting = o.retained.iter().cloned().collect();
                 o.carrier = None;
             }
-            self.socket_held += up.waiting_bytes();
         }
     }
 

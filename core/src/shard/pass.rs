@@ -15,9 +15,11 @@ impl Shard {
     pub(super) fn take(&mut self, key: StreamKey, h: usize, bytes: Bytes, out: &mut ShardOut) {
         let Some(s) = self.streams.get_mut(key) else { return };
         let len = bytes.len() as u64;
+        let keeps = h == 0 && s.keeps();
         let half = &mut s.halves[h];
         half.next += len;
         self.socket_held += len;
+        self.room = self.room.saturating_sub(len);
         if half.waiting.is_empty() {
             match s.ends[1 - h] {
                 End::Socket(sock) => {
@@ -25,11 +27,15 @@ impl Shard {
                     out.socks.push((sock, SockOp::Write(bytes)));
                     return;
                 }
-                End::Session(session) if half.sent + len <= half.limit => {
+                End::Session(session) if half.sent + len <= half.limit && (!keeps || len <= self.room) => {
                     let off = half.sent;
                     half.sent += len;
                     half.queued += len;
-                    self.socket_held -= len;
+                    if keeps {
+                        self.room -= len;
+                    } else {
+                        self.socket_held -= len;
+                    }
                     out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Data { off, bytes })));
                     return;
                 }
@@ -44,6 +50,7 @@ impl Shard {
     pub(super) fn pass_on(&mut self, key: StreamKey, h: usize, out: &mut ShardOut) {
         let Some(s) = self.streams.get_mut(key) else { return };
         let sink = s.ends[1 - h];
+        let keeps = h == 0 && s.keeps();
         let half = &mut s.halves[h];
         while let Some(mut bytes) = half.waiting.pop_front() {
             match sink {
@@ -56,7 +63,12 @@ impl Shard {
                     out.socks.push((sock, SockOp::Write(bytes)));
                 }
                 End::Session(session) => {
-                    let room = half.limit.saturating_sub(half.sent);
+                    let mut room = half.limit.saturating_sub(half.sent);
+                    if keeps {
+                        // Kept here and held by the session: twice for a while
+                        // (B3). Without room for that they wait for the answer.
+                        room = room.min(self.room);
+                    }
                     if room == 0 {
                         half.waiting.push_front(bytes);
                         if planted::on(2003) {
@@ -72,7 +84,11 @@ impl Shard {
                     let len = bytes.len() as u64;
                     half.sent += len;
                     half.queued += len;
-                    self.socket_held -= len;
+                    if keeps {
+                        self.room -= len;
+                    } else {
+                        self.socket_held -= len;
+                    }
                     out.frames.push((session, Frame::stream(s.cid, s.fence.epoch, Body::Data { off, bytes })));
                 }
             }

@@ -28,6 +28,12 @@ impl Shard {
         self.sessions.values().map(|s| s.pending_opens).max().unwrap_or(0)
     }
 
+    /// Terminal causes that are remembered.
+    #[must_use]
+    pub fn tombstones(&self) -> usize {
+        self.dedup.tombstones()
+    }
+
     /// Tells of a stream that was taken out.
     pub(super) fn tell(
         &self,

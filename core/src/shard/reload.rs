@@ -31,7 +31,9 @@ impl Shard {
             // Counted by another rule.
             self.ejections.forgive();
         }
-        self.dedup.resize(config.limits.tombstones);
+        if !planted::on(2016) {
+            self.dedup.resize(config.limits.tombstones);
+        }
         self.limits = config.limits.clone();
         let listeners = if let Role::Hub { listeners, .. } = &self.role { listeners.len() } else { 0 };
         self.clients.resize(listeners.max(self.clients.len()), 0);

@@ -103,6 +103,10 @@ impl Shard {
                     self.counters.paused_budget += 1;
                     self.throttled.insert(key);
                 }
+                Full::Everything => {
+                    self.counters.paused_budget += 1;
+                    self.starved.insert(key);
+                }
             }
         }
         usize::try_from(room).unwrap_or(usize::MAX)
@@ -127,7 +131,12 @@ impl Shard {
         if self.pressure >= Pressure::High && holds >= HOLD_UNDER_PRESSURE_BYTES {
             return (0, Full::Budget);
         }
-        if credit <= queue { (credit, Full::Credit) } else { (queue, Full::Queue) }
+        let (most, reason) = if credit <= queue { (credit, Full::Credit) } else { (queue, Full::Queue) };
+        // The cap is asked last: who has no credit waits for that (B3).
+        if most > self.room && !planted::on(2014) {
+            return (self.room, Full::Everything);
+        }
+        (most, reason)
     }
 
     /// Whether another stream of the session this one is read for waits for
@@ -146,8 +155,10 @@ impl Shard {
             return;
         }
         let End::Socket(sock) = s.ends[h] else { return };
-        if self.room(key, h).0 == 0 {
-            return;
+        match self.room(key, h) {
+            (0, Full::Everything) => return self.starved.insert(key),
+            (0, Full::Credit | Full::Queue | Full::Budget) => return,
+            _ => {}
         }
         if let Some(s) = self.streams.get_mut(key) {
             s.halves[h].paused = false;
@@ -255,5 +266,8 @@ impl Shard {
 enum Full {
     Credit,
     Queue,
+    /// The stream holds too much for the level.
     Budget,
+    /// The process holds as much as it may.
+    Everything,
 }

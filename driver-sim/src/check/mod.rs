@@ -6,6 +6,7 @@
 
 mod ends;
 mod leaving;
+pub(crate) mod limits;
 mod nodes;
 mod outage;
 pub(crate) mod pace;
@@ -430,6 +431,7 @@ impl World {
         self.check_twins();
         self.check_duplicates();
         self.check_memory();
+        self.check_limits();
     }
 
     /// After the healing: new clients, then an end.

@@ -56,10 +56,12 @@ pub(crate) struct NodeGhost {
     pub(super) expired: BTreeMap<AgentId, Instant>,
     /// When each agent's token runs out, by the hub's clock.
     tokens: BTreeMap<u8, Instant>,
+    /// What it held, and was allowed to.
+    pub(super) limits: super::limits::Held,
 }
 
 impl World {
-    fn ghost(&mut self, ix: u16) -> &mut NodeGhost {
+    pub(super) fn ghost(&mut self, ix: u16) -> &mut NodeGhost {
         self.check.nodes.entry(ix).or_default()
     }
 
@@ -74,6 +76,7 @@ impl World {
         let rewired = self.nodes[usize::from(ix)].changed != Changed::default();
         *self.ghost(ix) = NodeGhost { calm_since: now, ok_at: now, rewired, ..NodeGhost::default() };
         self.check.wire.forget_causes(ix);
+        self.ghost_limits(ix);
         self.check.held.retain(|(hub, _), _| *hub != ix);
     }
 
@@ -94,6 +97,13 @@ impl World {
 
     /// Since when a process has run undisturbed; `None` while it does not.
     pub(super) fn calm(&self, ix: u16) -> Option<u64> {
+        let n = &self.nodes[usize::from(ix)];
+        let disturbed = n.paused || n.lag > 0 || !n.held.is_empty() || n.machine.is_none();
+        (!disturbed && n.stalls.is_empty()).then(|| self.check.nodes.get(&ix).map_or(0, |g| g.calm_since))
+    }
+
+    /// The same of its control and its sessions, which wait for no shard.
+    fn awake(&self, ix: u16) -> Option<u64> {
         let n = &self.nodes[usize::from(ix)];
         let disturbed = n.paused || n.lag > 0 || !n.held.is_empty() || n.machine.is_none();
         (!disturbed).then(|| self.check.nodes.get(&ix).map_or(0, |g| g.calm_since))
@@ -274,7 +284,7 @@ impl World {
             return Some(("B10", format!("`{name}` is a label and no configured peer")));
         }
         let g = self.check.nodes.get(&ix)?;
-        let since = g.ok_at.max(self.calm(ix)?);
+        let since = g.ok_at.max(self.awake(ix)?);
         let late = READY_WITHIN + 4 * self.plan.late_timers_ns;
         if hub.mode() != nowconnect_core::config::Mode::Off
             && self.now - since > late
@@ -329,7 +339,7 @@ impl World {
                 let ix = c.nodes[end];
                 let node = &self.nodes[usize::from(ix)];
                 let Some(m) = node.machine.as_ref().filter(|_| c.up[end] && node.run == c.runs[end]) else { continue };
-                let Some(calm) = self.calm(ix) else { continue };
+                let Some(calm) = self.awake(ix) else { continue };
                 let carried = m.mux().carried_by(key(conn, end)).is_some();
                 let silent = self.now.saturating_sub(wire.heard(conn, end).max(calm));
                 let dead = self.plan.timers.dead + 2 * self.plan.late_timers_ns + 2500 * MS;

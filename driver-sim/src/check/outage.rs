@@ -81,6 +81,7 @@ impl World {
         if r.cid.0 != 0
             || self.was_tried(r)
             || r.open.is_some()
+            || self.few_opens(ix)
             || !matches!(r.cause, Cause::Reset(RstCode::NoRoute | RstCode::RegistryDown))
         {
             return;

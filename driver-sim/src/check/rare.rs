@@ -19,6 +19,8 @@ const REGISTRY: &[(&str, Mark)] = &[
     ("late execution after the client's time-out", Mark::LateExecution),
     ("release found a newer owner and did nothing", Mark::ReleaseFoundNewer),
     ("sweeper raced with a claim", Mark::SweepRacedClaim),
+    ("failover lost a claim", Mark::ClaimLostInFailover),
+    ("answered by another registry", Mark::OtherRegistry),
 ];
 
 impl World {
@@ -81,8 +83,6 @@ impl World {
         for (what, mark) in REGISTRY {
             self.marks.add(*mark, self.registry.marks().get(what).copied().unwrap_or(0));
         }
-        let lost = self.registry.executed_claims().iter().filter(|c| c.lost).count() as u64;
-        self.marks.add(Mark::ClaimLostInFailover, lost);
         let v1 = self.conns.iter().filter(|c| c.dialect.codec == Codec::JsonV1).count() as u64;
         self.marks.add(Mark::V1, v1);
         self.marks.add(Mark::BothEncodings, u64::from(v1 > 0 && v1 < self.conns.len() as u64));

@@ -1,7 +1,7 @@
 //! Faults from the tape: one of a class that a plan can be hit by, and what
 //! happens at a vulnerable moment. Must not know how any is carried out.
 
-use super::{At, Class, CutHow, Fault, Keys, RegistryFault, Reload};
+use super::{At, Class, CutHow, FOREVER, Fault, Keys, Landing, RegistryFault, Reload};
 use crate::plan::{ModePlan, Plan};
 use crate::tape::Lane;
 
@@ -40,9 +40,11 @@ impl Fault {
                 }
             },
             Class::Block => {
-                let ms = l.spread(200, 45_000);
-                if l.chance(1, 8) {
+                let ms = if l.chance(1, 12) { FOREVER } else { l.spread(200, 45_000) };
+                if ms < FOREVER && l.chance(1, 8) {
                     Self::Swizzle { order: l.next_u64(), ms }
+                } else if l.chance(1, 8) {
+                    Self::Partition { order: l.next_u64(), ms }
                 } else if l.chance(1, 4) {
                     Self::Isolate { at: node(l), ms }
                 } else {
@@ -55,7 +57,14 @@ impl Fault {
                 Self::Slow { a, b, factor: l.spread(2, 200) as u32, ms: l.spread(500, 20_000) }
             }
             Class::Dial => {
-                if l.chance(1, 3) {
+                if l.chance(1, 4) {
+                    let to = match l.below(4) {
+                        0 => Landing::Empty,
+                        1 => Landing::Nobody { hang: l.chance(1, 2) },
+                        _ => Landing::Hub(hub(l)),
+                    };
+                    Self::Address { hub: hub(l), to, ms: l.spread(500, 30_000) }
+                } else if l.chance(1, 3) {
                     Self::Redirect { hub: hub(l), ms: l.spread(500, 30_000) }
                 } else {
                     Self::RefuseDials { hub: hub(l), hang: l.chance(1, 2), ms: l.spread(500, 30_000) }
@@ -66,8 +75,20 @@ impl Fault {
                 down_ms: if l.chance(1, 4) { 0 } else { l.spread(10, 60_000) },
                 silent: l.chance(1, 3),
             },
-            Class::Pause => Self::Pause { at: node(l), ms: l.spread(10, 40_000) },
-            Class::Lag => Self::Lag { at: node(l), by_ms: l.spread(1, 500), ms: l.spread(500, 20_000) },
+            Class::Pause => Self::Pause { at: node(l), ms: l.spread(10, 120_000) },
+            Class::Lag => {
+                let n = hub(l);
+                let shards = plan.hubs.get(usize::from(n)).map_or(0, |h| h.shards);
+                if shards > 1 && l.chance(2, 3) {
+                    Self::Stall { hub: n, shard: l.below(u64::from(shards)) as u8, ms: l.spread(50, 30_000) }
+                } else {
+                    Self::Lag { at: node(l), by_ms: l.spread(1, 500), ms: l.spread(500, 20_000) }
+                }
+            }
+            Class::Registry if l.chance(1, 16) => {
+                let ms = if l.chance(1, 3) { FOREVER } else { l.spread(2000, 40_000) };
+                Self::Elsewhere { hub: hub(l), restart: l.chance(1, 2), ms }
+            }
             Class::Registry => {
                 let what = match l.below(17) {
                     0 => RegistryFault::Refuse,

@@ -40,6 +40,11 @@ impl Plan {
         for (ix, hub) in hubs.iter_mut().enumerate() {
             let mut l = tape.lane("rules", ix as u64);
             hub.cached = l.chance(1, 4);
+            let mut skew = tape.lane("skew", ix as u64);
+            if skew.chance(1, 6) {
+                let by = skew.spread(100, 300_000) as i64;
+                hub.skew_ms = if skew.chance(1, 2) { by } else { -by };
+            }
             hub.on_expiry = match l.weighted(&[2, 1, 1]) {
                 0 => ExpiryPlan::Keep,
                 1 => ExpiryPlan::Cut,
@@ -225,6 +230,7 @@ impl HubPlan {
             peers: (0..hubs).collect(),
             cached: false,
             on_expiry: ExpiryPlan::Keep,
+            skew_ms: 0,
             failback_ns: if l.chance(1, 3) { l.spread(500, 20_000) * MS } else { 0 },
         }
     }
@@ -367,12 +373,16 @@ impl NetPlan {
         let mtu = if l.chance(1, 4) { l.spread(1, 1500) } else { 65_536 };
         let latency = (low, low + l.spread(1, 200_000) * 1000);
         let jitter = l.spread(1, 20_000) * 1000;
+        // With a tail that is long and thin.
+        let exponential = l.chance(1, 3);
+        let longer = if exponential { l.between(1, 10) } else { 1 };
         // Only where the way is short can a buffer of a few bytes carry
         // anything in time.
         let near = level == Level::L1 && l.chance(1, 3);
         Self {
             latency: if near { (20_000, 50_000) } else { latency },
-            jitter: if near { jitter.min(20_000) } else { jitter },
+            jitter: if near { jitter.min(20_000) } else { jitter * longer },
+            exponential,
             bandwidth: (bandwidth, bandwidth * 4),
             buffer: (buffer, buffer * 4),
             mtu: (mtu, mtu),

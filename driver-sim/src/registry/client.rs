@@ -143,6 +143,13 @@ impl Conns {
         slot.get_or_insert_with(|| Conn::new(client.run, now))
     }
 
+    /// The machine's connection is given up: it leads elsewhere from now on.
+    pub(super) fn dial_anew(&mut self, node: usize, now: Instant, draw: &mut dyn Draw) {
+        if let Some(conn) = self.0.get_mut(node).and_then(Option::as_mut) {
+            conn.abandon(conn.generation, now, draw);
+        }
+    }
+
     /// The connection of exactly this run, if it is still there.
     pub(super) fn find(&mut self, client: Client) -> Option<&mut Conn> {
         self.0.get_mut(client.node)?.as_mut().filter(|c| c.run == client.run)

@@ -14,7 +14,7 @@ use nowconnect_core::time::Instant;
 use super::fault::Active;
 use super::server::{Change, Server};
 use super::{
-    Acted, CLASSES, Class, Damage, Draw, ExecutedClaim, Fault, Pinned, RegistryModel, ServerId, Violation, Whom,
+    Acted, CLASSES, Class, Damage, Draw, ExecutedClaim, Fault, Other, Pinned, RegistryModel, ServerId, Violation, Whom,
 };
 
 impl RegistryModel {
@@ -102,16 +102,51 @@ impl RegistryModel {
     }
 
     /// Every lasting fault ends. What was lost stays lost, what travels arrives.
-    pub fn heal_all(&mut self, now: Instant) {
+    pub fn heal_all(&mut self, now: Instant, draw: &mut dyn Draw) {
         self.prune(now);
         self.active.clear();
         self.pinned = None;
+        for node in self.elsewhere.iter().flat_map(|o| o.nodes.clone()).collect::<Vec<_>>() {
+            self.point_back(now, node, draw);
+        }
+    }
+
+    /// X7: a machine talks to another registry from now on, which is empty when
+    /// the first one comes. Its clock is that of the other servers.
+    pub fn point_elsewhere(&mut self, now: Instant, node: usize, draw: &mut dyn Draw) {
+        if self.is_elsewhere(node) {
+            return;
+        }
+        if self.elsewhere.is_none() {
+            let server = self.new_server(MemoryRegistry::default(), now);
+            self.elsewhere = Some(Other { server, nodes: Vec::new() });
+        }
+        if let Some(other) = &mut self.elsewhere {
+            other.nodes.push(node);
+        }
+        self.conns.dial_anew(node, now, draw);
+    }
+
+    /// And to its own again. What was written there is gone with the last one.
+    pub fn point_back(&mut self, now: Instant, node: usize, draw: &mut dyn Draw) {
+        let Some(other) = &mut self.elsewhere else { return };
+        other.nodes.retain(|n| *n != node);
+        if other.nodes.is_empty() {
+            self.elsewhere = None;
+        }
+        self.conns.dial_anew(node, now, draw);
+    }
+
+    /// Whether a machine talks to another registry.
+    #[must_use]
+    pub fn is_elsewhere(&self, node: usize) -> bool {
+        self.elsewhere.as_ref().is_some_and(|o| o.nodes.contains(&node))
     }
 
     /// Whether a lasting fault is in force.
     #[must_use]
     pub fn is_faulty(&self) -> bool {
-        !self.active.is_empty() || self.pinned.is_some()
+        !self.active.is_empty() || self.pinned.is_some() || self.elsewhere.is_some()
     }
 
     /// The servers' wall clock jumps.

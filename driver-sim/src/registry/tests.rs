@@ -382,7 +382,7 @@ fn r3_a_demoted_master_reads_old_and_refuses_writes_until_dialled_anew() {
     w.model.inject(at(10_000), Fault::Demoted { sticky: true }, Whom::Node(1), at(20_000));
     definite(w.ask(at(11_000), 1, renew(1)));
     definite(w.ask(at(15_000), 1, lookup()));
-    w.model.heal_all(at(16_000));
+    w.model.heal_all(at(16_000), &mut |_| 0);
     w.ask(at(17_000), 1, renew(1));
     assert_eq!(w.ask(at(19_000), 1, renew(1)), Some(Ok(RegistryReply::Renewed)));
 }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a broken test bench should panic")]
 
+mod budget;
 mod hostile;
 mod select;
 mod wire;
