@@ -14,7 +14,7 @@ use nowconnect_core::config::{
     RegistryTimers, Selection,
 };
 use nowconnect_core::error::CloseCode;
-use nowconnect_core::hub::Hub;
+use nowconnect_core::hub::{Hub, Unready};
 use nowconnect_core::id::{
     AgentId, Cid, ConnKey, Epoch, Fence, Incarnation, Instance, ListenerIx, Name, Nonce, Secret, SessionId, SessionKey,
     SockKey, StreamKey, TargetIx,
@@ -312,7 +312,13 @@ impl World {
         let (n, _) = self.key();
         let sock = SockKey { ix: n, generation: 0 };
         let listener = ListenerIx(tape.below(3) as u16);
-        if let Ok(stream) = self.hub.open(self.now, listener, sock, &mut self.out) {
+        let unready = self.hub.unready(listener);
+        let opened = self.hub.open(self.now, listener, sock, &mut self.out);
+        if self.hub.notes_under_way() == 0 {
+            assert!(opened.is_ok() || unready.is_some(), "ready, and a client is refused (L6)");
+        }
+        assert!(opened.is_err() || !matches!(unready, Some(Unready::Full | Unready::Memory)), "{unready:?} (L6)");
+        if let Ok(stream) = opened {
             let tag = u128::from(n) << 96;
             let (sent, got, unwritten) = (0, 0, 0);
             let (ended, shut, over, aborted) = (false, false, false, false);
@@ -477,6 +483,7 @@ impl World {
             }
         }
         self.now = end;
+        self.judge_links();
     }
 
     /// Nobody says anything any more: every client is answered (L12), and when

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use nowconnect_core::id::{Cid, ConnKey, Epoch, Fence, Name, Nonce, SockKey};
+use nowconnect_core::link::State;
 use nowconnect_core::mux::Peer as Behind;
 use nowconnect_core::principal::Principal;
 use nowconnect_core::shard::{Shard, SockOp};
@@ -168,6 +169,18 @@ impl World {
                 c.over = true;
             }
         }
+    }
+
+    /// What readiness and gauges say of links is what sessions are (L6).
+    pub(super) fn judge_links(&self) {
+        let links = self.hub.control().links(self.hub.mux());
+        for l in &links {
+            let up = l.session.and_then(|key| self.hub.mux().get(key)).is_some_and(|e| e.conn.is_some());
+            assert_eq!(l.state == State::Established, up, "a link is shown as it is not (L6)");
+            assert!(!(up && l.is_missed(self.now)), "an established link is missed (L6)");
+        }
+        let whole = links.iter().all(|l| l.state == State::Established);
+        assert!(self.hub.mesh_healthy(self.now) || !whole, "every link is there and the mesh unhealthy (L6)");
     }
 
     pub(super) fn look(&mut self) {
