@@ -97,6 +97,8 @@ struct Direction {
 #[derive(Debug)]
 struct Ledger {
     plane: Plane,
+    /// Who speaks on it: who dials, who accepts.
+    nodes: [u16; 2],
     dirs: [Direction; 2],
     streams: HashMap<Cid, Carried>,
     fence: Option<Fence>,
@@ -392,6 +394,7 @@ impl Wire {
                     let session = self.sessions.len() as u32;
                     self.sessions.push(Ledger {
                         plane,
+                        nodes: g.world.conns[conn as usize].nodes,
                         dirs: [Direction::default(), Direction::default()],
                         streams: HashMap::new(),
                         fence: w.attachment.as_ref().map(|a| Fence { epoch: a.epoch, nonce: a.nonce }),
@@ -569,6 +572,11 @@ impl Wire {
     /// Its OPEN was accepted, so that no further session will carry it.
     pub(crate) fn is_answered(&self, cid: Cid) -> bool {
         self.sessions.iter().any(|l| l.streams.get(&cid).is_some_and(|s| s.ack == Some(Ok(()))))
+    }
+
+    /// Who speaks on the sessions that a stream was opened on.
+    pub(crate) fn hops(&self, cid: Cid) -> Vec<[u16; 2]> {
+        self.sessions.iter().filter(|l| l.streams.contains_key(&cid)).map(|l| l.nodes).collect()
     }
 
     /// The session of a connection.
