@@ -14,6 +14,7 @@ mod probes;
 mod rare;
 mod relations;
 mod rules;
+mod stuck;
 mod tap;
 mod twins;
 pub(crate) mod wire;
@@ -80,6 +81,8 @@ pub(crate) struct Check {
     /// many: a dial of the lower number, a dial of the higher.
     pub(crate) duplicates: BTreeMap<(u16, u16), [Option<u64>; 2]>,
     pub(crate) pace: pace::Pace,
+    /// Each process's last handshake that failed: when, and what it said.
+    refusals: BTreeMap<u16, (u64, CloseCode, &'static str)>,
     /// What each hub holds.
     pub(crate) held: BTreeMap<(u16, AgentId), outage::Held>,
     /// When a hub's sessions last lost a connection.
@@ -130,6 +133,7 @@ impl Check {
             excuses: Vec::new(),
             duplicates: BTreeMap::new(),
             pace: pace::Pace::default(),
+            refusals: BTreeMap::new(),
             held: BTreeMap::new(),
             interrupted: BTreeMap::new(),
             quiet_from: 0,
@@ -262,6 +266,9 @@ impl World {
 
     pub(crate) fn on_observed(&mut self, ix: u16, event: Observed) {
         self.line(None, || format!("node {ix}: {event:?}"));
+        if let Observed::HandshakeFailed { cause, detail, .. } = event {
+            self.check.refusals.insert(ix, (self.now, cause, detail));
+        }
         match event {
             Observed::Stream(record) => self.ghost_record(ix, &record),
             Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),

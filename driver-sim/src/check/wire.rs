@@ -574,11 +574,6 @@ impl Wire {
         self.sessions.iter().any(|l| l.streams.get(&cid).is_some_and(|s| s.ack == Some(Ok(()))))
     }
 
-    /// Who speaks on the sessions that a stream was opened on.
-    pub(crate) fn hops(&self, cid: Cid) -> Vec<[u16; 2]> {
-        self.sessions.iter().filter(|l| l.streams.contains_key(&cid)).map(|l| l.nodes).collect()
-    }
-
     /// The session of a connection.
     pub(crate) fn session_of(&self, conn: u32) -> Option<u32> {
         self.lines.get(conn as usize).and_then(|l| l.session)
