@@ -367,6 +367,16 @@ pub const BUGS: &[Bug] = &[
         "max_pending_opens near what clients ask for, and targets that are slow",
     ),
     further(2016, "a lower limit of tombstones is for the next start only", "a reload that lowers limits.tombstones"),
+    further(
+        2017,
+        "streams that cross no hub are reset with any link that is lost",
+        "clients of local agents while a link is away for longer than the resume window, or its hub dies",
+    ),
+    further(
+        2018,
+        "streams over other links are reset with a link that is lost",
+        "three hubs, of which one dies while streams run between the others",
+    ),
 ];
 
 /// The bug with this number.
@@ -460,7 +470,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_number_once() {
-        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2016);
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2018);
         assert!(BUGS.iter().map(|b| b.id).eq(expected));
     }
 

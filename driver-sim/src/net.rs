@@ -59,7 +59,7 @@ pub(crate) struct Conn {
     pub(crate) dialect: Dialect,
     pub(crate) target: TargetIx,
     /// The dialler gave up before it heard of it.
-    given_up: bool,
+    pub(crate) given_up: bool,
     /// The certificate of an end is not its own, or of a CA the other one does
     /// not know.
     pub(crate) unproven: [bool; 2],
@@ -67,7 +67,7 @@ pub(crate) struct Conn {
     pub(crate) shown: [Option<u8>; 2],
     /// The CA of the one it signed with, once the other end accepted that.
     pub(crate) signed: [Option<u8>; 2],
-    connected: bool,
+    pub(crate) connected: bool,
     /// Messages that reached each end, as far as it matters (a handshake).
     heard: [u8; 2],
     buffer: u64,

@@ -13,8 +13,9 @@ use crate::id::StreamKey;
 use crate::observed::Side;
 use crate::planted;
 use crate::slots::Slots;
-use crate::stream::Stream;
+use crate::stream::{End, Stream};
 use crate::time::Instant;
+use crate::wire::Plane;
 
 /// How often memory is freed by force while the budget is exhausted.
 const RELIEF_EVERY: Duration = Duration::from_secs(1);
@@ -86,6 +87,19 @@ impl Shard {
         self.relieving = self.may_relieve();
     }
 
+    /// With a link, what it never carried is lost (planted bugs 2017, 2018).
+    pub(super) fn take_others_too(&self, lost: &mut BTreeSet<StreamKey>) {
+        if !planted::on(2017) && !planted::on(2018) {
+            return;
+        }
+        let crosses = |s: &Stream| {
+            let on =
+                |e: &End| matches!(e, End::Session(k) if self.sessions.get(k).is_some_and(|i| i.plane == Plane::Mesh));
+            s.ends.iter().any(on)
+        };
+        lost.extend(self.streams.iter().filter(|(_, s)| s.open && crosses(s) == planted::on(2018)).map(|(k, _)| k));
+    }
+
     /// Ends a bounded number of streams whose session was lost.
     pub(super) fn work_off_lost(&mut self, now: Instant, out: &mut ShardOut) {
         let mut budget = BULK_STREAMS;
@@ -101,6 +115,7 @@ impl Shard {
             let by = match self.streams.get(key).and_then(|s| s.side_of(session)) {
                 Some(0) => Side::Client,
                 Some(_) => Side::Agent,
+                None if planted::on(2017) || planted::on(2018) => Side::Hub,
                 None => continue,
             };
             if planted::on(33) && self.streams.get(key).is_some_and(|s| !s.open) {

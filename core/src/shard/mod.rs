@@ -364,7 +364,10 @@ impl Shard {
                 }
                 self.attachments.retain(|_, by_session| !by_session.is_empty());
                 self.withdrawn.remove(&session);
-                if let Some(info) = self.sessions.remove(&session) {
+                if let Some(mut info) = self.sessions.remove(&session) {
+                    if info.plane == Plane::Mesh {
+                        self.take_others_too(&mut info.streams);
+                    }
                     self.lost.push_back((session, info.streams));
                     self.work_off_lost(now, out);
                 } else {

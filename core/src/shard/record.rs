@@ -3,7 +3,7 @@
 //! knows. Told once per stream (S4, A1); changes nothing.
 
 use super::{Shard, ShardOut};
-use crate::id::{Epoch, SessionKey, StreamKey};
+use crate::id::{Cid, Epoch, SessionKey, StreamKey};
 use crate::observed::{CarriedRecord, Cause, Observed, Side, StreamRecord};
 use crate::stream::{End, Part, Stream};
 use crate::time::Instant;
@@ -26,6 +26,12 @@ impl Shard {
     #[must_use]
     pub fn pending_opens(&self) -> u32 {
         self.sessions.values().map(|s| s.pending_opens).max().unwrap_or(0)
+    }
+
+    /// A stream by its present wire name, for tests.
+    #[must_use]
+    pub fn find(&self, cid: Cid) -> Option<&Stream> {
+        self.by_cid.get(&cid).and_then(|key| self.streams.get(*key))
     }
 
     /// Terminal causes that are remembered.

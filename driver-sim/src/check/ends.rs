@@ -5,13 +5,48 @@
 //! process or a session on its way (L1, S5, M5, M6); bytes and ends are the
 //! business of the moment they are seen. Must not know how a stream is carried.
 
+use std::collections::BTreeSet;
+
+use nowconnect_core::error::RstCode;
 use nowconnect_core::id::Cid;
+use nowconnect_core::wire::Plane;
 
 use crate::actor::{Fate, side};
 use crate::diff::{Ended, Transcript};
 use crate::plan::Ending;
 use crate::share::Span;
 use crate::world::World;
+
+/// Something that may cost open streams.
+#[derive(Clone, Debug)]
+pub(crate) struct Loss {
+    at: u64,
+    /// Who had it.
+    node: u16,
+    what: Lost,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Lost {
+    /// The process itself.
+    Process,
+    /// The time it gives its streams to end.
+    Patience,
+    /// A session, by whom it was with.
+    Session { plane: Plane, peer: String },
+}
+
+/// The processes that carry a stream: two for each session it was opened on.
+#[derive(Debug)]
+struct Way {
+    hops: Vec<[u16; 2]>,
+}
+
+impl Way {
+    fn passes(&self, node: u16) -> bool {
+        self.hops.iter().flatten().any(|n| *n == node)
+    }
+}
 
 impl World {
     /// What every client of the plan saw, and its target.
@@ -49,29 +84,69 @@ impl World {
         clients.collect()
     }
 
-    /// Something happened to a process that may cost open streams.
+    /// A process ends: with it whatever it carries.
     pub(crate) fn excuse(&mut self, node: u16) {
-        self.check.excuses.push((self.now, node));
+        self.check.excuses.push(Loss { at: self.now, node, what: Lost::Process });
     }
 
-    /// Whether any process that may have carried a stream lost something.
-    fn excused(&self, from: u64, to: u64, agent: u16) -> bool {
-        let touched = |n: u16| n == agent || self.nodes[usize::from(n)].is_hub();
-        // Whoever leaves resets what is left, one stream after the other.
-        let causes = self.check.excuses.iter().chain(&self.check.resetting);
-        causes.into_iter().any(|(at, n)| (from..=to).contains(at) && touched(*n))
+    /// A process lost a session for good: with it the streams it carried.
+    pub(crate) fn excuse_session(&mut self, node: u16, plane: Plane, peer: String) {
+        self.check.excuses.push(Loss { at: self.now, node, what: Lost::Session { plane, peer } });
     }
 
-    /// L1, S5: no reset comes from nowhere.
-    pub(crate) fn check_ends(&mut self) {
-        let budget = self
-            .nodes
-            .iter()
-            .filter_map(|n| n.machine.as_ref())
-            .any(|m| m.shards().iter().any(|s| s.counters().budget_resets > 0));
-        if budget {
-            return;
+    /// A process that leaves resets what is left, one stream after the other.
+    pub(crate) fn excuse_leaving(&mut self, node: u16) {
+        self.check.excuses.push(Loss { at: self.now, node, what: Lost::Patience });
+    }
+
+    /// Whether a node goes by this name, for its peers: a second process of an
+    /// agent or a hub has the same.
+    fn is_named(&self, node: u16, name: &str) -> bool {
+        let mine = &self.nodes[usize::from(node)].name;
+        mine == name || mine.strip_prefix(name).is_some_and(|rest| rest.starts_with(' '))
+    }
+
+    /// Whether what was lost carried a stream: a process that it passes, or
+    /// a session between two of them that are neighbours.
+    fn carried_it(&self, loss: &Loss, way: &Way) -> bool {
+        match &loss.what {
+            Lost::Process | Lost::Patience => way.passes(loss.node),
+            Lost::Session { peer, .. } => way.hops.iter().any(|hop| match hop.iter().position(|n| *n == loss.node) {
+                Some(ix) => self.is_named(hop[1 - ix], peer),
+                None => false,
+            }),
         }
+    }
+
+    /// Whether a process on the way reset streams to make room, and this one
+    /// says that it was one of them. Of a process that is gone nobody knows.
+    fn made_room(&self, way: &Way, fates: [Fate; 2]) -> bool {
+        fates.contains(&Fate::Reset(Some(RstCode::Budget)))
+            && way.hops.iter().flatten().any(|n| {
+                let m = self.nodes[usize::from(*n)].machine.as_ref();
+                m.is_some_and(|m| m.shards().iter().any(|s| s.counters().budget_resets > 0))
+            })
+    }
+
+    /// A reset without a cause on its way: by what happened elsewhere meanwhile.
+    fn accuse(&self, from: u64, to: u64, way: &Way) -> (&'static str, String) {
+        let meanwhile = || self.check.excuses.iter().filter(|l| (from..=to).contains(&l.at));
+        let died = |l: &&Loss| l.what == Lost::Process && self.nodes[usize::from(l.node)].is_hub();
+        let parted = |l: &&Loss| matches!(l.what, Lost::Session { plane: Plane::Mesh, .. });
+        let name = |n: u16| self.nodes[usize::from(n)].name.as_str();
+        let hubs = way.hops.iter().flatten().copied().collect::<BTreeSet<u16>>();
+        let hubs = hubs.into_iter().map(name).collect::<Vec<_>>().join(", ");
+        if let Some(l) = meanwhile().filter(died).next_back() {
+            return ("M6", format!("{} died, the stream passed {hubs} only", name(l.node)));
+        }
+        if let Some(Loss { node, what: Lost::Session { peer, .. }, .. }) = meanwhile().filter(parted).next_back() {
+            return ("M5", format!("{} lost its link to {peer}, the stream passed {hubs}", name(*node)));
+        }
+        ("L1", format!("nobody aborted, no process or session was lost on its way over {hubs}"))
+    }
+
+    /// L1, S5, M5, M6: no reset comes from nowhere.
+    pub(crate) fn check_ends(&mut self) {
         let opened: Vec<Cid> = self.check.opened.iter().copied().collect();
         for cid in opened {
             let (Some(client), Some(target)) = (self.cids.get(&cid).copied(), self.check.connected.get(&cid).copied())
@@ -84,17 +159,17 @@ impl World {
                 continue;
             }
             let plan = self.client_plan(client);
-            let agent = self.socks[t.sock as usize].node;
-            let reset = [c, t]
-                .into_iter()
-                .find(|a| matches!(a.fate, Fate::Reset(_)) && !self.excused(plan.at, a.ended_at, agent));
+            let reset = [c, t].into_iter().find(|a| matches!(a.fate, Fate::Reset(_)));
             if let Some(a) = reset {
-                let text = format!(
-                    "the {} of client {client} was reset ({:?}) for no reason: nobody aborted, no process or session was lost",
-                    side(a.is_client),
-                    a.fate
-                );
-                return self.fail("L1", text);
+                let mut way = Way { hops: self.check.wire.hops(cid) };
+                way.hops.extend([c, t].map(|a| [self.socks[a.sock as usize].node; 2]));
+                let took = |l: &Loss| (plan.at..=a.ended_at).contains(&l.at) && self.carried_it(l, &way);
+                if !self.check.excuses.iter().any(took) && !self.made_room(&way, [c.fate, t.fate]) {
+                    let (id, why) = self.accuse(plan.at, a.ended_at, &way);
+                    let who = side(a.is_client);
+                    let text = format!("the {who} of client {client} was reset ({:?}) for no reason: {why}", a.fate);
+                    return self.fail(id, text);
+                }
             }
             let whole = |e: Ending| !matches!(e, Ending::Abort(_) | Ending::AbortAfterRead(_));
             if c.fate == Fate::Finished

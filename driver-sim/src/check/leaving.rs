@@ -101,7 +101,7 @@ impl World {
                 self.marks.hit(Mark::DrainReset);
                 let now = self.now;
                 self.check.ended.insert(ix, now);
-                self.check.resetting.push((now, ix));
+                self.excuse_leaving(ix);
                 let deadline = self.check.drains.get(&ix).map(|d| d.deadline);
                 if deadline.is_none_or(|d| at < d) {
                     let text = format!("node {ix} resets what it carries at {at:?}, its deadline is {deadline:?}");

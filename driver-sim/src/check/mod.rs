@@ -14,6 +14,7 @@ mod probes;
 mod rare;
 mod relations;
 mod rules;
+mod stuck;
 mod tap;
 mod twins;
 pub(crate) mod wire;
@@ -64,8 +65,6 @@ pub(crate) struct Check {
     pub(crate) strange_keys: bool,
     /// What peers proved themselves with.
     pub(crate) proofs: Proofs,
-    /// When a process that leaves began to reset what was left.
-    pub(crate) resetting: Vec<(u64, u16)>,
     /// When a process was last told to stop, or reset what it still carried.
     pub(crate) ended: BTreeMap<u16, u64>,
     probes: Vec<ClientPlan>,
@@ -76,12 +75,14 @@ pub(crate) struct Check {
     pub(crate) connected: BTreeMap<Cid, u32>,
     pub(crate) wire: wire::Wire,
     pub(crate) nodes: BTreeMap<u16, nodes::NodeGhost>,
-    /// When which process lost what may have carried streams.
-    pub(crate) excuses: Vec<(u64, u16)>,
+    /// What was lost that may have carried streams.
+    excuses: Vec<ends::Loss>,
     /// When one of a pair of hubs last found the other's connection one too
     /// many: a dial of the lower number, a dial of the higher.
     pub(crate) duplicates: BTreeMap<(u16, u16), [Option<u64>; 2]>,
     pub(crate) pace: pace::Pace,
+    /// Each process's last handshake that failed: when, and what it said.
+    refusals: BTreeMap<u16, (u64, CloseCode, &'static str)>,
     /// What each hub holds.
     pub(crate) held: BTreeMap<(u16, AgentId), outage::Held>,
     /// When a hub's sessions last lost a connection.
@@ -122,7 +123,6 @@ impl Check {
             drains: BTreeMap::new(),
             strange_keys: false,
             proofs: Proofs::default(),
-            resetting: Vec::new(),
             ended: BTreeMap::new(),
             probes: Vec::new(),
             probing: 0,
@@ -133,6 +133,7 @@ impl Check {
             excuses: Vec::new(),
             duplicates: BTreeMap::new(),
             pace: pace::Pace::default(),
+            refusals: BTreeMap::new(),
             held: BTreeMap::new(),
             interrupted: BTreeMap::new(),
             quiet_from: 0,
@@ -265,10 +266,13 @@ impl World {
 
     pub(crate) fn on_observed(&mut self, ix: u16, event: Observed) {
         self.line(None, || format!("node {ix}: {event:?}"));
+        if let Observed::HandshakeFailed { cause, detail, .. } = event {
+            self.check.refusals.insert(ix, (self.now, cause, detail));
+        }
         match event {
             Observed::Stream(record) => self.ghost_record(ix, &record),
             Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),
-            Observed::SessionLost { .. } => self.excuse(ix),
+            Observed::SessionLost { plane, peer, .. } => self.excuse_session(ix, plane, peer),
             Observed::SessionSuspended { plane, peer, cause } => {
                 self.check.interrupted.insert(ix, self.now);
                 if cause == CloseCode::Dead {

@@ -64,6 +64,17 @@ const fn pair(a: u16, b: u16) -> (u16, u16) {
     if a < b { (a, b) } else { (b, a) }
 }
 
+impl Pace {
+    /// When a connection was dialled, if it is the last one of its process to
+    /// its target.
+    pub(super) fn dialled(&self, from: u16, conn: u32) -> Option<u64> {
+        let of = |((node, ..), d): (&(u16, u32, TargetIx), &Dials)| {
+            (*node == from && d.conn == conn).then(|| d.recent.back().copied())
+        };
+        self.dials.iter().find_map(of).flatten()
+    }
+}
+
 impl World {
     fn dials_of(&mut self, conn: u32) -> Option<&mut Dials> {
         let c = &self.conns[conn as usize];

@@ -97,6 +97,8 @@ struct Direction {
 #[derive(Debug)]
 struct Ledger {
     plane: Plane,
+    /// Who speaks on it: who dials, who accepts.
+    nodes: [u16; 2],
     dirs: [Direction; 2],
     streams: HashMap<Cid, Carried>,
     fence: Option<Fence>,
@@ -392,6 +394,7 @@ impl Wire {
                     let session = self.sessions.len() as u32;
                     self.sessions.push(Ledger {
                         plane,
+                        nodes: g.world.conns[conn as usize].nodes,
                         dirs: [Direction::default(), Direction::default()],
                         streams: HashMap::new(),
                         fence: w.attachment.as_ref().map(|a| Fence { epoch: a.epoch, nonce: a.nonce }),

@@ -40,6 +40,11 @@ pub(super) struct Carried {
 }
 
 impl Wire {
+    /// Who speaks on the sessions that a stream was opened on.
+    pub(crate) fn hops(&self, cid: Cid) -> Vec<[u16; 2]> {
+        self.sessions.iter().filter(|l| l.streams.contains_key(&cid)).map(|l| l.nodes).collect()
+    }
+
     pub(super) fn stream(
         &mut self,
         g: &Ghost<'_>,
