@@ -6,13 +6,18 @@
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use crate::payload::{Checker, Direction, Pattern};
 use crate::target::{Head, Op, RECEIPT_BYTES};
+use crate::wait::{PATIENCE, bounded, eventually};
 
 /// Seed of all transfers; the stream number makes them differ.
 pub const SEED: u64 = 0x6e6f_7763_6f6e_6e31;
@@ -288,6 +293,82 @@ impl Pinger {
     pub fn into_socket(self) -> TcpStream {
         self.socket
     }
+}
+
+/// How long a [`Flow`] rests after each piece it sent: a load, and no benchmark.
+const REST: Duration = Duration::from_millis(2);
+
+/// A long transfer both ways at once: sends until it is told to stop, and checks
+/// every byte that comes back.
+pub struct Flow {
+    stop: Arc<AtomicBool>,
+    moved: Arc<AtomicU64>,
+    task: JoinHandle<Outcome<u64>>,
+}
+
+impl Flow {
+    /// Starts it through the listener at `addr`.
+    #[must_use]
+    pub fn start(addr: SocketAddr, stream: u64) -> Self {
+        let (stop, moved) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let task = tokio::spawn(flow(addr, stream, Arc::clone(&stop), Arc::clone(&moved)));
+        Self { stop, moved, task }
+    }
+
+    /// Waits until `bytes` more have come back, or it has failed; that, [`Flow::end`] tells.
+    ///
+    /// # Panics
+    /// When they have not after the patience of the harness.
+    pub async fn more(&self, bytes: u64) {
+        let from = self.moved.load(Ordering::SeqCst);
+        eventually("a long transfer goes on", PATIENCE, || async {
+            (self.moved.load(Ordering::SeqCst) >= from + bytes || self.task.is_finished()).then_some(())
+        })
+        .await;
+    }
+
+    /// Half-closes, awaits the other end, and tells how many bytes came back.
+    ///
+    /// # Errors
+    /// When one was wrong or missing, or the connection failed, at any time.
+    ///
+    /// # Panics
+    /// When the end does not come.
+    pub async fn end(self) -> Outcome<u64> {
+        self.stop.store(true, Ordering::SeqCst);
+        bounded("the end of a long transfer", PATIENCE, self.task).await.unwrap()
+    }
+}
+
+async fn flow(addr: SocketAddr, stream: u64, stop: Arc<AtomicBool>, moved: Arc<AtomicU64>) -> Outcome<u64> {
+    let (mut rx, mut tx) = ask(addr, Op::Echo, stream, 0).await?.into_split();
+    let pattern = Pattern::new(SEED, stream, Direction::Up);
+    let sending = async {
+        let mut buffer = vec![0; 8 * 1024];
+        let mut offset = 0;
+        while !stop.load(Ordering::SeqCst) {
+            pattern.fill(offset, &mut buffer);
+            tx.write_all(&buffer).await?;
+            offset += buffer.len() as u64;
+            tokio::time::sleep(REST).await;
+        }
+        tx.shutdown().await?;
+        Outcome::Ok(offset)
+    };
+    let receiving = async {
+        let mut checker = Checker::new(pattern);
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let n = rx.read(&mut buffer).await?;
+            if n == 0 {
+                return Outcome::Ok(checker.offset());
+            }
+            checker.take(&buffer[..n]).map_err(Failure::Corrupt)?;
+            moved.store(checker.offset(), Ordering::SeqCst);
+        }
+    };
+    let (want, got) = tokio::try_join!(sending, receiving)?;
+    if got == want { Ok(got) } else { Err(Failure::Short { got, want }) }
 }
 
 /// Reads until the connection ends; `Ok` is a clean end.

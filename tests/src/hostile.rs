@@ -4,8 +4,9 @@
 //!
 //! What a node does with it is read from the outside only, as a [`Reaction`].
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use nowconnect_core::wire::{
     Codec, ConnectorAd, Dialect, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, WireLimits, decode,
     encode_message,
 };
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls_pki_types::ServerName;
 
 /// How long a node may take to end a hostile connection.
 const REACTION_WITHIN: Duration = Duration::from_secs(30);
@@ -103,9 +106,49 @@ pub fn upgrade_headers<'a>(subprotocol: &'a str, authorization: &'a str) -> Vec<
     headers
 }
 
+/// What a peer speaks over.
+enum Socket {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Socket {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => &tls.sock,
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.read(out),
+            Self::Tls(tls) => tls.read(out),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.write(bytes),
+            Self::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::Plain(tcp) => tcp.flush(),
+            Self::Tls(tls) => tls.flush(),
+        }
+    }
+}
+
 /// A WebSocket connection with hand-made frames.
 pub struct Peer {
-    socket: TcpStream,
+    socket: Socket,
     dialect: Dialect,
     pending: Vec<u8>,
 }
@@ -135,20 +178,55 @@ impl Peer {
         token: &str,
         more: &[(&str, &str)],
     ) -> Result<Self, Reaction> {
+        Self::upgrade_on(Socket::Plain(connect(addr)), dialect, token, more)
+    }
+
+    /// [`Peer::upgrade_with`] over TLS, to `localhost`.
+    ///
+    /// # Errors
+    /// As there; also when TLS itself comes to nothing.
+    ///
+    /// # Panics
+    /// When the port does not accept.
+    pub fn upgrade_tls(
+        addr: SocketAddr,
+        tls: &Arc<ClientConfig>,
+        dialect: Dialect,
+        more: &[(&str, &str)],
+    ) -> Result<Self, Reaction> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let session = ClientConnection::new(Arc::clone(tls), name).unwrap();
+        let socket = Socket::Tls(Box::new(StreamOwned::new(session, connect(addr))));
+        Self::upgrade_on(socket, dialect, "", more)
+    }
+
+    fn upgrade_on(mut socket: Socket, dialect: Dialect, token: &str, more: &[(&str, &str)]) -> Result<Self, Reaction> {
         let path = match dialect.plane {
             Plane::Tunnel => "/tunnel",
             Plane::Mesh => "/mesh",
         };
         let bearer = if token.is_empty() { String::new() } else { format!("Bearer {token}") };
-        let mut socket = connect(addr);
         let mut headers = upgrade_headers(dialect.subprotocol(), &bearer);
         headers.extend_from_slice(more);
         let request = upgrade_request(path, &headers);
-        socket.write_all(request.as_bytes()).unwrap();
+        // Over TLS the node may have refused by now; the answer tells.
+        let sent = socket.write_all(request.as_bytes());
+        assert!(sent.is_ok() || matches!(socket, Socket::Tls(_)), "{sent:?}");
         match read_answer(&mut socket) {
             Reaction::Status(101, _) => Ok(Self { socket, dialect, pending: Vec::new() }),
             other => Err(other),
         }
+    }
+
+    /// What both ends of this TLS connection can compute and nobody else (RFC
+    /// 9266); `None` without TLS.
+    ///
+    /// # Panics
+    /// When TLS is not established.
+    #[must_use]
+    pub fn exporter(&self) -> Option<[u8; 32]> {
+        let Socket::Tls(tls) = &self.socket else { return None };
+        Some(tls.conn.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(&[])).unwrap())
     }
 
     /// Upgrades and says HELLO; returns after the node's WELCOME.
@@ -248,7 +326,7 @@ impl Peer {
             while let Some((opcode, payload)) = self.next_ws() {
                 if opcode == 8 {
                     let code = payload.first_chunk().map(|c| u16::from_be_bytes(*c));
-                    let _ = self.socket.shutdown(Shutdown::Both);
+                    let _ = self.socket.tcp().shutdown(Shutdown::Both);
                     return Err(Reaction::Closed { code, goaway });
                 }
                 let mut frames = Vec::new();
@@ -269,7 +347,7 @@ impl Peer {
             if left.is_zero() {
                 return Ok(());
             }
-            self.socket.set_read_timeout(Some(left)).unwrap();
+            self.socket.tcp().set_read_timeout(Some(left)).unwrap();
             let mut buffer = [0; 16 * 1024];
             match self.socket.read(&mut buffer) {
                 Ok(0) => return Err(Reaction::Closed { code: None, goaway }),
@@ -355,7 +433,7 @@ fn waiting(e: &std::io::Error) -> bool {
 
 /// Reads one HTTP answer: the head byte by byte, so that nothing after a 101
 /// is lost, then for other answers the body.
-fn read_answer(socket: &mut TcpStream) -> Reaction {
+fn read_answer(socket: &mut impl Read) -> Reaction {
     let mut head = Vec::new();
     let mut byte = [0; 1];
     while !head.ends_with(b"\r\n\r\n") {

@@ -12,7 +12,7 @@ use nowconnect_tests::cluster::{Cluster, Plan};
 use nowconnect_tests::ownership::{Standing, assert_rising, echo, epochs, recovered, refusal};
 use nowconnect_tests::redis::Redis;
 use nowconnect_tests::target::Target;
-use nowconnect_tests::wait::{PATIENCE, bounded, eventually};
+use nowconnect_tests::wait::{PATIENCE, bounded};
 
 /// How long Redis is away. Past a lease, so that attachments are not listed any more.
 fn length() -> Duration {
@@ -135,20 +135,26 @@ async fn redis_takes_no_writes_for_a_while() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_forgets_everything() {
     let mut s = scene("registry: { lease: 4s }\n").await;
+    let log = s.cluster.hubs[0].running().log.clone();
+    let mut n = 0;
     for round in 0..3 {
         s.cluster.redis.call("FLUSHALL").await.unwrap();
-        for n in 0..10 {
+        let flushed = Instant::now();
+        let mut after = 0;
+        // Until the attachment is claimed again, and for a while after it.
+        while after < 20 {
             s.standing.ping().await;
-            assert_eq!(echo(s.cluster.listener(0, "t"), 10 * round + n).await, Ok(()), "local");
+            assert_eq!(echo(s.cluster.listener(0, "t"), n).await, Ok(()), "local");
+            assert_eq!(echo(s.cluster.listener(1, "t"), n + 1).await, Ok(()), "across hubs, {:?}", flushed.elapsed());
+            n += 2;
+            if epochs(&log).len() >= round + 2 {
+                after += 1;
+            }
+            assert!(flushed.elapsed() < PATIENCE, "the attachment is not claimed again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let log = s.cluster.hubs[0].running().log.clone();
-        let claimed = usize::try_from(round).unwrap() + 2;
-        eventually("the attachment is claimed again", PATIENCE, || async {
-            (epochs(&log).len() >= claimed).then_some(())
-        })
-        .await;
-        s.cluster.wait_echo(1, "t").await;
     }
+    println!("{n} streams opened over three flushes");
     assert_rising(&epochs(&s.cluster.hubs[0].running().log));
     s.standing.close().await;
 }

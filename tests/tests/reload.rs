@@ -6,12 +6,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use nowconnect_tests::actors::{Pinger, Transfer};
+use nowconnect_tests::actors::{Flow, Pinger, Transfer};
 use nowconnect_tests::certs::Authority;
 use nowconnect_tests::cluster::{Cluster, Plan, hub_name};
 use nowconnect_tests::ports::Port;
 use nowconnect_tests::process::{Finished, Signal, nowconnect, run};
-use nowconnect_tests::target::Target;
+use nowconnect_tests::proxy::Cut;
+use nowconnect_tests::target::{End, Target};
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, eventually};
 use tokio::net::TcpStream;
 
@@ -51,24 +52,41 @@ async fn a_file_that_cannot_be_used_is_refused_by_name_and_nothing_changes() {
     let taken = Port::reserve();
     let _holder = std::net::TcpListener::bind(taken.addr).unwrap();
     let extra = format!("listeners:\n  - {{ name: more, bind: '{}', connector: t }}\n", taken.addr);
+    // What is wrong, and how the part of it that names its place begins.
+    let at = |text: &str, line: &str, column: usize, rest: &str| {
+        let line = text.lines().position(|l| l == line).unwrap() + 1;
+        format!("hub-a.yaml:{line}:{column}: {rest}")
+    };
+    let mood = good.replace("  mode: active\n", "  mode: off\n  mood: good\n");
+    let sideways = good.replace("  mode: active\n", "  mode: sideways\n");
+    let twice = good.replace("  mode: active\n", "  mode: active\n  mode: active\n");
+    let nowhere = good.replace("hmac_secret_file: ", "hmac_secret_file: /nowhere");
+    let in_use = good.replace("listeners:\n", &extra).replace("  mode: active\n", "  mode: off\n");
     let cases = [
-        (good.replace("  mode: active\n", "  mode: off\n  mood: good\n"), "hub-a.yaml:8:3: ha.mood: unknown key"),
-        (good.replace("  mode: active\n", "  mode: sideways\n"), "ha.mode: "),
-        (String::new(), "the file is empty"),
-        (good.replace("hmac_secret_file: ", "hmac_secret_file: /nowhere"), "auth.jwt.hmac_secret_file"),
-        (good.replace("listeners:\n", &extra).replace("  mode: active\n", "  mode: off\n"), "listeners[more].bind"),
+        (at(&mood, "  mood: good", 3, "ha.mood: unknown key"), mood),
+        (at(&sideways, "  mode: sideways", 9, "ha.mode: "), sideways),
+        ("hub-a.yaml:11:3: the key \"mode\" is written twice".to_owned(), twice),
+        ("hub-a.yaml: the file is empty".to_owned(), String::new()),
+        ("auth.jwt.hmac_secret_file".to_owned(), nowhere),
+        ("listeners[more].bind".to_owned(), in_use),
     ];
-    for (n, (text, named)) in cases.iter().enumerate() {
+    for (n, (named, text)) in cases.iter().enumerate() {
         fs::write(&file, text).unwrap();
         let done = reload(&cluster, "hub-a.sock").await;
         assert_eq!(done.status.code(), Some(1), "case {n}: {}", done.stdout);
-        let wanted = named.split("hub-a.yaml:8:3: ").last().unwrap();
-        assert!(done.stderr.contains(wanted), "case {n}: {named:?} in {}", done.stderr);
+        assert!(done.stderr.contains(named), "case {n}: {named:?} in {}", done.stderr);
         assert_eq!(reloads(&cluster, 0, "refused").await, n as f64 + 1.0);
     }
-    // The same by signal.
+    // The same by signal, where only the log tells.
+    let (named, text) = &cases[1];
+    let log = &cluster.hubs[0].running().log;
+    assert_eq!(log.count(named), 1, "the second reload");
+    fs::write(&file, text).unwrap();
     cluster.hubs[0].running().signal(Signal::HUP);
-    cluster.hubs[0].running().wait_line("config_refused", PATIENCE).await;
+    let refused = cases.len() as f64 + 1.0;
+    cluster.wait_metric(0, "nowconnect_config_reloads_total", &[("result", "refused")], refused).await;
+    let said = || log.tail(usize::MAX).lines().filter(|l| l.contains("config_refused") && l.contains(named)).count();
+    eventually("the log names file, line and key", PATIENCE, || async { (said() == 2).then_some(()) }).await;
     assert_eq!(reloads(&cluster, 0, "applied").await, 0.0);
     let ready = cluster.get(0, "/readyz").await.unwrap();
     assert!(ready.body.contains("\"mode\":\"active\""), "{}", ready.body);
@@ -208,6 +226,14 @@ async fn certificates_and_cas_change_under_load() {
     for hub in [0, 1] {
         open.push(Pinger::open(cluster.listener(hub, "t"), hub as u64).await.unwrap());
     }
+    // And load: long transfers, both ways at once, by way of each hub.
+    let flows: Vec<Flow> = (0..4).map(|n| Flow::start(cluster.listener(n % 2, "t"), 500 + n as u64)).collect();
+    let flowing = async |flows: &[Flow]| {
+        for flow in flows {
+            flow.more(256 * 1024).await;
+        }
+    };
+    flowing(&flows).await;
     let bundle = cluster.dir().join("ca.pem");
     let old = fs::read_to_string(&bundle).unwrap();
     let count = async |cluster: &Cluster, ix: usize, result: &str| {
@@ -248,6 +274,7 @@ async fn certificates_and_cas_change_under_load() {
     for pinger in &mut open {
         pinger.ping(10_000).await.unwrap();
     }
+    flowing(&flows).await;
     // The old CA leaves: live links were made under it and come back under the new one.
     fs::write(&bundle, &new).unwrap();
     for ix in [0, 1] {
@@ -263,12 +290,78 @@ async fn certificates_and_cas_change_under_load() {
         (established(&cluster, 0).await && established(&cluster, 1).await).then_some(())
     })
     .await;
+    flowing(&flows).await;
+    for (n, flow) in flows.into_iter().enumerate() {
+        let moved = flow.end().await.unwrap_or_else(|e| panic!("transfer {n}: {e}"));
+        assert!(moved >= 3 * 256 * 1024, "transfer {n}: {moved} bytes");
+        assert_eq!(target.end_of(500 + n as u64).await, End::Clean, "transfer {n}, every byte checked at the target");
+        assert_eq!(target.connections_of(500 + n as u64), 1, "transfer {n}");
+    }
     for pinger in &mut open {
         pinger.ping(10_000).await.unwrap();
     }
     for ix in [0, 1] {
         assert_eq!(lost(&cluster, ix).await, lost_before[ix], "sessions lost at {}", hub_name(ix));
         assert_eq!(Transfer::Echo.run(cluster.listener(ix, "t"), 10 + ix as u64, 100_000).await, Ok(()));
+    }
+    cluster.assert_alive();
+}
+
+/// Whatever is wrong with a certificate, a key or a CA bundle: the reload is
+/// refused and says which key and file, and old and new connections go on with
+/// the last good set.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_key_or_ca_is_refused_by_name_and_the_last_good_set_serves() {
+    let target = Target::start().await;
+    let plan = Plan { tls: true, mesh_proxy: true, ..Plan::default() };
+    let mut cluster = plan.connector("t", target.addr).start().await;
+    let flows = [0, 1].map(|hub| Flow::start(cluster.listener(hub, "t"), 500 + hub as u64));
+    let path = |file: &str| cluster.dir().join(file);
+    let read = |file: &str| fs::read_to_string(path(file)).unwrap();
+    // The file, what is in it, and the key that names it.
+    let cases = [
+        ("hub-a.crt", "no certificate".to_owned(), "cert_file"),
+        ("hub-a.key", "no key".to_owned(), "key_file"),
+        ("hub-a.key", String::new(), "key_file"),
+        ("hub-a.key", read("hub-b.key"), "key_file"),
+        ("ca.pem", "no CA".to_owned(), "ha.mesh.tls.ca_bundle"),
+        ("ca.pem", read("hub-a.key"), "ha.mesh.tls.ca_bundle"),
+        ("ca.pem", read("ca.pem").replace("MII", "AAA"), "ha.mesh.tls.ca_bundle"),
+    ];
+    let unusable = [("result", "refused")];
+    for (n, (file, text, key)) in cases.into_iter().enumerate() {
+        let good = read(file);
+        assert_ne!(good, text);
+        let before = cluster.metrics(0).await.sum("nowconnect_certificate_reloads_total", &unusable).unwrap();
+        fs::write(path(file), text).unwrap();
+        let done = reload(&cluster, "hub-a.sock").await;
+        assert_eq!(done.status.code(), Some(1), "case {n}, {file}: {}", done.stdout);
+        let named = [key, file].iter().all(|word| done.stderr.contains(word));
+        assert!(named, "case {n}: expected {key} and {file} in {}", done.stderr);
+        assert_eq!(reloads(&cluster, 0, "refused").await, n as f64 + 1.0);
+        // Without being asked to, the hub looks at its files as well.
+        cluster.wait_metric(0, "nowconnect_certificate_reloads_total", &unusable, before + 1.0).await;
+
+        assert_eq!(cluster.get(0, "/healthz").await.unwrap().status, 200, "case {n}: new connections");
+        let resumed = async |ix: usize| {
+            let mesh = [("plane", "mesh")];
+            cluster.metrics(ix).await.sum("nowconnect_sessions_resumed_total", &mesh).unwrap_or(0.0)
+        };
+        let before = resumed(0).await;
+        for hub in &cluster.hubs {
+            hub.mesh_proxy.as_ref().unwrap().cut(Cut::Rst);
+        }
+        eventually("the link is back", PATIENCE, || async { (resumed(0).await > before).then_some(()) }).await;
+        for (hub, flow) in flows.iter().enumerate() {
+            flow.more(64 * 1024).await;
+            let outcome = Transfer::Echo.run(cluster.listener(hub, "t"), 10 + hub as u64, 100_000).await;
+            assert_eq!(outcome, Ok(()), "case {n}: new streams by way of {}", hub_name(hub));
+        }
+        fs::write(path(file), good).unwrap();
+        assert_eq!(applied(&cluster, "hub-a.sock").await.trim(), "applied");
+    }
+    for (hub, flow) in flows.into_iter().enumerate() {
+        flow.end().await.unwrap_or_else(|e| panic!("by way of {}: {e}", hub_name(hub)));
     }
     cluster.assert_alive();
 }
