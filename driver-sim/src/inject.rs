@@ -567,6 +567,7 @@ impl World {
             }
         }
         self.judge_everywhere();
+        self.rogues_leave();
         for actor in 0..self.actors.len() as u32 {
             self.step(actor, MS);
         }
