@@ -193,6 +193,7 @@ fn a_status_from_an_agent_ends_its_tunnel() {
         let status = Status { registry_healthy: true, draining: false, active: true, initial_window: 1 };
         let message = encode_message(Dialect { codec, plane: Plane::Tunnel }, 1, &[Frame::Status(status)]);
         w.input(a, Input::Message { conn, message });
+        w.settle();
         let breach = |r: &Observed| {
             matches!(r, Observed::ProtocolViolation { plane: Plane::Tunnel, kind: ProtocolErrorKind::Unexpected, .. })
         };

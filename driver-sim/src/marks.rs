@@ -116,6 +116,7 @@ marks! {
     HostileGuess = "a hostile agent spoke of a stream that is not its own, or of none";
     HostileSession = "a hostile agent broke its session";
     HostileEnded = "a hub closed the connection of a peer that broke the protocol";
+    RegistryAtMoment = "the registry failed just as it was asked for a claim or a lease";
     V1 = "a session spoke wire version 1";
     BothEncodings = "both encodings were used in one run";
 }
