@@ -208,3 +208,25 @@ fn a_fresh_token_stops_the_drain() {
     assert_eq!(opens(&mut w, a), Ok(()));
     assert_eq!(count(&w, g, |r| matches!(r, Observed::SessionLost { .. })), 0);
 }
+
+/// What only a hub says of itself ends the session of an agent that says it
+/// (PROTOCOL 5, `UNEXPECTED`).
+#[test]
+fn a_status_from_an_agent_ends_its_tunnel() {
+    use nowconnect_core::error::{CloseCode, ProtocolErrorKind};
+    use nowconnect_core::wire::{Dialect, Frame, Plane, Status, encode_message};
+    for codec in [Codec::BinaryV2, Codec::JsonV1] {
+        let (mut w, a, _) = one(OnExpiry::Keep, codec);
+        let conn = w.as_hub(a).mux().iter().find_map(|(_, e)| e.conn).unwrap();
+        let status = Status { registry_healthy: true, draining: false, active: true, initial_window: 1 };
+        let message = encode_message(Dialect { codec, plane: Plane::Tunnel }, 1, &[Frame::Status(status)]);
+        w.input(a, Input::Message { conn, message });
+        w.settle();
+        let breach = |r: &Observed| {
+            matches!(r, Observed::ProtocolViolation { plane: Plane::Tunnel, kind: ProtocolErrorKind::Unexpected, .. })
+        };
+        assert_eq!(count(&w, a, breach), 1);
+        let lost = |r: &Observed| matches!(r, Observed::SessionLost { cause: CloseCode::Protocol, .. });
+        assert_eq!(count(&w, a, lost), 1);
+    }
+}

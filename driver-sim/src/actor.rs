@@ -13,6 +13,7 @@ use crate::marks::Mark;
 use crate::node::Machine;
 use crate::payload::{self, Half};
 use crate::plan::{ClientPlan, Ending, FlowPlan, MS, TargetPlan};
+use crate::rogue;
 use crate::sock::{Sock, sock_key};
 use crate::world::{Phase, World};
 
@@ -52,14 +53,14 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
-    const fn is_alive(&self) -> bool {
+    pub(crate) const fn is_alive(&self) -> bool {
         matches!(self.fate, Fate::Alive)
     }
 }
 
 impl World {
     pub(crate) fn client_plan(&self, client: u32) -> ClientPlan {
-        self.check.client_plan(&self.plan, client)
+        if client == rogue::CLIENT { rogue::client_plan() } else { self.check.client_plan(&self.plan, client) }
     }
 
     /// A client of the plan connects to its hub.
@@ -103,7 +104,13 @@ impl World {
         }
     }
 
-    fn add_actor(&mut self, client: u32, is_client: bool, node: u16, stream: Option<StreamKey>) -> (u32, u32) {
+    pub(crate) fn add_actor(
+        &mut self,
+        client: u32,
+        is_client: bool,
+        node: u16,
+        stream: Option<StreamKey>,
+    ) -> (u32, u32) {
         let (actor, sock) = (self.actors.len() as u32, self.socks.len() as u32);
         self.actors.push(Actor {
             client,
@@ -255,7 +262,7 @@ impl World {
         self.at(at, Event::Actor { actor });
     }
 
-    fn end_actor(&mut self, actor: u32, fate: Fate) {
+    pub(crate) fn end_actor(&mut self, actor: u32, fate: Fate) {
         let now = self.now;
         let a = &mut self.actors[actor as usize];
         a.fate = fate;
@@ -269,7 +276,7 @@ impl World {
         self.on_actor_end(actor);
     }
 
-    fn abort(&mut self, actor: u32) {
+    pub(crate) fn abort(&mut self, actor: u32) {
         let sock = self.actors[actor as usize].sock;
         let client = self.actors[actor as usize].client;
         let latency = if client == u32::MAX { MS } else { self.client_plan(client).latency };
@@ -348,7 +355,9 @@ impl World {
             sock.buffered_bytes -= piece.len() as u64;
             freed = true;
             let at = self.actors[ix as usize].read;
-            if let Err(e) = payload::check(half, at, &piece) {
+            if client == rogue::CLIENT {
+                // Whatever a hostile agent says to its own.
+            } else if let Err(e) = payload::check(half, at, &piece) {
                 self.fail("S1", format!("{} {client} read {} bytes: {e}", side(is_client), piece.len()));
                 return false;
             }

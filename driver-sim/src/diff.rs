@@ -53,6 +53,7 @@ fn even(mut p: Plan) -> Plan {
     p.twin = Some(Twin::Modes);
     p.at_vulnerable = 0;
     p.hostile = 0;
+    p.rogues.clear();
     p.triggered = None;
     // A node that is gone at one instant ends streams wherever they are then.
     p.frozen = None;

@@ -103,6 +103,12 @@ pub fn without_hub(plan: &Plan, gone: u8, keep_clients: bool) -> Option<Plan> {
             keep_clients
         }
     });
+    plan.rogues.retain_mut(|r| {
+        number(r.hub).is_some_and(|hub| {
+            r.hub = hub;
+            true
+        })
+    });
     rename_faults(&mut plan, &|at| match at {
         At::Hub(n) => number(n).map(At::Hub),
         At::Agent(_) => Some(at),
@@ -146,6 +152,9 @@ pub(crate) fn judge(plan: &Plan) -> Result<(), String> {
     }
     if plan.hubs.iter().any(|h| h.shards > 8) {
         return Err("at most 8 shards a hub are expected".to_owned());
+    }
+    if let Some(r) = plan.rogues.iter().find(|r| !hub(r.hub)) {
+        return Err(format!("a hostile agent is at hub-{}, which is not there", r.hub));
     }
     let mut ids = BTreeSet::new();
     for c in &plan.clients {

@@ -58,6 +58,8 @@ pub(crate) enum Event {
     Note { node: u16, run: u32, to: Addressee },
     /// Fault number n of the plan.
     Fault { ix: u32 },
+    /// A hostile agent has its turn.
+    Rogue { ix: u32 },
     /// The end of something lasting.
     Undo(Undo),
     /// What a lagging or paused node put aside is handled.

@@ -9,7 +9,7 @@ use nowconnect_core::registry::{RegistryOp, RegistryResult, Token};
 use nowconnect_core::time::Instant;
 
 use crate::event::{Event, Undo};
-use crate::faults::{At, CutHow, Fault, Point, RegistryFault, Triggered, draw_triggered};
+use crate::faults::{At, Class, CutHow, Fault, Point, RegistryFault, Triggered, draw_triggered};
 use crate::marks::Mark;
 use crate::plan::MS;
 use crate::proof::Keys;
@@ -52,13 +52,18 @@ impl World {
             let at = self.nodes[usize::from(node)].at;
             let peer = peer.map(|p| self.nodes[usize::from(p)].at);
             let mut lane = self.tape.lane("triggered", u64::from(nth) << 8 | point as u64);
-            draw_triggered(&self.plan.classes, at, peer, &mut lane)
+            draw_triggered(&self.plan.classes, point, at, peer, &mut lane)
         } else {
             None
         };
         if let Some(fault) = fault {
             self.triggered.push(Triggered { point, nth, fault });
             self.triggered_at.push(self.now);
+            if let Fault::Registry { .. } = fault {
+                // No machine is touched, and what is being asked is to meet it.
+                self.marks.hit(Mark::RegistryAtMoment);
+                return self.inject(fault);
+            }
             let ix = self.check.late_faults.len() as u32;
             self.check.late_faults.push(fault);
             self.after(0, Event::Undo(Undo::Late { ix }));
@@ -348,7 +353,9 @@ impl World {
 
     /// Faults of the registry that look into the past need its past kept.
     pub(crate) fn arm_registry(&mut self) {
-        if self.plan.faults.iter().any(|f| matches!(f.fault, Fault::Registry { .. })) {
+        let triggered = self.plan.triggered.iter().flatten().map(|t| t.fault);
+        let drawn = self.plan.at_vulnerable > 0 && self.plan.classes.contains(&Class::Registry);
+        if drawn || self.plan.faults.iter().map(|f| f.fault).chain(triggered).any(|f| f.class() == Class::Registry) {
             self.registry.arm(KEEP);
         }
     }
@@ -567,6 +574,7 @@ impl World {
             }
         }
         self.judge_everywhere();
+        self.rogues_leave();
         for actor in 0..self.actors.len() as u32 {
             self.step(actor, MS);
         }

@@ -29,6 +29,7 @@ mod proof;
 pub mod registry;
 mod reload;
 pub mod repeat;
+pub mod rogue;
 pub mod run;
 mod scenario;
 pub mod share;

@@ -112,6 +112,11 @@ marks! {
     Partitioned = "hubs and agents fell into two groups that lost each other";
     OldAddress = "a dial ended where a name led by mistake";
     ClockSkew = "a hub's clock was off and it took a token for older or younger than it was";
+    HostileStream = "a hostile agent broke the rules of a stream of its own";
+    HostileGuess = "a hostile agent spoke of a stream that is not its own, or of none";
+    HostileSession = "a hostile agent broke its session";
+    HostileEnded = "a hub closed the connection of a peer that broke the protocol";
+    RegistryAtMoment = "the registry failed just as it was asked for a claim or a lease";
     V1 = "a session spoke wire version 1";
     BothEncodings = "both encodings were used in one run";
 }

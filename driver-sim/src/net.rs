@@ -60,6 +60,8 @@ pub(crate) struct Conn {
     pub(crate) target: TargetIx,
     /// The dialler gave up before it heard of it.
     pub(crate) given_up: bool,
+    /// It is a hostile agent's, by number.
+    pub(crate) rogue: Option<u32>,
     /// The certificate of an end is not its own, or of a CA the other one does
     /// not know.
     pub(crate) unproven: [bool; 2],
@@ -203,6 +205,11 @@ impl Conn {
         whole.chain(&self.said[end])
     }
 
+    /// What the machine at an end wants it closed for.
+    pub(crate) const fn closing_at(&self, end: usize) -> Option<CloseCode> {
+        self.closing[end]
+    }
+
     /// Whether an end wants it closed.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.iter().any(Option::is_some)
@@ -216,6 +223,35 @@ impl World {
             Some(twin) if self.net.lane.chance(1, 2) => *twin,
             _ => u16::from(hub),
         }
+    }
+
+    /// A hostile agent's connection, which no network carries.
+    pub(crate) fn rogue_conn(&mut self, ix: u32, from: u16, to: u16) -> u32 {
+        let conn = self.conns.len() as u32;
+        let pipes = self.pipes_of(conn, from, to);
+        self.conns.push(Conn {
+            nodes: [from, to],
+            runs: [0, self.nodes[usize::from(to)].run],
+            up: [false, true],
+            dirty: [false; 2],
+            closing: [None; 2],
+            pipes,
+            dialect: Dialect { codec: Codec::BinaryV2, plane: Plane::Tunnel },
+            target: TargetIx(0),
+            given_up: true,
+            rogue: Some(ix),
+            unproven: [false; 2],
+            shown: [None; 2],
+            signed: [None; 2],
+            connected: true,
+            heard: [0; 2],
+            buffer: 1,
+            ends: [None, None],
+            gone: [false; 2],
+            said: Default::default(),
+            active_at: self.now,
+        });
+        conn
     }
 
     /// A node dials a hub of its list.
@@ -261,6 +297,7 @@ impl World {
             dialect: Dialect { codec, plane },
             target,
             given_up: false,
+            rogue: None,
             unproven: [false; 2],
             shown: [None; 2],
             signed: [None; 2],
@@ -442,6 +479,9 @@ impl World {
     /// Writes what the machine has while the socket takes it. The machine's
     /// outputs are left for `settle`.
     fn pump(&mut self, conn: u32, end: usize) {
+        if let Some(ix) = self.conns[conn as usize].rogue {
+            return self.pump_rogue(conn, ix);
+        }
         match self.plan.level {
             Level::L0 => self.pump_whole(conn, end),
             Level::L1 => self.pump_bytes(conn, end),
@@ -456,6 +496,9 @@ impl World {
     }
 
     pub(crate) fn on_reset(&mut self, conn: u32, to: u8) {
+        if self.conns[conn as usize].rogue.is_some() {
+            return;
+        }
         match self.plan.level {
             Level::L0 => self.reset_whole(conn, usize::from(to)),
             Level::L1 => self.reset_bytes(conn, usize::from(to)),

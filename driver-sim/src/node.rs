@@ -245,9 +245,13 @@ pub(crate) fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
         region: Some(name(&format!("r{}", h.region))),
         mode: mode(h.mode),
         listeners: (0..plan.connectors)
-            .map(|c| ListenerConfig {
+            .map(connector)
+            // Of hostile agents alone; the last one.
+            .chain((!plan.rogues.is_empty()).then(|| name(crate::rogue::CONNECTOR)))
+            .enumerate()
+            .map(|(c, connector)| ListenerConfig {
                 name: name(&format!("l{c}")),
-                connector: connector(c),
+                connector,
                 open: if h.first_byte { OpenRule::FirstByte } else { OpenRule::Eager },
                 max_connections: 10_000,
             })
@@ -316,7 +320,7 @@ pub(crate) fn agent_config(plan: &Plan, ix: usize, a: &AgentPlan) -> AgentConfig
 }
 
 impl World {
-    fn add_node(&mut self, at: At, node_name: String, drift_ppm: i32, is_clone: bool) -> u16 {
+    pub(crate) fn add_node(&mut self, at: At, node_name: String, drift_ppm: i32, is_clone: bool) -> u16 {
         self.nodes.push(Node {
             at,
             name: node_name,

@@ -203,6 +203,12 @@ pub const PROFILES: &[Profile] = &[
         ..SCENARIO
     },
     Profile {
+        name: "rogue",
+        what: "hostile agents break every rule; nothing else goes wrong, for anybody",
+        script: Some(scenario::rogue),
+        ..SCENARIO
+    },
+    Profile {
         name: "burst",
         what: "thousands of clients at one moment, with little to say each",
         faults_per_minute: Some(12),

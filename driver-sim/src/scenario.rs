@@ -4,6 +4,7 @@
 
 use crate::faults::{At, CutHow, Fault, Keys, Planned, Point, RegistryFault, Reload, Triggered};
 use crate::plan::{Ending, MS, ModePlan, Plan, TargetPlan, Twin};
+use crate::rogue::RoguePlan;
 use crate::tape::Lane;
 
 fn plan_fault(plan: &mut Plan, at_ms: u64, fault: Fault) {
@@ -426,13 +427,23 @@ pub(crate) fn short_tokens(plan: &mut Plan, l: &mut Lane) {
     }
 }
 
+/// {hostile agents at every hub, from early on}.
+pub(crate) fn rogue(plan: &mut Plan, l: &mut Lane) {
+    for hub in 0..plan.hubs.len() as u64 {
+        let drawn = RoguePlan::draw(l, 1, 20_000 * MS);
+        plan.rogues.push(RoguePlan { hub: hub as u8, ..drawn });
+    }
+}
+
 /// {up to ten thousand clients at one hub within a second, beside what else
 /// goes wrong} (C5). Most have a word to say, some more than fits a frame.
 pub(crate) fn burst(plan: &mut Plan, l: &mut Lane) {
     let hub = l.below(plan.hubs.len() as u64) as u8;
     let (at, within) = (l.between(5000, 15_000) * MS, l.spread(1, 1000) * MS);
     let first = plan.clients.len() as u32;
-    for n in 0..l.spread(500, 9000) as u32 {
+    // The largest ones cost seconds of real time, so they are few.
+    let (least, most) = if l.chance(1, 16) { (2500, 9900) } else { (300, 2500) };
+    for n in 0..l.spread(least, most) as u32 {
         let Some(mut c) = plan.clients.get((n % first.max(1)) as usize).copied() else { return };
         (c.id, c.hub, c.at) = (first + n, hub, at + l.below(within));
         let most = if l.chance(1, 32) { 2048 } else { 64 };

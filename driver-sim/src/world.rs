@@ -20,6 +20,7 @@ use crate::net::{Conn, Net};
 use crate::node::Node;
 use crate::plan::{Level, Plan};
 use crate::registry::RegistryModel;
+use crate::rogue::Rogue;
 use crate::sock::Sock;
 use crate::tape::{Lane, Tape};
 use crate::trace::Trace;
@@ -90,6 +91,7 @@ pub(crate) struct World {
     /// Inputs, timeouts and notes given to machines.
     pub(crate) inputs: u64,
     pub(crate) batch: TxBatch,
+    pub(crate) rogues: Vec<Rogue>,
     pub(crate) tape: Tape,
 }
 
@@ -124,6 +126,7 @@ impl World {
             faults_done: [0; Class::ALL.len()],
             inputs: 0,
             batch: TxBatch::default(),
+            rogues: Vec::new(),
             tape,
             plan,
         }
@@ -153,6 +156,7 @@ impl World {
             let tie = self.tie.next_u64() as u32;
             self.agenda.push(f.at, tie, Event::Fault { ix: ix as u32 });
         }
+        self.start_rogues();
         let safety = self.plan.safety_ns;
         self.at(safety, Event::Heal);
     }
@@ -228,6 +232,7 @@ impl World {
             | Event::Registry(_)
             | Event::Fault { .. }
             | Event::Undo(_)
+            | Event::Rogue { .. }
             | Event::Unhold { .. }
             | Event::Heal
             | Event::Probe { .. } => return None,
@@ -308,6 +313,7 @@ impl World {
             Event::Note { node, run, to } => self.on_note(node, run, to),
             Event::Fault { ix } => self.on_fault(ix),
             Event::Undo(undo) => self.on_undo(undo),
+            Event::Rogue { ix } => self.on_rogue(ix),
             Event::Unhold { node } => self.unhold(node),
             Event::Heal => self.heal(),
             Event::Probe { round } => self.on_probe(round),

@@ -317,11 +317,9 @@ impl Control {
             Frame::Epoch(notice) if plane == Plane::Mesh => {
                 self.on_epoch_notice(now, &notice, mux, notes, out);
             }
-            Frame::Status(status) => {
-                if plane == Plane::Mesh {
-                    self.statuses.insert(key, status);
-                    self.routes_dirty = true;
-                }
+            Frame::Status(status) if plane == Plane::Mesh => {
+                self.statuses.insert(key, status);
+                self.routes_dirty = true;
                 notes.push(ControlNote::InitialWindow { session: key, bytes: status.initial_window });
             }
             Frame::Epoch(notice) => self.on_epoch_refused(now, key, &notice, mux),
@@ -331,6 +329,7 @@ impl Control {
             Frame::Token { token } if plane == Plane::Tunnel => self.on_token(now, key, token, mux, out),
             Frame::Connectors { .. }
             | Frame::Token { .. }
+            | Frame::Status(_)
             | Frame::Hello(_)
             | Frame::Welcome(_)
             | Frame::Auth(_)

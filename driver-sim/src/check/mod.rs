@@ -272,6 +272,9 @@ impl World {
         match event {
             Observed::Stream(record) => self.ghost_record(ix, &record),
             Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),
+            // What a hostile agent does to its session is no excuse for others.
+            Observed::SessionLost { peer, .. } | Observed::SessionSuspended { peer, .. }
+                if peer.starts_with(crate::rogue::PEER) => {}
             Observed::SessionLost { plane, peer, .. } => self.excuse_session(ix, plane, peer),
             Observed::SessionSuspended { plane, peer, cause } => {
                 self.check.interrupted.insert(ix, self.now);
@@ -321,6 +324,9 @@ impl World {
                 self.check.withdrawn.insert((ix, connector), Some(self.now));
             }
             Observed::ProtocolViolation { plane, kind, detail } => {
+                if plane == Plane::Tunnel && self.rogue_blamed(ix) {
+                    return;
+                }
                 self.fail(
                     "D2",
                     format!("node {ix} finds a peer in breach of the protocol on {plane:?}: {kind:?}, {detail}"),
@@ -385,6 +391,9 @@ impl World {
     pub(crate) fn on_eof(&mut self, ix: u32) {
         let a = &self.actors[ix as usize];
         let (client, is_client, read) = (a.client, a.is_client, a.read);
+        if client == crate::rogue::CLIENT {
+            return;
+        }
         if client == u32::MAX {
             return self.fail("S2", "a target that belongs to no client was shown an end");
         }
@@ -412,6 +421,7 @@ impl World {
         let a = &self.actors[ix as usize];
         let (client, is_client, fate) = (a.client, a.is_client, a.fate);
         if let Fate::Reset(Some(code)) = fate
+            && client != crate::rogue::CLIENT
             && matches!(code, RstCode::Flow | RstCode::Protocol)
         {
             self.fail("B4", format!("the {} of client {client} was reset with {code}", side(is_client)));

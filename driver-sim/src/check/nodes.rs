@@ -52,6 +52,8 @@ pub(crate) struct NodeGhost {
     highest: Epoch,
     /// Another run holds its lease, as it was told last.
     pub(super) fenced: bool,
+    /// Violations of limits that hostile agents owe it.
+    pub(crate) flow_owed: u64,
     /// Agents whose token ran out on their tunnel, when by the hub's clock.
     pub(super) expired: BTreeMap<AgentId, Instant>,
     /// When each agent's token runs out, by the hub's clock.
@@ -103,7 +105,7 @@ impl World {
     }
 
     /// The same of its control and its sessions, which wait for no shard.
-    fn awake(&self, ix: u16) -> Option<u64> {
+    pub(crate) fn awake(&self, ix: u16) -> Option<u64> {
         let n = &self.nodes[usize::from(ix)];
         let disturbed = n.paused || n.lag > 0 || !n.held.is_empty() || n.machine.is_none();
         (!disturbed).then(|| self.check.nodes.get(&ix).map_or(0, |g| g.calm_since))
@@ -324,7 +326,7 @@ impl World {
         if to > g.to_sockets {
             return Some(("A1", format!("counts {to} bytes to sockets, they took {}", g.to_sockets)));
         }
-        (flow > 0).then(|| ("B4", "found a peer beyond its credit or its offsets".to_owned()))
+        (flow > g.flow_owed).then(|| ("B4", "found a peer beyond its credit or its offsets".to_owned()))
     }
 
     /// L9: nobody believes in a peer that says nothing; and what is connected

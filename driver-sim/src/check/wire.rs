@@ -10,7 +10,7 @@
 mod amplification;
 mod stream;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use nowconnect_core::config::Mode;
@@ -139,6 +139,8 @@ pub(crate) struct Wire {
     spare: Vec<Vec<Frame>>,
     /// Control that each process has cause for, by node.
     allowances: Vec<Allowance>,
+    /// Streams that end at a hostile agent, whose own they are.
+    hostile: BTreeSet<Cid>,
     /// Frames that arrived lately, if anybody wants them.
     pub(crate) seen: Option<VecDeque<Seen>>,
     pub(super) points: Vec<Point>,

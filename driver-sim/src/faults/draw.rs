@@ -1,7 +1,7 @@
 //! Faults from the tape: one of a class that a plan can be hit by, and what
 //! happens at a vulnerable moment. Must not know how any is carried out.
 
-use super::{At, Class, CutHow, FOREVER, Fault, Keys, Landing, RegistryFault, Reload};
+use super::{At, Class, CutHow, FOREVER, Fault, Keys, Landing, Point, RegistryFault, Reload};
 use crate::plan::{ModePlan, Plan};
 use crate::tape::Lane;
 
@@ -159,9 +159,10 @@ impl Fault {
 
 /// Draws what happens at a vulnerable moment at `at`, which speaks with `peer`.
 #[must_use]
-pub fn draw_triggered(classes: &[Class], at: At, peer: Option<At>, l: &mut Lane) -> Option<Fault> {
+pub fn draw_triggered(classes: &[Class], point: Point, at: At, peer: Option<At>, l: &mut Lane) -> Option<Fault> {
     let class = *l.pick(classes)?;
     Some(match (class, peer) {
+        (Class::Registry, _) => return draw_at_registry(point, at, l),
         (Class::Cut, Some(b)) => Fault::Cut {
             a: at,
             b,
@@ -173,4 +174,21 @@ pub fn draw_triggered(classes: &[Class], at: At, peer: Option<At>, l: &mut Lane)
         (Class::Lag, _) => Fault::Lag { at, by_ms: l.spread(1, 500), ms: l.spread(500, 10_000) },
         _ => return None,
     })
+}
+
+/// What happens to the registry while it is asked for a claim or a lease: this
+/// very request is hit, and for a short while those after it.
+fn draw_at_registry(point: Point, at: At, l: &mut Lane) -> Option<Fault> {
+    let (At::Hub(n), Point::Claim | Point::Renew) = (at, point) else { return None };
+    let what = match l.below(6) {
+        0 => RegistryFault::LoseReplies(1000),
+        1 => RegistryFault::LateCommits(1000),
+        2 => RegistryFault::HalfDone(1000),
+        3 => RegistryFault::Failover(l.spread(10, 5000)),
+        4 => RegistryFault::ReadOnly(l.chance(1, 2)),
+        _ => RegistryFault::Refuse,
+    };
+    // A failover that one hub alone does not see is drawn now and then.
+    let hub = if let RegistryFault::Failover(_) = what { l.chance(1, 3).then_some(n) } else { Some(n) };
+    Some(Fault::Registry { what, hub, ms: l.spread(1, 4000) })
 }

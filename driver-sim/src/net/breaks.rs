@@ -57,7 +57,7 @@ impl World {
                 Some(b) => c.nodes == [a, b] || c.nodes == [b, a],
                 None => c.nodes.contains(&a),
             };
-            if !hit || !(c.up[0] || c.up[1]) {
+            if !hit || c.rogue.is_some() || !(c.up[0] || c.up[1]) {
                 continue;
             }
             let first = usize::from(c.nodes[0] != a);
@@ -80,7 +80,7 @@ impl World {
     pub(crate) fn cut_accepted(&mut self, hub: u16, how: CutHow) {
         for conn in 0..self.conns.len() as u32 {
             let c = &self.conns[conn as usize];
-            if c.nodes[1] == hub && (c.up[0] || c.up[1]) {
+            if c.nodes[1] == hub && c.rogue.is_none() && (c.up[0] || c.up[1]) {
                 self.marks.hit(Mark::IngressRestarted);
                 self.cut_one(conn, 1, how);
             }
@@ -149,6 +149,9 @@ impl World {
                     continue;
                 }
                 c.up[end] = false;
+                if c.rogue.is_some() {
+                    continue;
+                }
                 if silent {
                     self.conns[conn as usize].ends[end] = None;
                     self.kill(conn);

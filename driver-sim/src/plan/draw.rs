@@ -7,6 +7,7 @@ use super::{
 };
 use crate::faults::{At, Class, Fault, Planned};
 use crate::profile::Profile;
+use crate::rogue::RoguePlan;
 use crate::scenario;
 use crate::tape::{Lane, Tape};
 
@@ -70,6 +71,7 @@ impl Plan {
             faults: Vec::new(),
             at_vulnerable: 0,
             hostile: 0,
+            rogues: Vec::new(),
             classes: Vec::new(),
             triggered: None,
             frozen: None,
@@ -85,6 +87,7 @@ impl Plan {
         };
         plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
+        plan.draw_rogues(&mut tape.lane("rogues", 0), profile);
         plan.draw_frozen(&mut tape.lane("frozen", 0));
         let mut l = tape.lane("script", 0);
         // Everything drawn includes what chance alone finds seldom.
@@ -115,6 +118,15 @@ impl Plan {
             c.up.after = 0;
             c.down.after = 0;
             self.clients.push(c);
+        }
+    }
+
+    /// Now and then hostile agents are about (G8).
+    fn draw_rogues(&mut self, l: &mut Lane, profile: &Profile) {
+        if profile.classes.is_empty() && profile.script.is_none() && l.chance(1, 6) {
+            for _ in 0..l.between(1, 2) {
+                self.rogues.push(RoguePlan::draw(l, self.hubs.len() as u64, self.safety_ns));
+            }
         }
     }
 

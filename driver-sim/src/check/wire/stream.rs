@@ -83,6 +83,10 @@ impl Wire {
             if ledger.streams.insert(cid, carried).is_some() {
                 return broken("S6", format!("{}: OPEN a second time on one session", g.what(cid)));
             }
+            if open.connector.as_str() == crate::rogue::CONNECTOR {
+                self.hostile.insert(cid);
+                return Ok(());
+            }
             self.recent.push_back((cid, epoch));
             if self.recent.len() > 32 {
                 self.recent.pop_front();
@@ -98,6 +102,9 @@ impl Wire {
                 broken("I2", format!("{}: {} without an OPEN on this session", g.what(cid), body.kind()))
             };
         };
+        if self.hostile.contains(&cid) {
+            return Ok(());
+        }
         if matches!(body, Body::Rst { code: RstCode::Unknown, .. }) {
             // An answer in the words of the question, whoever asked it.
             return Ok(());
