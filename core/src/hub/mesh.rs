@@ -285,8 +285,9 @@ impl Control {
     /// peer that is may not be known yet (no `replica_id` configured and it
     /// dialled us first): if no address is known of one link only, it is that
     /// one. Of several it is one of them, and dialled again when one is over.
-    pub(super) fn dial_covered(&mut self, now: Instant, target: TargetIx, mux: &Mux) {
+    pub(super) fn dial_covered(&mut self, now: Instant, target: TargetIx, mux: &mut Mux) {
         let ix = usize::from(target.0);
+        self.take_over_address(now, target, mux);
         let unclaimed: Vec<Name> = self.unclaimed().map(|(replica, _)| replica.clone()).collect();
         let Some(p) = self.peers.get_mut(ix) else { return };
         p.dialling = false;
@@ -299,6 +300,37 @@ impl Control {
         let known = p.replica.as_ref().and_then(|r| self.links.get(r)).is_some_and(|k| mux.get(*k).is_some());
         p.link.on_event(now, if known || p.covered { link::Event::Up } else { link::Event::Failed });
         self.uncover(now);
+    }
+
+    /// Another address led to the peer that answered here when its session was
+    /// dialled (a name that pointed elsewhere for a while, N11). From now on the
+    /// session is dialled here; where the other address leads by now is found
+    /// out anew, or its own hub would be without a link for as long as that
+    /// session lives (L4). Not where several sessions may be meant: a wrong guess
+    /// would cost a session at its next resumption.
+    fn take_over_address(&mut self, now: Instant, target: TargetIx, mux: &mut Mux) {
+        let ix = usize::from(target.0);
+        let Some(known) = self.peers.get(ix).map(|p| p.replica.clone()) else { return };
+        if known.is_none() && self.unclaimed().next().is_some() {
+            return;
+        }
+        let elsewhere = |key: SessionKey| {
+            let other = mux.get(key)?.dialled.filter(|t| *t != target)?;
+            let open = self.config.peers.get(usize::from(other.0)).is_some_and(|p| p.replica_id.is_none());
+            (open && self.is_wanted(usize::from(other.0))).then_some(other)
+        };
+        let meant = self.links.iter().filter(|(replica, _)| known.as_ref().is_none_or(|known| known == *replica));
+        let mut meant = meant.filter_map(|(replica, key)| Some((replica.clone(), *key, elsewhere(*key)?)));
+        let (Some((replica, key, other)), None) = (meant.next(), meant.next()) else { return };
+        if let Some(p) = self.peers.get_mut(usize::from(other.0)) {
+            p.replica = None;
+            p.lost_at = Some(now);
+            p.link.on_event(now, link::Event::Lost);
+        }
+        if let (Some(e), Some(p)) = (mux.get_mut(key), self.peers.get_mut(ix)) {
+            e.dialled = Some(target);
+            p.replica = Some(replica);
+        }
     }
 
     /// The links of which no address is known.
