@@ -377,6 +377,12 @@ pub const BUGS: &[Bug] = &[
         "streams over other links are reset with a link that is lost",
         "three hubs, of which one dies while streams run between the others",
     ),
+    further(
+        2019,
+        "what could not be dialled four times in a row is not dialled again",
+        "an outage of several back-offs",
+    ),
+    further(2020, "a configuration that is refused leaves its limits behind", "a reload that cannot be put in force"),
 ];
 
 /// The bug with this number.
@@ -470,7 +476,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_number_once() {
-        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2018);
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2020);
         assert!(BUGS.iter().map(|b| b.id).eq(expected));
     }
 

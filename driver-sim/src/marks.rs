@@ -86,6 +86,7 @@ marks! {
     CachedServed = "a stream crossed hubs while the registry was away";
     Reloaded = "a reload took a peer, a hub, a listener or a connector away while streams were open";
     LimitBelowUse = "a reload lowered a limit below its use";
+    ReloadRefused = "a configuration that cannot be used was refused, and changed nothing";
     CertificateChanged = "a hub's certificate or its CAs changed";
     UntrustedCa = "a hub showed a certificate of a CA that its peer does not know";
     TrustLost = "a link ended because the CA of its peer left";

@@ -1,18 +1,23 @@
 //! Configurations that change while a node runs (X2): a peer, an address, a
 //! listener or a connector goes or comes back, limits fall below their use or
 //! rise. What a node is to be told follows from the plan and what was changed
-//! since; streams that are open are left alone by all of it. Must not know what
-//! a machine makes of it. A change of mode is in `flip`.
+//! since; streams that are open are left alone by all of it. Now and then the
+//! file is wrong at first: then it is refused and nothing has changed (M7). Must
+//! not know what a machine makes of it. A change of mode is in `flip`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nowconnect_core::config::{AgentConfig, HubConfig, Limits};
+use nowconnect_core::agent::ReloadError as AgentError;
+use nowconnect_core::config::{AgentConfig, HubConfig, Limits, PeerConfig};
+use nowconnect_core::hub::ReloadError as HubError;
+use nowconnect_core::id::AgentId;
+use nowconnect_core::mux::NodeOut;
 use serde::{Deserialize, Serialize};
 
 use crate::faults::At;
 use crate::marks::Mark;
-use crate::node::{Machine, agent_config, connector, hub_config, mode};
+use crate::node::{Machine, agent_config, connector, hub_config, mode, name};
 use crate::plan::Plan;
 use crate::tape::Lane;
 use crate::world::World;
@@ -125,6 +130,70 @@ impl Changed {
     }
 }
 
+/// What no process can change while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    Identity,
+    /// A hub's; an agent has none.
+    Namespace,
+    FirstWindow,
+    Places,
+}
+
+const FLAWS: [Flaw; 4] = [Flaw::Identity, Flaw::Namespace, Flaw::FirstWindow, Flaw::Places];
+
+/// More peers, or hubs, than there is room for.
+const TOO_MANY: usize = 5000;
+
+impl Flaw {
+    fn in_hub(self, mut file: HubConfig) -> HubConfig {
+        match self {
+            Self::Identity => file.replica_id = name("hub-99"),
+            Self::Namespace => file.namespace = name("elsewhere"),
+            Self::FirstWindow => file.limits.stream_window_initial_bytes += 1,
+            Self::Places => file.peers.extend((0..TOO_MANY).map(|n| PeerConfig {
+                url: format!("hub-{}", 1000 + n),
+                replica_id: None,
+                host: None,
+            })),
+        }
+        file
+    }
+
+    fn in_agent(self, mut file: AgentConfig) -> AgentConfig {
+        match self {
+            Self::Identity | Self::Namespace => {
+                file.agent_id = AgentId::new("agent-99").expect("a name like those of plans");
+            }
+            Self::FirstWindow => file.limits.stream_window_initial_bytes += 1,
+            Self::Places => file.hubs.extend((0..TOO_MANY).map(|n| format!("hub-{}", 1000 + n))),
+        }
+        file
+    }
+
+    /// How a refusal for it begins: with the key to change.
+    const fn named(self, hub: bool) -> &'static str {
+        match self {
+            Self::Identity if hub => "ha.replica_id ",
+            Self::Identity | Self::Namespace if !hub => "agent_id ",
+            Self::Identity | Self::Namespace => "ha.namespace ",
+            Self::FirstWindow => "limits.stream_window_initial_bytes ",
+            Self::Places if hub => "listeners or ha.mesh.peers ",
+            Self::Places => "hubs ",
+        }
+    }
+}
+
+/// Where two texts part: what stands there in each.
+fn difference(a: &str, b: &str) -> Option<(String, String)> {
+    if a == b {
+        return None;
+    }
+    let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
+    let around = |s: &str| s.chars().skip(same.saturating_sub(40)).take(100).collect();
+    Some((around(a), around(b)))
+}
+
 impl World {
     /// The configuration a hub is to have now.
     pub(crate) fn hub_file(&self, ix: u16, n: u8) -> HubConfig {
@@ -150,6 +219,11 @@ impl World {
         if self.nodes[usize::from(ix)].paused {
             return;
         }
+        // Somebody edits the file, gets it wrong and tries again.
+        let mut lane = self.tape.lane("refused", (self.now << 8) | u64::from(ix));
+        if lane.chance(1, 2) {
+            self.offer_flawed(ix, FLAWS[lane.below(FLAWS.len() as u64) as usize]);
+        }
         let streams = self.nodes[usize::from(ix)].machine.as_ref().map_or(0, Machine::streams);
         match what {
             Reload::Peer { there: false, .. } | Reload::Connector { there: false, .. } if streams > 0 => {
@@ -159,6 +233,43 @@ impl World {
             Reload::Peer { .. } | Reload::Connector { .. } | Reload::Limits(_) | Reload::Streams(_) => {}
         }
         self.tell_file(ix);
+    }
+
+    /// M7: what cannot be put in force while a node runs is refused, also what
+    /// is new and right in the same file; and nothing of the node has changed.
+    fn offer_flawed(&mut self, ix: u16, flaw: Flaw) {
+        let at = self.nodes[usize::from(ix)].at;
+        let (hub, agent) = match at {
+            At::Hub(n) => (Some(flaw.in_hub(self.hub_file(ix, n))), None),
+            At::Agent(n) => (None, Some(flaw.in_agent(self.agent_file(ix, n)))),
+        };
+        let (now, hub_there) = (self.now, hub.is_some());
+        let node = &mut self.nodes[usize::from(ix)];
+        let at = node.clock(now);
+        let Some(machine) = &mut node.machine else { return };
+        let state = |m: &Machine, out: &NodeOut| format!("{m:?} {out:?}");
+        let before = state(machine, &node.out);
+        let answer = match (&mut *machine, hub, agent) {
+            (Machine::Hub(m), Some(file), _) => {
+                m.reload(at, &file, DRAIN, &mut node.out).map_err(|e| (e == HubError::Leaving, e.to_string()))
+            }
+            (Machine::Agent(m), _, Some(file)) => {
+                m.reload(at, &file, DRAIN, &mut node.out).map_err(|e| (e == AgentError::Leaving, e.to_string()))
+            }
+            _ => return,
+        };
+        self.inputs += 1;
+        let (name, after) = (node.name.clone(), state(machine, &node.out));
+        match answer {
+            Ok(()) => self.fail("M7", format!("{name} takes a configuration with another {flaw:?}")),
+            Err((leaving, told)) if !leaving && !told.starts_with(flaw.named(hub_there)) => {
+                self.fail("M7", format!("{name} refuses another {flaw:?} with: {told}"));
+            }
+            Err(_) => self.marks.hit(Mark::ReloadRefused),
+        }
+        if let Some((was, is)) = difference(&before, &after) {
+            self.fail("M7", format!("{name} refused another {flaw:?}, and changed: it was …{was}…, it is …{is}…"));
+        }
     }
 
     /// Tells a node what is in its file. One that cannot take it, because it
@@ -193,5 +304,17 @@ impl World {
             self.ghost_flipped(ix);
         }
         self.settle(ix);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_states_differ_where_their_words_do() {
+        assert_eq!(difference("a b", "a b"), None);
+        assert_eq!(difference("cap: 1, x", "cap: 2, x"), Some(("cap: 1, x".to_owned(), "cap: 2, x".to_owned())));
+        assert!(difference("cap", "cap: 2").is_some(), "more is another");
     }
 }

@@ -14,6 +14,7 @@ use crate::config::AgentConfig;
 use crate::error::CloseCode;
 use crate::id::SessionKey;
 use crate::mux::{Mux, NodeOut};
+use crate::planted;
 use crate::shard::{ControlNote, Role, Shard, ShardConfig};
 use crate::time::Instant;
 use crate::wire::Frame;
@@ -64,7 +65,15 @@ impl Agent {
         out: &mut NodeOut,
     ) -> Result<(), ReloadError> {
         let listed: BTreeSet<&String> = config.hubs.iter().collect();
-        let config = self.tunnels.placed(config)?;
+        let config = match self.tunnels.placed(config) {
+            Ok(config) => config,
+            Err(e) => {
+                if planted::on(2020) {
+                    self.mux.reload(now, &config.limits, config.liveness, out);
+                }
+                return Err(e);
+            }
+        };
         let role = Role::Agent { target_timeout: config.target_timeout };
         let limits = config.limits.clone();
         self.notes.push(ControlNote::Reload(Arc::new(ShardConfig { role, limits })));

@@ -14,6 +14,7 @@ use crate::config::{HubConfig, ListenerConfig, PeerConfig};
 use crate::id::{AgentId, ListenerIx, Name};
 use crate::link::{Event, Link};
 use crate::mux::{Mux, NodeOut};
+use crate::planted;
 use crate::rng::Seed;
 use crate::shard::{ControlNote, Role, Shard, ShardConfig};
 use crate::time::Instant;
@@ -58,7 +59,15 @@ impl Hub {
         out: &mut NodeOut,
     ) -> Result<(), ReloadError> {
         let listed = &config.peers;
-        let config = self.control.placed(config)?;
+        let config = match self.control.placed(config) {
+            Ok(config) => config,
+            Err(e) => {
+                if planted::on(2020) {
+                    self.mux.reload(now, &config.limits, config.liveness, out);
+                }
+                return Err(e);
+            }
+        };
         let shards = self.shards.len();
         let limits = if self.split.is_some() { share_of(&config.limits, shards) } else { config.limits.clone() };
         let (listeners, selection) = (config.listeners.clone(), config.selection.clone());
