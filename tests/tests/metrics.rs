@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use nowconnect_core::error::RstCode;
@@ -111,6 +112,8 @@ async fn every_documented_family_appears_and_moves() {
     // A key set by URL that nobody serves, with a copy on disk.
     let dir = TempDir::with_prefix("nowconnect-metrics-").unwrap();
     fs::write(dir.path().join("keys.json"), KEY_SET).unwrap();
+    let copy = fs::File::options().write(true).open(dir.path().join("keys.json")).unwrap();
+    copy.set_modified(SystemTime::now() - Duration::from_secs(100)).unwrap();
     let jwt_extra = format!(
         ", jwks_url: 'http://127.0.0.1:1/keys', insecure_allow_plaintext_jwks: true, jwks_cache_file: {}",
         dir.path().join("keys.json").display()
@@ -308,7 +311,7 @@ async fn every_documented_family_appears_and_moves() {
     check_metrics(&cluster.metrics_page(1).await, false).await;
     at_least(&a, "nowconnect_tunnel_rtt_seconds_count", &[], 1.0);
     at_least(&a, "nowconnect_jwks_fetches_total", &[("result", "connect")], 1.0);
-    at_least(&a, "nowconnect_jwks_age_seconds", &[("source", "url")], 0.0);
+    at_least(&a, "nowconnect_jwks_age_seconds", &[("source", "url")], 100.0);
     at_least(&a, "nowconnect_handshake_failures_total", &[("plane", "tunnel"), ("cause", "AUTH")], 1.0);
     at_least(&a, "nowconnect_auth_rejects_total", &[("reason", "path")], 1.0);
     at_least(&a, "nowconnect_protocol_errors_total", &[("plane", "tunnel")], 1.0);
