@@ -8,12 +8,13 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{Cid, Incarnation, Name, Secret};
 use nowconnect_core::wire::{Body, Codec, Dialect, EpochNotice, Frame, Open, Plane, encode_message};
-use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, read_to_end};
+use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, read_to_end, receive};
 use nowconnect_tests::certs::Authority;
 use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
 use nowconnect_tests::hostile::{Peer, agent_hello, hub_hello};
@@ -111,6 +112,8 @@ async fn every_documented_family_appears_and_moves() {
     // A key set by URL that nobody serves, with a copy on disk.
     let dir = TempDir::with_prefix("nowconnect-metrics-").unwrap();
     fs::write(dir.path().join("keys.json"), KEY_SET).unwrap();
+    let copy = fs::File::options().write(true).open(dir.path().join("keys.json")).unwrap();
+    copy.set_modified(SystemTime::now() - Duration::from_secs(100)).unwrap();
     let jwt_extra = format!(
         ", jwks_url: 'http://127.0.0.1:1/keys', insecure_allow_plaintext_jwks: true, jwks_cache_file: {}",
         dir.path().join("keys.json").display()
@@ -154,6 +157,17 @@ async fn every_documented_family_appears_and_moves() {
     })
     .await;
     cluster.wait_metric(1, "nowconnect_memory_held_bytes", &[], 1.0).await;
+    // The agent holds what its hub has not acknowledged.
+    let mut download = ask(cluster.listener(0, "t"), Op::Source, 51, 64 << 20).await.unwrap();
+    download.readable().await.unwrap();
+    cluster.tunnel_proxies[0].stall();
+    eventually("the agent holds what it has sent", PATIENCE, || async {
+        let held = cluster.agent_metrics().await.sum("nowconnect_memory_held_bytes", &[])?;
+        (held >= 65_536.0).then_some(())
+    })
+    .await;
+    cluster.tunnel_proxies[0].heal();
+    assert_eq!(bounded("the download", LONG_PATIENCE, receive(&mut download, 51, 64 << 20)).await, Ok(()));
     let mut pingers = Vec::new();
     for hub in [0, 1] {
         pingers.push(Pinger::open(cluster.listener(hub, "t"), 60 + hub as u64).await.unwrap());
@@ -205,7 +219,6 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&agent, "nowconnect_tunnels", &[], 1.0);
     at_least(&agent, "nowconnect_stream_bytes_total", &[("direction", "in")], 600_000.0);
     at_least(&agent, "nowconnect_stream_bytes_total", &[("direction", "out")], 600_000.0);
-    at_least(&agent, "nowconnect_memory_held_bytes", &[], 0.0);
     at_least(&agent, "nowconnect_memory_budget_bytes", &[], 4e6);
     at_least(&agent, "nowconnect_tunnel_frames_total", &[("dir", "in"), ("type", "OPEN")], 11.0);
     at_least(&agent, "nowconnect_build_info", &[], 1.0);
@@ -298,7 +311,7 @@ async fn every_documented_family_appears_and_moves() {
     check_metrics(&cluster.metrics_page(1).await, false).await;
     at_least(&a, "nowconnect_tunnel_rtt_seconds_count", &[], 1.0);
     at_least(&a, "nowconnect_jwks_fetches_total", &[("result", "connect")], 1.0);
-    at_least(&a, "nowconnect_jwks_age_seconds", &[("source", "url")], 0.0);
+    at_least(&a, "nowconnect_jwks_age_seconds", &[("source", "url")], 100.0);
     at_least(&a, "nowconnect_handshake_failures_total", &[("plane", "tunnel"), ("cause", "AUTH")], 1.0);
     at_least(&a, "nowconnect_auth_rejects_total", &[("reason", "path")], 1.0);
     at_least(&a, "nowconnect_protocol_errors_total", &[("plane", "tunnel")], 1.0);
@@ -310,13 +323,23 @@ async fn every_documented_family_appears_and_moves() {
     at_least(&b, "nowconnect_mesh_rtt_ms", &[("peer", "hub-a")], 1.0);
     assert_eq!(a.sum("nowconnect_mesh_rtt_ms", &[]), None, "not without metrics.legacy_names");
 
-    // What `active` would have done is counted in `shadow`, from its start.
+    // What `active` would have done is counted in `shadow`: this client it would
+    // have refused for want of the registry.
     let text = fs::read_to_string(cluster.hub_file(1)).unwrap();
     assert!(text.contains("  mode: active\n"));
     fs::write(cluster.hub_file(1), text.replace("  mode: active\n", "  mode: shadow\n")).unwrap();
     cluster.hubs[1].running().signal(nowconnect_tests::process::Signal::HUP);
-    let outcome = [("listener", "t"), ("outcome", "mesh")];
-    cluster.wait_metric(1, "nowconnect_shadow_decisions_total", &outcome, 0.0).await;
+    eventually("hub B is in shadow", PATIENCE, || async {
+        cluster.get(1, "/readyz").await.ok().filter(|a| a.body.contains("\"mode\":\"shadow\""))
+    })
+    .await;
+    let decided = async |outcome: &str| {
+        let labels = [("listener", "t"), ("outcome", outcome)];
+        cluster.metrics(1).await.sum("nowconnect_shadow_decisions_total", &labels).unwrap_or(0.0)
+    };
+    assert_eq!((decided("mesh").await, decided("REGISTRY_DOWN").await), (0.0, 0.0));
+    refused(cluster.listener(1, "t")).await;
+    assert_eq!((decided("mesh").await, decided("REGISTRY_DOWN").await), (0.0, 1.0));
     let shadow = cluster.metrics(1).await;
 
     let shown = &(&(&families(&a) | &families(&b)) | &families(&agent)) | &families(&shadow);

@@ -11,6 +11,7 @@
 //! Must not know: operations, records. Never logs or returns server texts or
 //! the URL: both can hold credentials.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,9 @@ const TIMEOUTS_MAX: u32 = 2;
 
 /// Back-offs between two questions to Sentinels while a connection stands.
 const ASK_AGAIN_TICKS: u32 = 3;
+
+/// Reasons of failed dials that are told in warnings until one succeeds.
+const REASONS_TOLD: usize = 8;
 
 /// Deadlines of the Redis client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +77,8 @@ struct Shared {
     watcher: Option<Arc<Notify>>,
     connects: AtomicU64,
     advised: AtomicBool,
+    /// Why dials failed since the last one that did not.
+    told: Mutex<BTreeSet<String>>,
 }
 
 enum State {
@@ -117,6 +123,7 @@ impl Connection {
             watcher,
             connects: AtomicU64::new(0),
             advised: AtomicBool::new(false),
+            told: Mutex::default(),
         });
         shared.dial().await;
         let supervisor = tokio::spawn(Arc::clone(&shared).supervise());
@@ -247,11 +254,27 @@ impl Shared {
         }
     }
 
+    /// Whether an operator has not been told this reason since there was a
+    /// connection. A server that is away is dialled every second.
+    fn is_news(&self, why: &str) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.len() < REASONS_TOLD && told.insert(why.to_owned())
+    }
+
     async fn dial(&self) {
         let outcome = match tokio::time::timeout(self.timeouts.connect, self.establish()).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!("no connection within {} ms", self.timeouts.connect.as_millis())),
         };
+        match &outcome {
+            Ok(_) => self.told.lock().unwrap_or_else(PoisonError::into_inner).clear(),
+            Err(why) if self.is_news(why) => {
+                tracing::warn!(event = "registry_dial_failed", address = %self.name, why, "Redis dial failed");
+            }
+            Err(why) => {
+                tracing::debug!(event = "registry_dial_failed", address = %self.name, why, "Redis dial failed");
+            }
+        }
         let mut state = self.state();
         match outcome {
             Ok((con, address)) => {
@@ -259,10 +282,7 @@ impl Shared {
                 tracing::info!(event = "registry_connected", %address, "connected to Redis");
                 *state = State::Up { con, address, generation, timeouts: 0, served: false };
             }
-            Err(why) => {
-                tracing::debug!(event = "registry_dial_failed", address = %self.name, why, "Redis dial failed");
-                *state = State::Down { why };
-            }
+            Err(why) => *state = State::Down { why },
         }
     }
 
