@@ -79,6 +79,29 @@ fn an_address_that_always_leads_to_the_same_hub_is_dialled_at_the_slowest_pace()
     assert_eq!(connected(&w, g), 1);
 }
 
+/// Nor is the one with the tunnel dialled for each of the others (L8).
+#[test]
+fn of_many_addresses_of_one_hub_none_is_dialled_for_all_the_others() {
+    let dials = |aliases: &[&str]| {
+        let mut w = World::new();
+        let a = w.hub(hub_config("hub-a", Mode::Active, &[]), 1);
+        let addresses: Vec<&str> = aliases.iter().copied().chain(["hub-a"]).collect();
+        let wanted = u16::try_from(addresses.len()).unwrap();
+        // So that each has pauses of its own.
+        let g = w.agent(agent_config("plant-7", &addresses, wanted), 3);
+        w.run_for(S(5));
+        aliases.iter().for_each(|from| alias(&mut w, from, "hub-a"));
+        w.run_for(S(300));
+        assert_eq!(connected(&w, g), 1);
+        let duplicate = nowconnect_core::error::CloseCode::Duplicate;
+        count(&w, a, |r| matches!(r, Observed::HandshakeFailed { cause, .. } if *cause == duplicate))
+    };
+    // Of two addresses each refusal of one is followed by a question to the
+    // other; of six, five are refused, and one question is asked for one of them.
+    let (two, six) = (dials(&["alias"]), dials(&["b", "c", "d", "e", "f"]));
+    assert!(two > 0 && six <= 4 * two, "{two} dials in vain with two addresses, {six} with six");
+}
+
 /// Two addresses that led crosswise: the tunnel to hub-b hangs on the address
 /// of hub-a, so only asking that one again finds hub-a.
 #[test]

@@ -183,6 +183,9 @@ impl World {
             (None, None) => (MS, Ok(())),
         };
         self.line(client, || format!("node {ix} connects the target of {cid}"));
+        self.trace.mix(u64::from(ix) ^ (cid.0 >> 64) as u64);
+        self.trace.mix(cid.0 as u64);
+        self.trace.mix_bytes(wanted.as_str().as_bytes());
         self.after(delay, Event::Target { node: ix, run, stream, client, result });
     }
 
@@ -218,6 +221,7 @@ impl World {
             return;
         }
         let cid = self.nodes[usize::from(ix)].agent().and_then(|a| a.shard().stream(stream)).map(|s| s.cid);
+        self.trace.mix(u64::from(stream.ix) << 16 | u64::from(ix) << 8 | result.err().map_or(0, |c| c as u64 + 1));
         if let Err(code) = result {
             return self.input(ix, Input::Target { stream, result: Err(code) });
         }
@@ -268,7 +272,7 @@ impl World {
         a.fate = fate;
         a.ended_at = now;
         let (client, is_client) = (a.client, a.is_client);
-        if fate == Fate::Finished && now > a.fin_sent_at + 20_000 * MS {
+        if fate == Fate::Finished && now > a.fin_sent_at + 60_000 * MS {
             self.marks.hit(Mark::HalfClosedLong);
         }
         self.line(Some(client), || format!("{} {client} ends: {fate:?}", side(is_client)));

@@ -331,6 +331,7 @@ impl World {
             }
             RegistryFault::Wall(by) => {
                 self.marks.hit(Mark::WallClockStepped);
+                self.note_step(by);
                 self.step_wall_clocks(by);
                 return self.registry.step_wall(now, by);
             }
@@ -377,6 +378,8 @@ impl World {
             self.vulnerable(point, node, None);
         }
         self.line(None, || format!("node {node} asks the registry {token:?}: {op:?}"));
+        self.trace.mix(u64::from(node) << 32 | token.0);
+        self.trace.mix_debug(&op);
         self.ghost_asked(node, token, &op);
         let client = Client { node: usize::from(node), run: u64::from(self.nodes[usize::from(node)].run) };
         let mut effects = std::mem::take(&mut self.check.effects);
@@ -410,7 +413,8 @@ impl World {
             return;
         }
         self.line(None, || format!("the registry answers node {node} {token:?}: {result:?}"));
-        self.trace.mix(token.0 << 1 | u64::from(result.is_ok()));
+        self.trace.mix(u64::from(node) << 32 | token.0);
+        self.trace.mix_debug(&result);
         self.ghost_answered(node, token, &result);
         self.input(node, Input::Registry { token, result });
     }

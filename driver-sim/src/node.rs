@@ -222,6 +222,13 @@ fn limits(budget: u64, window: (u64, u64), inflight: u64, depth: u32) -> Limits 
     }
 }
 
+const fn remembering(plan: &Plan, mut limits: Limits) -> Limits {
+    if plan.tombstones > 0 {
+        limits.tombstones = plan.tombstones;
+    }
+    limits
+}
+
 fn liveness(plan: &Plan) -> Liveness {
     Liveness { dead: Duration::from_nanos(plan.timers.dead), ..Liveness::default() }
 }
@@ -257,7 +264,7 @@ pub(crate) fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
             })
             .collect(),
         peers: h.peers.iter().map(|p| PeerConfig { url: format!("hub-{p}"), replica_id: None, host: None }).collect(),
-        limits: limits(h.budget, h.window, h.inflight, h.queue_depth),
+        limits: remembering(plan, limits(h.budget, h.window, h.inflight, h.queue_depth)),
         liveness: liveness(plan),
         resume_window: Duration::from_nanos(plan.timers.resume),
         backoff: backoff(plan),
@@ -310,7 +317,7 @@ pub(crate) fn agent_config(plan: &Plan, ix: usize, a: &AgentPlan) -> AgentConfig
                 health: (a.check_ns > 0).then(|| checks(a.check_ns)),
             })
             .collect(),
-        limits: limits(a.budget, a.window, a.inflight, 1000),
+        limits: remembering(plan, limits(a.budget, a.window, a.inflight, 1000)),
         liveness: liveness(plan),
         resume_window: Duration::from_nanos(plan.timers.resume),
         backoff: backoff(plan),

@@ -79,6 +79,9 @@ pub struct Plan {
     pub connectors: u16,
     /// Wire encoding 1 in `v1` of 256 dials, else 2.
     pub v1: u16,
+    /// Ends of streams a node remembers; 0: as many as it does unless told.
+    #[serde(default)]
+    pub tombstones: u32,
     /// After this many of 1,000 messages a peer of a later version says
     /// something optional that nobody knows yet (P6).
     #[serde(default)]

@@ -24,6 +24,18 @@ impl std::fmt::Display for Line {
     }
 }
 
+/// A hash that is written to.
+struct Words(u64);
+
+impl std::fmt::Write for Words {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        Ok(())
+    }
+}
+
 /// The hash and, if wanted, the lines.
 #[derive(Debug, Default)]
 pub struct Trace {
@@ -71,6 +83,15 @@ impl Trace {
         self.mix(state);
     }
 
+    /// Mixes what a value says of itself into the hash, without making a text of
+    /// it. For what happens now and then: a word costs a call.
+    pub fn mix_debug(&mut self, value: &impl std::fmt::Debug) {
+        use std::fmt::Write as _;
+        let mut words = Words(self.hash);
+        let told = write!(words, "{value:?}");
+        self.mix(words.0 ^ u64::from(told.is_err()));
+    }
+
     /// An event is over.
     pub fn step(&mut self) {
         self.events += 1;
@@ -103,5 +124,22 @@ impl Trace {
     #[must_use]
     pub fn lines(&self) -> &[Line] {
         self.lines.as_deref().unwrap_or(&[])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_value_says_counts_in_full_and_only_that() {
+        let hash = |value: &dyn std::fmt::Debug| {
+            let mut t = Trace::default();
+            t.mix_debug(&value);
+            t.hash()
+        };
+        assert_eq!(hash(&Some("a")), hash(&Some("a")));
+        assert_ne!(hash(&Some("a")), hash(&Some("b")));
+        assert_ne!(hash(&(1, 2)), hash(&(2, 1)));
     }
 }

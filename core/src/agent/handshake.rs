@@ -348,13 +348,19 @@ impl Tunnels {
 
     /// The hub holds a tunnel of ours over another address. That address may
     /// have led here for a while only (a balancer, DNS): with no other left to
-    /// try, those that have a tunnel are dialled too, one at each refusal.
+    /// try, those that have a tunnel are dialled too, in turn: one at each refusal
+    /// of the first address of those refused, so that none is asked at the pace of
+    /// all others together (L8).
     fn leads_to_another(&mut self, target: TargetIx, mux: &Mux, out: &mut NodeOut) {
         let ix = usize::from(target.0);
         let Some(h) = self.hubs.get_mut(ix).filter(|h| h.session.is_none()) else { return };
         h.same_as_other = true;
         h.replica = None;
         if self.draining || self.hubs.iter().any(|h| h.listed && h.session.is_none() && !h.same_as_other) {
+            return;
+        }
+        let first = self.hubs.iter().position(|h| h.listed && h.session.is_none() && h.same_as_other);
+        if first != Some(ix) {
             return;
         }
         let n = self.hubs.len();

@@ -89,6 +89,8 @@ pub(crate) struct Check {
     pub(crate) interrupted: BTreeMap<u16, u64>,
     /// Every fault so far was over by then.
     pub(crate) quiet_from: u64,
+    /// When a process died last, told to or not.
+    pub(super) crashed: BTreeMap<u16, u64>,
     /// Hubs that live twice.
     pub(crate) twins: Vec<twins::Pair>,
     /// Clients that were opened once.
@@ -137,6 +139,7 @@ impl Check {
             held: BTreeMap::new(),
             interrupted: BTreeMap::new(),
             quiet_from: 0,
+            crashed: BTreeMap::new(),
             twins: Vec::new(),
             tried: BTreeSet::new(),
             attached: BTreeMap::new(),
@@ -173,7 +176,8 @@ impl Check {
         self.withdrawn.retain(|(node, _), _| *node != ix);
     }
 
-    pub(crate) fn on_crash(&mut self, ix: u16, _now: u64) {
+    pub(crate) fn on_crash(&mut self, ix: u16, now: u64) {
+        self.crashed.insert(ix, now);
         self.drains.remove(&ix);
     }
 
@@ -269,6 +273,8 @@ impl World {
         if let Observed::HandshakeFailed { cause, detail, .. } = event {
             self.check.refusals.insert(ix, (self.now, cause, detail));
         }
+        self.trace.mix(u64::from(ix));
+        self.trace.mix_debug(&event);
         match event {
             Observed::Stream(record) => self.ghost_record(ix, &record),
             Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),
@@ -288,7 +294,7 @@ impl World {
             Observed::HandshakeFailed { plane: Plane::Mesh, cause: CloseCode::Auth, .. } => self.judge_unproven(ix),
             Observed::HandshakeFailed { cause: CloseCode::ResumeRefused, .. } => self.marks.hit(Mark::ResumeRefused),
             Observed::LeaseHeldByOther => {
-                self.marks.hit(Mark::LeaseSelfFence);
+                self.marks.hit(Mark::LeaseTaken);
                 self.ghost_fenced(ix);
                 self.check.nodes.entry(ix).or_default().fenced = true;
             }
@@ -380,6 +386,9 @@ impl World {
         let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
         let Some(asked) = asked else { return };
         let more = hub.counters().carried - asked.carried;
+        if more < asked.opens.len() as u64 {
+            self.note_not_carried(ix, &asked.opens);
+        }
         if more == asked.opens.len() as u64 {
             for o in asked.opens {
                 self.ghost_scope(ix, &o.agent_id, &o.connector);

@@ -167,6 +167,20 @@ impl World {
         }
     }
 
+    /// OPENs of other hubs were not carried on: a mark if the hub holds the
+    /// attachment and its lease has run out, by its own clock.
+    pub(super) fn note_not_carried(&mut self, ix: u16, opens: &[nowconnect_core::wire::Open]) {
+        let at = self.nodes[usize::from(ix)].clock(self.now);
+        let until = self.check.nodes.get(&ix).and_then(|g| g.lease_until);
+        let holds = |agent: &AgentId| self.check.held.contains_key(&(ix, agent.clone()));
+        if until.is_some_and(|until| at >= until)
+            && !self.serves_without_lease(ix)
+            && opens.iter().any(|o| holds(&o.agent_id))
+        {
+            self.marks.hit(crate::marks::Mark::LeaseSelfFence);
+        }
+    }
+
     /// A tunnel was accepted: the token it came with.
     pub(crate) fn ghost_token(&mut self, hub: u16, agent: u8, expires: Option<Instant>) {
         let tokens = &mut self.ghost(hub).tokens;

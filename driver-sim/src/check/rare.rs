@@ -53,13 +53,32 @@ impl World {
         match r.cause {
             Cause::Finished if r.owner.is_some() && !r.local => self.marks.hit(Mark::CrossHub),
             Cause::Reset(RstCode::Cancelled) => self.marks.hit(Mark::OpenCancelled),
-            Cause::Reset(RstCode::Lost) if r.owner.is_some() && !r.local => self.marks.hit(Mark::OwnerCrashed),
+            Cause::Reset(RstCode::Lost) if !r.local && self.owner_crashed(r) => self.marks.hit(Mark::OwnerCrashed),
             Cause::Finished | Cause::Reset(_) => {}
         }
         if r.cause == Cause::Finished && self.marks.count(Mark::SlowReaderFastNeighbour) == 0 {
             let unread = self.socks.iter().any(|s| s.node == ix && s.buffered_bytes > 0 && !s.gone && !s.closed);
             self.marks.add(Mark::SlowReaderFastNeighbour, u64::from(unread));
         }
+    }
+
+    /// Whether the hub that owned a stream died while it was open.
+    fn owner_crashed(&self, r: &StreamRecord) -> bool {
+        let came = self.now.saturating_sub(r.total.as_nanos() as u64);
+        let owner = r.owner.as_ref().and_then(|o| self.nodes.iter().position(|n| n.name == o.as_str()));
+        let died = owner.and_then(|ix| self.check.crashed.get(&(ix as u16)));
+        died.is_some_and(|at| (came..=self.now).contains(at))
+    }
+
+    /// The registry's clock is about to step: whether the end of a lease lies
+    /// between what it shows and what it will show.
+    pub(crate) fn note_step(&mut self, by_ms: i64) {
+        let from = self.registry.wall_millis(nowconnect_core::time::Instant::from_nanos(self.now));
+        let to = from.saturating_add_signed(by_ms);
+        let leases = (0..self.plan.hubs.len()).map(|n| crate::node::name(&format!("hub-{n}")));
+        let ends = leases.filter_map(|hub| self.registry.primary().lease(&hub).map(|(_, until)| until));
+        let crossed = ends.filter(|until| (from < *until) != (to < *until)).count();
+        self.marks.add(Mark::ClockCrossedDeadline, crossed as u64);
     }
 
     /// Marks that counters of the machines tell at the end of a run.
@@ -72,6 +91,10 @@ impl World {
                 self.marks.add(Mark::DuplicateDropped, c.duplicates);
                 self.marks.add(Mark::BudgetPressure, c.paused_budget);
                 self.marks.add(Mark::WrongSession, c.wrong_session);
+                // Each stream carried on that is gone was remembered once.
+                let over = c.carried.saturating_sub(shard.streams() as u64);
+                let most = u64::from(self.plan.tombstones);
+                self.marks.add(Mark::TombstoneEvicted, u64::from(most > 0 && over > most));
             }
             for (_, e) in m.mux().iter() {
                 let c = e.session.counters();

@@ -16,10 +16,10 @@ use bytes::Bytes;
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::{CloseCode, ProtocolError};
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::{AgentId, Cid, Epoch, Fence, SessionId};
+use nowconnect_core::id::{AgentId, Cid, Epoch, Fence, Nonce, SessionId};
 use nowconnect_core::wire::{Body, Dialect, Frame, HelloRole, Plane, WireLimits, decode};
 
-use crate::faults::Point;
+use crate::faults::{At, Point};
 use crate::marks::Mark;
 use crate::node::Machine;
 use crate::world::{Violation, World};
@@ -139,6 +139,8 @@ pub(crate) struct Wire {
     spare: Vec<Vec<Frame>>,
     /// Control that each process has cause for, by node.
     allowances: Vec<Allowance>,
+    /// Epochs that each agent was given.
+    granted: BTreeMap<(At, Epoch), Nonce>,
     /// Streams that end at a hostile agent, whose own they are.
     hostile: BTreeSet<Cid>,
     /// Frames that arrived lately, if anybody wants them.
@@ -197,7 +199,7 @@ impl Ghost<'_> {
 
     /// The sender is a hub of several shards.
     fn is_split(&self) -> bool {
-        matches!(self.node().at, crate::faults::At::Hub(n) if self.world.plan.hubs[usize::from(n)].shards > 0)
+        matches!(self.node().at, At::Hub(n) if self.world.plan.hubs[usize::from(n)].shards > 0)
     }
 
     /// Caps of the sender: bytes and frames in flight.
@@ -315,6 +317,7 @@ impl Wire {
                 Frame::Epoch(n) if plane == Plane::Tunnel && g.end == 1 => {
                     if let Some(l) = self.sessions.get_mut(session as usize) {
                         l.former = l.fence.replace(Fence { epoch: n.epoch, nonce: n.nonce });
+                        self.note_fence(g, Fence { epoch: n.epoch, nonce: n.nonce });
                     }
                 }
                 Frame::Hello(_)
@@ -354,6 +357,14 @@ impl Wire {
             }
         }
         Ok(())
+    }
+
+    /// A hub grants a fence: a mark if the agent had its epoch under another nonce.
+    fn note_fence(&mut self, g: &Ghost<'_>, fence: Fence) {
+        let agent = g.world.nodes[usize::from(g.world.conns[g.conn as usize].nodes[0])].at;
+        if self.granted.insert((agent, fence.epoch), fence.nonce).is_some_and(|before| before != fence.nonce) {
+            self.marks.push(Mark::EqualEpoch);
+        }
     }
 
     fn unnumbered(&mut self, g: &Ghost<'_>, plane: Plane, frame: &Frame) -> Result<(), Violation> {
@@ -411,6 +422,9 @@ impl Wire {
                 self.line(conn).session = Some(session);
                 if !self.open.contains(&session) {
                     self.open.push(session);
+                }
+                if let Some(a) = &w.attachment {
+                    self.note_fence(g, Fence { epoch: a.epoch, nonce: a.nonce });
                 }
                 if let Some(ledger) = self.sessions.get_mut(session as usize) {
                     // Each end's first window, as the other may know it from now on.

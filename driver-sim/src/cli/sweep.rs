@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use nowconnect_sim::campaign::{self, Failure, Live, MARKS_DEMANDED_FROM, Options, Totals};
+use nowconnect_sim::campaign::{self, Failure, Live, Options, Totals, marks_demanded_from};
 use nowconnect_sim::explain::seconds;
 use nowconnect_sim::marks::Mark;
 use nowconnect_sim::repeat::perform;
@@ -135,12 +135,21 @@ fn summary(t: &Totals, options: &Options, real: f64, cpu: f64, out: &mut dyn Wri
     let never: Vec<String> = t.marks.missing().map(|m| format!("{m:?}")).collect();
     let apply = Mark::ALL.iter().filter(|m| m.later().is_none()).count();
     let hit = apply - never.len();
+    let from = marks_demanded_from(options.level);
+    let demanded = if options.planted.is_some() || !options.choice.meets_every_mark() {
+        "; not demanded of this kind of campaign".to_owned()
+    } else if t.seeds < from {
+        format!("; not demanded below {from} seeds")
+    } else {
+        String::new()
+    };
     let never = match never.len() {
         0 => String::new(),
-        n if n > 8 && t.seeds < MARKS_DEMANDED_FROM => format!("; a campaign of {MARKS_DEMANDED_FROM} must meet all"),
+        // Few seeds meet few.
+        n if n > 8 && !demanded.is_empty() => String::new(),
         _ => format!("; never {}", never.join(", ")),
     };
-    writeln!(out, "marks     {hit} of {apply} hit{never}")?;
+    writeln!(out, "marks     {hit} of {apply} hit{demanded}{never}")?;
     // Of a campaign that may stop anywhere it says nothing.
     if !options.stop_at_first {
         writeln!(out, "hash      {:016x}", t.hash)?;

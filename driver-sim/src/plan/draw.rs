@@ -82,9 +82,12 @@ impl Plan {
             connectors,
             v1: if l.chance(1, 6) { l.below(257) as u16 } else { 0 },
             newer: if l.chance(1, 8) { l.spread(1, 100) as u16 } else { 0 },
+            tombstones: 0,
             late_timers_ns: if l.chance(1, 4) { l.spread(1, 200) * MS } else { 0 },
             shuffle: l.chance(7, 8),
         };
+        let mut few = tape.lane("tombstones", 0);
+        plan.tombstones = if few.chance(1, 8) { few.spread(1, 64) as u32 } else { 0 };
         plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
         plan.draw_rogues(&mut tape.lane("rogues", 0), profile);
