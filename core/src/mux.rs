@@ -280,7 +280,8 @@ impl Mux {
             self.carried.remove(&old);
         }
         self.carried.insert(conn, key);
-        self.totals[plane_ix(entry.plane)].resumed += 1;
+        let totals = &mut self.totals[plane_ix(entry.plane)];
+        *(if planted::on(2022) { &mut totals.established } else { &mut totals.resumed }) += 1;
         let after = entry.suspended_at.take().map_or(Duration::ZERO, |t| now.since(t));
         out.observed.push(Observed::SessionResumed { plane: entry.plane, peer: entry.peer.name().to_owned(), after });
         out.wake.push(conn);

@@ -383,6 +383,14 @@ pub const BUGS: &[Bug] = &[
         "an outage of several back-offs",
     ),
     further(2020, "a configuration that is refused leaves its limits behind", "a reload that cannot be put in force"),
+    further(2021, "a stream opened over the mesh is counted as one over a tunnel", "streams that cross hubs"),
+    further(2022, "a session that goes on is counted as a new one", "a cut"),
+    further(
+        2023,
+        "a link counts as established while its session waits for a connection",
+        "a link that is away for seconds",
+    ),
+    further(2024, "a listener counts as ready before anybody can be asked", "agents that start late"),
 ];
 
 /// The bug with this number.
@@ -476,7 +484,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_number_once() {
-        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2020);
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2024);
         assert!(BUGS.iter().map(|b| b.id).eq(expected));
     }
 

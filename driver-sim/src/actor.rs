@@ -96,6 +96,7 @@ impl World {
             Err(code) => {
                 self.socks[sock as usize].gone = true;
                 self.settle(node);
+                self.count_refused(node, plan.connector, code);
                 if code == RstCode::Draining {
                     self.judge_refused(node, plan.id);
                 }

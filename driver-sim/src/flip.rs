@@ -90,6 +90,11 @@ pub(crate) struct Path {
 }
 
 impl Path {
+    /// Over a tunnel of the origin's own.
+    pub(crate) const fn is_local(self) -> bool {
+        self.local
+    }
+
     /// `None` while there is no choice, or it is not this hub's.
     pub(crate) fn of(stream: &Stream) -> Option<Self> {
         let chosen = matches!(stream.ends[1], End::Session(_));

@@ -336,8 +336,11 @@ impl Shard {
                     }
                     let local = o.carrier.as_ref().is_some_and(|c| c.local);
                     let (listener, after) = (o.listener, now.since(o.times.accepted));
-                    let by_listener =
-                        if local { &mut self.counters.opened_local } else { &mut self.counters.opened_mesh };
+                    let by_listener = if local || planted::on(2021) {
+                        &mut self.counters.opened_local
+                    } else {
+                        &mut self.counters.opened_mesh
+                    };
                     if let Some(n) = by_listener.get_mut(usize::from(listener.0)) {
                         *n += 1;
                     }

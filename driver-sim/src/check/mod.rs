@@ -4,6 +4,7 @@
 //! 256 events (the machines' own invariants: B); liveness is asked after the
 //! healing (L). The ghost state here is what a perfect wire would have done.
 
+mod counts;
 mod ends;
 mod leaving;
 pub(crate) mod limits;
@@ -12,6 +13,7 @@ mod outage;
 pub(crate) mod pace;
 mod probes;
 mod rare;
+mod ready;
 mod relations;
 mod rules;
 mod stuck;
@@ -87,6 +89,8 @@ pub(crate) struct Check {
     pub(crate) held: BTreeMap<(u16, AgentId), outage::Held>,
     /// When a hub's sessions last lost a connection.
     pub(crate) interrupted: BTreeMap<u16, u64>,
+    /// When a hub last lost a link, or its connection.
+    parted: BTreeMap<u16, u64>,
     /// Every fault so far was over by then.
     pub(crate) quiet_from: u64,
     /// When a process died last, told to or not.
@@ -102,6 +106,11 @@ pub(crate) struct Check {
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
+    /// When tunnels and links must be there (L2, L4), and the registry agree
+    /// with them (L5), after the healing; whether each was asked.
+    related_ns: u64,
+    listed_ns: u64,
+    asked: [bool; 2],
     limit: u64,
     over_at: Option<u64>,
     /// Bytes delivered, and since when there are no more.
@@ -115,6 +124,9 @@ impl Check {
         // A silent peer is noticed, its session given up at the later end, and
         // the next dial made.
         let settle_ns = t.dead * 2 + t.resume + t.backoff_max * 2 + t.handshake + t.lease + 10_000 * MS;
+        // A silent peer is noticed by either side, the dial that found it alive
+        // or was under way fails, and the next one comes after a back-off.
+        let related_ns = (t.dead + t.backoff_max * 2 + t.handshake * 2 + 5000 * MS).min(settle_ns);
         Self {
             dials: 0,
             messages: 0,
@@ -138,6 +150,7 @@ impl Check {
             refusals: BTreeMap::new(),
             held: BTreeMap::new(),
             interrupted: BTreeMap::new(),
+            parted: BTreeMap::new(),
             quiet_from: 0,
             crashed: BTreeMap::new(),
             twins: Vec::new(),
@@ -147,6 +160,9 @@ impl Check {
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
+            related_ns,
+            listed_ns: (related_ns + t.lease * 3 / 2).min(settle_ns),
+            asked: [false; 2],
             limit: plan.safety_ns + settle_ns * 2 + SLOWEST + 60_000 * MS,
             over_at: None,
             progress: (0, 0),
@@ -260,7 +276,11 @@ impl World {
                 }
                 self.line(Some(*client), || format!("client {client} is opened as {cid}"));
             }
-            if open && self.check.opened.insert(cid) && !self.check.connected.contains_key(&cid) {
+            let fresh = open && self.check.opened.insert(cid);
+            if let (true, Some(path)) = (fresh, path) {
+                self.count_open(ix, path.is_local());
+            }
+            if fresh && !self.check.connected.contains_key(&cid) {
                 self.fail("S7", format!("client {client}: OPEN_ACK ok for {cid}, whose target was never connected"));
             }
             !open
@@ -270,6 +290,7 @@ impl World {
 
     pub(crate) fn on_observed(&mut self, ix: u16, event: Observed) {
         self.line(None, || format!("node {ix}: {event:?}"));
+        self.count_event(ix, &event);
         if let Observed::HandshakeFailed { cause, detail, .. } = event {
             self.check.refusals.insert(ix, (self.now, cause, detail));
         }
@@ -281,13 +302,19 @@ impl World {
             // What a hostile agent does to its session is no excuse for others.
             Observed::SessionLost { peer, .. } | Observed::SessionSuspended { peer, .. }
                 if peer.starts_with(crate::rogue::PEER) => {}
-            Observed::SessionLost { plane, peer, .. } => self.excuse_session(ix, plane, peer),
+            Observed::SessionLost { plane, peer, .. } => {
+                if plane == Plane::Mesh {
+                    self.check.parted.insert(ix, self.now);
+                }
+                self.excuse_session(ix, plane, peer);
+            }
             Observed::SessionSuspended { plane, peer, cause } => {
                 self.check.interrupted.insert(ix, self.now);
                 if cause == CloseCode::Dead {
                     self.marks.hit(Mark::DeadPeerNoticed);
                 }
                 if plane == Plane::Mesh {
+                    self.check.parted.insert(ix, self.now);
                     self.link_was_there(ix, &peer);
                 }
             }
@@ -455,6 +482,7 @@ impl World {
         self.check_duplicates();
         self.check_memory();
         self.check_limits();
+        self.check_ready();
     }
 
     /// After the healing: new clients, then an end.
@@ -463,11 +491,18 @@ impl World {
         if self.check.over_at.is_some() {
             return;
         }
+        if since >= self.check.related_ns && !std::mem::replace(&mut self.check.asked[0], true) {
+            self.check_relations(true);
+        }
+        if since >= self.check.listed_ns && !std::mem::replace(&mut self.check.asked[1], true) {
+            self.check_registry();
+        }
         let alive = self.actors.iter().filter(|a| a.fate == Fate::Alive).count();
         if since >= self.check.settle_ns && !self.check.probed {
             self.check.probed = true;
-            self.check_relations();
+            self.check_relations(false);
             self.check_registry();
+            self.check_readiness();
             self.check_silence();
             self.start_probes();
         } else if self.check.probed && alive == 0 {

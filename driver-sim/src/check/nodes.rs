@@ -60,6 +60,8 @@ pub(crate) struct NodeGhost {
     tokens: BTreeMap<u8, Instant>,
     /// What it held, and was allowed to.
     pub(super) limits: super::limits::Held,
+    /// What it did, as far as it was seen.
+    pub(super) seen: super::counts::Seen,
 }
 
 impl World {
@@ -283,7 +285,7 @@ impl World {
             } else {
                 None
             };
-            if let Some((id, text)) = found.or_else(|| self.check_counters(ix)) {
+            if let Some((id, text)) = found.or_else(|| self.check_counters(ix)).or_else(|| self.check_counts(ix)) {
                 return self.fail(id, format!("{}: {text}", self.nodes[usize::from(ix)].name));
             }
             if let Some(agent) = self.nodes[usize::from(ix)].agent() {

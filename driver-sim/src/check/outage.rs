@@ -61,13 +61,35 @@ impl World {
 
     /// Whether a hub's tunnel of an agent has a connection over which the agent
     /// is heard: one that died in silence is not noticed for a while.
-    fn carries_tunnel(&self, ix: u16, node: u16, agent: &AgentId) -> bool {
+    pub(super) fn carries_tunnel(&self, ix: u16, node: u16, agent: &AgentId) -> bool {
         if self.conns.iter().any(|c| c.nodes == [node, ix] && c.up[1] && c.pipes[0].dead) {
             return false;
         }
         let Some(hub) = self.nodes[usize::from(ix)].hub() else { return false };
         let tunnel = hub.control().tunnels().find(|t| t.agent_id == agent);
         tunnel.is_some_and(|t| hub.mux().get(t.session).is_some_and(|e| e.conn.is_some()))
+    }
+
+    /// An agent that was attached to a hub undisturbed for a while before `came`
+    /// and exposes a connector, as far as can be said from outside.
+    pub(super) fn surely_serves(&self, ix: u16, wanted: u16, came: u64, slack: u64) -> Option<(&AgentId, &Held)> {
+        let served = self.check.held.iter().find(|((hub, agent), held)| {
+            let Some((n, plan)) = self.agent_plan(agent) else { return false };
+            let exposed = plan.connectors.iter().any(|c| c.0 == wanted);
+            let node = self.node_of(At::Agent(n));
+            let calm =
+                self.calm(node).is_some_and(|t| t + slack < came) && !self.leaves(node) && !self.is_rewired(node);
+            // What an earlier run of the agent left behind may have been
+            // withdrawn by it, and serves nobody.
+            let present = held.since >= self.nodes[usize::from(node)].started;
+            // An agent whose target failed its checks has said so.
+            let back = !self.was_withdrawn(n, wanted, came.saturating_sub(slack));
+            // That it is back, it can say on a tunnel that carries only.
+            let told = !self.was_withdrawn(n, wanted, 0)
+                || (self.carries_tunnel(ix, node, agent) && self.welcomed(ix, node) + slack < came);
+            *hub == ix && exposed && back && told && plan.token_ns == 0 && calm && present && held.since + slack < came
+        });
+        served.map(|((_, agent), held)| (agent, held))
     }
 
     /// L11, M4: who has an agent of its own needs no registry. Called for a
@@ -90,23 +112,7 @@ impl World {
         if self.check.interrupted.get(&ix).is_some_and(|at| at + slack >= came) || self.leaves(ix) {
             return;
         }
-        let served = self.check.held.iter().find(|((hub, agent), held)| {
-            let Some((n, plan)) = self.agent_plan(agent) else { return false };
-            let exposed = plan.connectors.iter().any(|c| c.0 == r.listener.0);
-            let node = self.node_of(At::Agent(n));
-            let calm =
-                self.calm(node).is_some_and(|t| t + slack < came) && !self.leaves(node) && !self.is_rewired(node);
-            // What an earlier run of the agent left behind may have been
-            // withdrawn by it, and serves nobody.
-            let present = held.since >= self.nodes[usize::from(node)].started;
-            // An agent whose target failed its checks has said so.
-            let back = !self.was_withdrawn(n, r.listener.0, came.saturating_sub(slack));
-            // That it is back, it can say on a tunnel that carries only.
-            let told = !self.was_withdrawn(n, r.listener.0, 0)
-                || (self.carries_tunnel(ix, node, agent) && self.welcomed(ix, node) + slack < came);
-            *hub == ix && exposed && back && told && plan.token_ns == 0 && calm && present && held.since + slack < came
-        });
-        if let Some(((_, agent), held)) = served {
+        if let Some((agent, held)) = self.surely_serves(ix, r.listener.0, came, slack) {
             let text = format!(
                 "node {ix} refused a client of c{} ({:?}), though {agent} is attached here since {} ms, {}",
                 r.listener.0,

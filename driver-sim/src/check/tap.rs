@@ -85,6 +85,7 @@ impl World {
 
     /// A message reaches a machine.
     pub(crate) fn tap_in(&mut self, conn: u32, to: usize, told: &Told) {
+        self.count_message(conn, to, told);
         let (now, node) = (self.now, self.conns[conn as usize].nodes[to]);
         let wire = &mut self.check.wire;
         wire.line(conn).heard[to] = now;
