@@ -263,6 +263,9 @@ impl KeptOut {
     }
 }
 
+/// What it is, the certificate shown, headers beside it, and what it counts as.
+type Case<'a> = (&'a str, Option<&'a Files>, &'static [(&'static str, &'static str)], KeptOut);
+
 /// The port where the hub ends TLS itself: without a certificate of the right CA
 /// nobody gets as far as HTTP, and with one of another hub not as far as
 /// WELCOME, whatever headers say. Each is counted for what it was.
@@ -287,7 +290,7 @@ async fn the_native_mesh_port_keeps_out_who_shows_no_certificate_of_that_hub() {
     let unproven = KeptOut { unproven: 1.0, ..KeptOut::default() };
     let gone = |r: &Reaction| *r == Reaction::Closed { code: None, goaway: None };
     let refused = closed(CloseCode::Auth);
-    let cases: [(&str, Option<&Files>, &[(&str, &str)], KeptOut); 10] = [
+    let cases: [Case<'_>; 10] = [
         ("no certificate", None, &[], tls),
         ("no certificate, but headers", None, &SPOOFED, tls),
         ("wrong CA", Some(&foreign), &[], tls),
