@@ -41,7 +41,7 @@ pub struct Bug {
     pub needs: &'static str,
 }
 
-/// The bug that fails exactly the runs whose seed is a multiple of 100: a check
+/// The bug that fails one run in a hundred, chosen by a hash of its seed: a check
 /// of the pipeline, not of an oracle.
 pub const CANARY: u16 = 1000;
 
@@ -305,7 +305,7 @@ pub const BUGS: &[Bug] = &[
     ),
     other(
         CANARY,
-        "the run fails if its seed is a multiple of 100",
+        "the run fails if a hash of its seed is a multiple of 100",
         &[],
         Applies::Simulator,
         "the seed of a run is the simulator's",

@@ -243,7 +243,10 @@ impl World {
     /// Clogs half of the nodes one by one, then unclogs them in another order.
     fn swizzle(&mut self, order: u64, lasts: u64) {
         let mut lane = self.tape.lane("swizzle", order);
-        let nodes: Vec<u16> = (0..self.nodes.len() as u16).filter(|_| lane.chance(1, 2)).collect();
+        let nodes: Vec<u16> = (0..self.nodes.len() as u16)
+            .filter(|_| lane.chance(1, 2))
+            .filter(|n| !self.nodes[usize::from(*n)].is_clone)
+            .collect();
         for node in nodes {
             let from = lane.below(lasts / 2 + 1);
             let until = from + 1 + lane.below(lasts / 2 + 1);

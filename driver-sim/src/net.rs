@@ -323,6 +323,11 @@ impl World {
             Some(Landing::Nobody { hang: false }) => {
                 return self.after(there + back, Event::DialFailed { node: from, run, target });
             }
+            // The certificate there is for another host. Agents are let through:
+            // theirs may be a name that all hubs share.
+            Some(Landing::Hub(_)) if plane == Plane::Mesh => {
+                return self.after(2 * there + back, Event::DialFailed { node: from, run, target });
+            }
             Some(Landing::Hub(_)) | None => {}
         }
         let dials = self.net.dials.get(&to).and_then(|d| d.last()).copied();

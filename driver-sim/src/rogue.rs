@@ -167,7 +167,8 @@ impl World {
             return self.rogue_comes(ix, hub);
         }
         if let Some(since) = r.broken
-            && self.awake(hub).is_some_and(|calm| self.now - since.max(calm) > ENDED_WITHIN)
+            // What a shard judges waits for a shard that stands still.
+            && self.calm(hub).is_some_and(|calm| self.now - since.max(calm) > ENDED_WITHIN)
         {
             let text = format!(
                 "node {hub} keeps a connection whose peer broke the protocol {} ms ago",

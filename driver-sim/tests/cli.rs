@@ -195,6 +195,29 @@ fn a_difference_is_a_failure_with_a_line_that_repeats_it() {
     assert!(told.starts_with("FAILED M2: ") && told.contains("compared: without HA"), "{told}");
 }
 
+/// The example of the README is what its commands print.
+#[test]
+#[cfg(feature = "planted")]
+fn the_failing_run_of_the_readme_is_as_it_is_told_there() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let block = |command: &str| {
+        let (_, rest) = readme.split_once(&format!("$ sim {command}\n")).unwrap();
+        rest.split("```").next().unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let command = "run --seed 0 --profile swarm --planted 16";
+    let (code, out, _) = sim(command);
+    assert_eq!(code, 1);
+    assert_eq!(block(command), out.lines().collect::<Vec<_>>(), "regenerate it with `sim {command}`");
+    let command = "explain --seed 0 --profile swarm --planted 16";
+    let (_, out, _) = sim(command);
+    let told: Vec<String> = block(command).into_iter().filter(|l| !l.contains('…')).collect();
+    assert!(told.len() > 8, "{told:?}");
+    let mut lines = out.lines();
+    for line in told {
+        assert!(lines.any(|l| l == line), "{line:?} is not told any more: regenerate it with `sim {command}`");
+    }
+}
+
 #[test]
 fn a_drawn_plan_can_be_kept_and_is_the_same_run() {
     let dir = tempfile::tempdir().unwrap();

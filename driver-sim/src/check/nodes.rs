@@ -100,14 +100,14 @@ impl World {
     }
 
     /// Since when a process has run undisturbed; `None` while it does not.
-    pub(super) fn calm(&self, ix: u16) -> Option<u64> {
+    pub(crate) fn calm(&self, ix: u16) -> Option<u64> {
         let n = &self.nodes[usize::from(ix)];
         let disturbed = n.paused || n.lag > 0 || !n.held.is_empty() || n.machine.is_none();
         (!disturbed && n.stalls.is_empty()).then(|| self.check.nodes.get(&ix).map_or(0, |g| g.calm_since))
     }
 
     /// The same of its control and its sessions, which wait for no shard.
-    pub(crate) fn awake(&self, ix: u16) -> Option<u64> {
+    fn awake(&self, ix: u16) -> Option<u64> {
         let n = &self.nodes[usize::from(ix)];
         let disturbed = n.paused || n.lag > 0 || !n.held.is_empty() || n.machine.is_none();
         (!disturbed).then(|| self.check.nodes.get(&ix).map_or(0, |g| g.calm_since))
