@@ -69,6 +69,33 @@ async fn settings_that_endanger_the_registry_are_named() {
     .await;
 }
 
+/// A server that lets a hub in and executes nothing for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_that_may_not_do_what_a_hub_asks_is_named() {
+    let redis = Redis::start_with(&[]).await;
+    let acl = async |rule: &str| {
+        assert_eq!(redis.call(&format!("ACL SETUSER nc {rule}")).await.unwrap().trim(), "+OK");
+    };
+    acl("on >hunter2 ~nowconnect:* +@all").await;
+    let url = redis.url().replace("redis://", "redis://nc:hunter2@");
+    let target = Target::start().await;
+    let plan = Plan { hubs: 1, redis_url: Some(url), ..Plan::default() };
+    let cluster = plan.connector("t", target.addr).start().await;
+    let log = cluster.hubs[0].running().log.clone();
+    assert_eq!(said(&log, "registry_refused", ""), 0);
+    acl("-@scripting").await;
+    cluster.wait_status(0, "degraded").await;
+    eventually("the hub says why", PATIENCE, || async {
+        (said(&log, "registry_refused", "NOPERM") == 1).then_some(())
+    })
+    .await;
+    assert_eq!(echo(cluster.listener(0, "t"), 1).await, Ok(()), "local clients are served");
+    assert_eq!(said(&log, "registry_refused", ""), 1, "once for each reason");
+    assert_eq!(log.count("hunter2"), 0, "no line holds the password");
+    acl("+@scripting").await;
+    cluster.wait_status(0, "ready").await;
+}
+
 /// The timers that run for TCP connections to a port of this machine, as the
 /// kernel numbers them: 00 none, 01 unacknowledged data, 02 keepalive.
 fn timers(port: u16) -> Vec<String> {

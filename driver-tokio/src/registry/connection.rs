@@ -191,8 +191,12 @@ impl Borrowed {
     /// that this is not the server to talk to.
     pub(super) fn failed(&self, error: &RedisError) -> RegistryError {
         let verdict = classify(error);
+        let why = describe(error);
         if verdict.abandon {
-            self.abandon(&describe(error));
+            self.abandon(&why);
+        } else if error.code().is_some_and(|code| !matches!(code, "NOSCRIPT" | "TRYAGAIN")) && self.of.is_news(&why) {
+            let address = &self.of.name;
+            tracing::warn!(event = "registry_refused", %address, why, "Redis does not do what a hub asks of it");
         }
         verdict.outcome
     }
