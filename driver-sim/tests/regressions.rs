@@ -44,6 +44,8 @@ const FOUND: &[Found] = &[
         seed: 4738,
         broke: "M4",
     },
+    Found { name: "read beyond the memory budget", profile: "swarm", level: Level::L0, seed: 664, broke: "B3" },
+    Found { name: "first bytes kept and not counted", profile: "thin-wire", level: Level::L0, seed: 2499, broke: "B3" },
 ];
 
 #[test]

@@ -122,7 +122,29 @@ impl World {
                 let CarriedRecord { cause, .. } = **r;
                 seen.ended(cause);
             }
-            _ => {}
+            Observed::Opened { .. }
+            | Observed::HandshakeFailed { .. }
+            | Observed::ProtocolViolation { .. }
+            | Observed::Rtt { .. }
+            | Observed::Attached { .. }
+            | Observed::TokenExpired { .. }
+            | Observed::TokenRenewed { .. }
+            | Observed::TokenRefused { .. }
+            | Observed::TokenAnswered { .. }
+            | Observed::Detached { .. }
+            | Observed::RegistryHealth { .. }
+            | Observed::LeaseHeldByOther
+            | Observed::DuplicateAgent { .. }
+            | Observed::DuplicateAgentRefused { .. }
+            | Observed::StartedOver { .. }
+            | Observed::PeerIsSelf { .. }
+            | Observed::FewerHubs { .. }
+            | Observed::Ejected { .. }
+            | Observed::Reinstated { .. }
+            | Observed::TargetDown { .. }
+            | Observed::TargetUp { .. }
+            | Observed::Drain(_)
+            | Observed::GaveUp { .. } => {}
         }
     }
 
@@ -159,7 +181,18 @@ impl World {
                     let kind = if w.resumed.is_some() { &mut seen.resumed } else { &mut seen.begun };
                     kind[plane] += 1;
                 }
-                _ => {}
+                Frame::Hello(_)
+                | Frame::Welcome(_)
+                | Frame::Auth(_)
+                | Frame::Ack { .. }
+                | Frame::Ping { .. }
+                | Frame::Pong { .. }
+                | Frame::GoAway { .. }
+                | Frame::Epoch(_)
+                | Frame::Status(_)
+                | Frame::Connectors { .. }
+                | Frame::Token { .. }
+                | Frame::Stream { .. } => {}
             }
         }
     }

@@ -136,10 +136,10 @@ impl World {
         let name = |n: u16| self.nodes[usize::from(n)].name.as_str();
         let hubs = way.hops.iter().flatten().copied().collect::<BTreeSet<u16>>();
         let hubs = hubs.into_iter().map(name).collect::<Vec<_>>().join(", ");
-        if let Some(l) = meanwhile().filter(died).next_back() {
+        if let Some(l) = meanwhile().rfind(died) {
             return ("M6", format!("{} died, the stream passed {hubs} only", name(l.node)));
         }
-        if let Some(Loss { node, what: Lost::Session { peer, .. }, .. }) = meanwhile().filter(parted).next_back() {
+        if let Some(Loss { node, what: Lost::Session { peer, .. }, .. }) = meanwhile().rfind(parted) {
             return ("M5", format!("{} lost its link to {peer}, the stream passed {hubs}", name(*node)));
         }
         ("L1", format!("nobody aborted, no process or session was lost on its way over {hubs}"))

@@ -38,18 +38,18 @@ pub(crate) enum Brings {
 
 impl Brings {
     pub(crate) fn of(input: &Input) -> Self {
-        match input {
-            Input::Socket { event: SockEvent::Data(_), .. } => Self::Taken,
-            Input::Message { message, .. } => Self::Granted(message.len() as u64),
-            _ => Self::Nothing,
+        if let Input::Socket { event: SockEvent::Data(_), .. } = input {
+            Self::Taken
+        } else if let Input::Message { message, .. } = input {
+            Self::Granted(message.len() as u64)
+        } else {
+            Self::Nothing
         }
     }
 
     pub(crate) fn of_note(note: &Note) -> Self {
-        match note {
-            Note::Frame { body: Body::Data { bytes, .. }, .. } => Self::Granted(bytes.len() as u64),
-            _ => Self::Nothing,
-        }
+        let Note::Frame { body: Body::Data { bytes, .. }, .. } = note else { return Self::Nothing };
+        Self::Granted(bytes.len() as u64)
     }
 }
 
