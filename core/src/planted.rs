@@ -88,7 +88,8 @@ pub const BUGS: &[Bug] = &[
     core(
         5,
         "release deletes the stored epoch too",
-        &["O6", "O2"],
+        // O5: The registry sees the epoch fall by that very release.
+        &["O5", "O6", "O2"],
         "an oracle that reads MemoryRegistry::stored_epoch; O2 needs the registry's clock stepping back between \
          the release and a claim through another hub for an agent that restarted",
     ),
@@ -103,13 +104,15 @@ pub const BUGS: &[Bug] = &[
     core(
         9,
         "a stream takes frames off its session: whoever names its cid is believed",
-        &["O1", "O4", "I2", "S8"],
+        // B4: What a stranger says moves offsets: honest peers are found beyond their credit.
+        &["B4", "O1", "O4", "I2", "S8"],
         "frames seen on one session sent again by an authenticated peer on another",
     ),
     core(
         10,
         "the epoch of DATA is checked, that of FIN is not",
-        &["O4", "S2"],
+        // B1: A false end is written, and the CREDIT that counts it is above what arrived.
+        &["B1", "O4", "S2"],
         "a FIN at the right offset under another epoch, on the stream's own session",
     ),
     core(
@@ -133,8 +136,10 @@ pub const BUGS: &[Bug] = &[
         &["S2", "S5"],
         "an outage beyond the resume window, or a crash, under open streams",
     ),
-    core(17, "RST of an open stream is taken for FIN", &["S5", "S2", "B5"], ""),
-    core(18, "the end of one half closes the whole socket", &["S3", "S1"], ""),
+    // B1: The end that nobody said is written, and the CREDIT that counts it is above what arrived.
+    core(17, "RST of an open stream is taken for FIN", &["B1", "S5", "S2", "B5"], ""),
+    // L1: Whoever still writes is reset for no reason.
+    core(18, "the end of one half closes the whole socket", &["L1", "S3", "S1"], ""),
     core(
         20,
         "a resumption names the next number instead of the last one received, and a position above what was sent \
@@ -174,11 +179,13 @@ pub const BUGS: &[Bug] = &[
         &["L7", "L1"],
         "a slow reader beside other streams of the same session",
     ),
-    core(29, "control frames wait behind all DATA of the session", &["L1", "L3", "A2", "L9"], ""),
+    // I2: An OPEN that was dropped: frames of a stream that nobody opened there.
+    core(29, "control frames wait behind all DATA of the session", &["I2", "L1", "L3", "A2", "L9"], ""),
     core(
         30,
         "DATA that finds 32 KiB of its stream waiting in the session's queue is dropped",
-        &["A2", "S1", "L1"],
+        // S2: The FIN after what was dropped stands behind bytes that nobody got.
+        &["S2", "A2", "S1", "L1"],
         "more than 32 KiB of one stream at once, over a slow or suspended session",
     ),
     core(
@@ -197,7 +204,8 @@ pub const BUGS: &[Bug] = &[
     core(
         33,
         "an OPEN without an answer stays when its session is lost, and its deadline goes",
-        &["L12", "B5", "B7"],
+        // L1: Its client waits for ever.
+        &["L1", "L12", "B5", "B7"],
         "an agent or an owner lost for good while a target is slow to connect",
     ),
     core(35, "a client whose OPEN was refused is not told", &["L12", "L1"], "targets that refuse"),
@@ -223,7 +231,8 @@ pub const BUGS: &[Bug] = &[
     core(
         40,
         "of two simultaneous dials both are kept",
-        &["L4"],
+        // B5: What the second link carried is never ended.
+        &["B5", "L4"],
         "two hubs that dial each other within the time of a handshake",
     ),
     core(
@@ -236,7 +245,8 @@ pub const BUGS: &[Bug] = &[
     other(
         44,
         "timers run by the wall clock",
-        &["L9", "B9"],
+        // L6: A wall clock that stepped back keeps renewals from being made or missed.
+        &["L6", "L9", "B9"],
         Applies::Simulator,
         "the core has no clock: the world passes the wall clock, with its steps, as `now` of this node",
     ),
@@ -294,7 +304,8 @@ pub const BUGS: &[Bug] = &[
     core(
         59,
         "an unknown frame ends the session although it is flagged optional",
-        &["L4", "L2", "L1"],
+        // D2: Nobody broke the protocol, and a hub says so.
+        &["D2", "L4", "L2", "L1"],
         "a peer of another version that sends an optional frame",
     ),
     core(
