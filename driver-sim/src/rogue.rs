@@ -259,6 +259,9 @@ impl World {
         if let Outcome::Counted(n) = outcome {
             self.check.nodes.entry(hub).or_default().flow_owed += n;
         }
+        let mut frames = Vec::new();
+        let _ = decode(DIALECT, &message, &WireLimits::ESTABLISHED, &mut frames);
+        self.count_frames(conn, 1, &frames);
         self.input(hub, Input::Message { conn: key(conn, 1), message });
     }
 
@@ -357,8 +360,9 @@ impl World {
                 self.settle(at);
                 self.step(actor, MS);
             }
-            Err(_) => {
+            Err(code) => {
                 self.socks[sock as usize].gone = true;
+                self.count_refused(at, listener.0, code);
                 self.settle(at);
                 self.end_actor(actor, crate::actor::Fate::Refused);
             }

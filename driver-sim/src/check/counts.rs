@@ -160,10 +160,15 @@ impl World {
 
     /// A message reaches a process.
     pub(super) fn count_message(&mut self, conn: u32, to: usize, told: &Told) {
+        self.count_frames(conn, to, &told.frames);
+    }
+
+    /// What it says, also where it comes past the network.
+    pub(crate) fn count_frames(&mut self, conn: u32, to: usize, frames: &[Frame]) {
         let c = &self.conns[conn as usize];
         let (ix, plane) = (c.nodes[to], ix_of(c.dialect.plane));
         let mine = self.nodes[usize::from(ix)].hub().map(|h| h.run().incarnation);
-        for f in &told.frames {
+        for f in frames {
             match f {
                 Frame::Stream { cid, body: Body::OpenAck { result: Ok(()) }, .. }
                     if mine == Some(cid.incarnation()) =>
