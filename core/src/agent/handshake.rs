@@ -257,6 +257,9 @@ impl Tunnels {
             if elsewhere && !self.hand_on(now, ix) {
                 // There is no address left for the tunnel this one would replace.
                 self.handshakes.remove(conn);
+                if let Some(h) = self.hubs.get_mut(ix) {
+                    h.dialling = false;
+                }
                 return mux.close(conn, dialect, CloseCode::Superseded, 0, out);
             }
             if !elsewhere {
