@@ -4,6 +4,8 @@ mod app;
 mod reload;
 mod renewal;
 mod scope;
+#[cfg(test)]
+mod tests;
 mod token;
 
 use std::cell::{Cell, RefCell};

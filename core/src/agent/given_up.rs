@@ -1,8 +1,8 @@
 //! Hubs that are dialled no more: `max_retries` dials in a row failed. Whether
 //! an agent has nowhere left to go is read off its links and sessions, never
-//! counted: a hub that was given up is dialled again once others serve, or when
-//! another configuration is put in force. Must not know what the process does
-//! about it.
+//! counted: a hub that was given up is tried again when a tunnel that had lasted
+//! breaks, when enough others serve and one is lost, or when another
+//! configuration is put in force. Must not know what the process does about it.
 
 use super::tunnels::{HubState, Tunnels};
 use crate::id::TargetIx;
@@ -49,7 +49,7 @@ impl Tunnels {
         self.want(now, mux, out);
     }
 
-    /// What was given up may be tried again: the operator changed something.
+    /// What was given up may be tried again: something changed since.
     pub(super) fn try_again(&mut self, mux: &Mux) {
         for h in self.hubs.iter_mut().filter(|h| h.is_given_up() && !h.is_connected(mux)) {
             h.link = None;

@@ -317,9 +317,10 @@ struct TwoHubs {
 }
 
 impl TwoHubs {
-    fn start(up: [bool; 2]) -> Self {
+    fn start(up: [bool; 2], parallel: u16) -> Self {
         let (mut config, mut out) = (config(), NodeOut::default());
         config.hubs.push("2".to_owned());
+        config.parallel = parallel;
         config.backoff.max_retries = 2;
         let agent = Agent::new(Arc::new(config), Seed::from_u64(1), at(0), &mut out);
         Self { agent, out, up, conns: [None; 2], made: 0, ms: 0, gave_up: Vec::new() }
@@ -377,7 +378,7 @@ impl TwoHubs {
 
 #[test]
 fn an_agent_with_a_tunnel_has_given_up_nothing_whatever_it_gave_up_before() {
-    let mut w = TwoHubs::start([true, true]);
+    let mut w = TwoHubs::start([true, true], 1);
     w.run(10);
     assert_eq!(w.serving(), [true, false]);
     w.kill(0);
@@ -400,7 +401,7 @@ fn an_agent_with_a_tunnel_has_given_up_nothing_whatever_it_gave_up_before() {
 
 #[test]
 fn a_reload_tries_hubs_again_that_were_given_up() {
-    let mut w = TwoHubs::start([false, false]);
+    let mut w = TwoHubs::start([false, false], 1);
     w.run(30);
     assert!(w.given_up() && w.gave_up.len() == 2, "{:?}", w.gave_up);
     let config = AgentConfig { hubs: w.agent.tunnels().config().hubs.clone(), ..config() };
@@ -413,7 +414,7 @@ fn a_reload_tries_hubs_again_that_were_given_up() {
 
 #[test]
 fn a_draining_agent_leaves_and_gives_up_nothing() {
-    let mut w = TwoHubs::start([false, false]);
+    let mut w = TwoHubs::start([false, false], 1);
     w.run(30);
     let times = crate::config::DrainTimes::at_once(Duration::from_secs(1));
     w.agent.handle(at(w.ms), Input::Drain(times), &mut w.out);
@@ -424,7 +425,7 @@ fn a_draining_agent_leaves_and_gives_up_nothing() {
 /// told of like any other.
 #[test]
 fn a_hub_that_drops_its_last_connection_is_given_up_aloud() {
-    let mut w = TwoHubs::start([true, false]);
+    let mut w = TwoHubs::start([true, false], 1);
     w.agent.tunnels.hubs[1].listed = false;
     for _ in 0..100 {
         w.run(1);
@@ -435,4 +436,20 @@ fn a_hub_that_drops_its_last_connection_is_given_up_aloud() {
     }
     assert!(w.given_up());
     assert_eq!(w.gave_up, [0]);
+}
+
+/// As in a rolling restart, whether or not its session could still be resumed.
+#[test]
+fn a_hub_that_came_back_is_tried_again_when_the_other_one_goes() {
+    for (parallel, away) in [(1, 10), (1, 60), (2, 10), (2, 60)] {
+        let mut w = TwoHubs::start([true, true], parallel);
+        w.run(10);
+        w.kill(0);
+        w.run(away);
+        assert_eq!((w.serving(), &*w.gave_up), ([false, true], &[0][..]));
+        w.up[0] = true;
+        w.kill(1);
+        w.run(30);
+        assert_eq!((w.serving(), w.given_up()), ([true, false], false), "{parallel} wanted, {away} s");
+    }
 }

@@ -280,8 +280,9 @@ impl Tunnels {
     }
 
     /// Tunnel `ix` had lasted and is in trouble. The pauses between dials of the
-    /// other hubs were chosen while it served.
+    /// other hubs were chosen while it served, and so it was decided to give some up.
     fn hasten_others(&mut self, now: Instant, ix: usize, mux: &Mux) {
+        self.try_again(mux);
         for (_, h) in self.hubs.iter_mut().enumerate().filter(|(other, _)| *other != ix) {
             if h.listed
                 && !h.leaving
