@@ -35,6 +35,7 @@ use crate::config::AdminSetup;
 use crate::http::{Body, HttpLimits, json, page, text, wrong_method};
 use crate::{net, secret};
 
+pub(crate) use actions::acting;
 pub use actions::{Acting, Action};
 
 /// Exchanges at once on one endpoint; further connections wait in the kernel.

@@ -4,10 +4,12 @@ mod app;
 mod reload;
 mod renewal;
 mod scope;
+#[cfg(test)]
+mod tests;
 mod token;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use nowconnect_core::observed::{CarriedRecord, Observed};
 use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::{Plane, SecretText};
 use rustls::pki_types::CertificateDer;
+use tokio::sync::Notify;
 
 pub use reload::RESTART;
 
@@ -34,7 +37,7 @@ use crate::dialer::{self, Target};
 use crate::limiter::Limiter;
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
-use crate::reload::{Outcome, Reloads};
+use crate::reload::Reloads;
 use crate::signals::Asked;
 use crate::{admin, observe, secret, signals, target};
 
@@ -53,10 +56,15 @@ pub fn run(setup: AgentSetup, source: Source) -> Result<(), RunError> {
     signals::block_on(async move {
         let mut signals = signals::Signals::new()?;
         let agent = start(setup, Some(source))?;
+        // Beside the signals: a reload may wait for hubs, and SIGTERM must not.
+        let reload_asked = Notify::new();
+        let reloads = agent.reloads(&reload_asked);
+        tokio::pin!(reloads);
         loop {
             tokio::select! {
+                () = &mut reloads => {}
                 asked = signals.wait() => match asked {
-                    Asked::Reload => drop(agent.reload().await),
+                    Asked::Reload => reload_asked.notify_one(),
                     Asked::Stop if agent.shared.stop_asked.replace(true) => break,
                     Asked::Stop => drain(&agent.node),
                 },
@@ -113,8 +121,8 @@ struct Shared {
     token_ends: Cell<Option<u64>>,
     /// What the tokens that hubs judged let it expose.
     scopes: RefCell<scope::Scopes>,
-    given_up: RefCell<BTreeSet<u16>>,
-    gave_up: tokio::sync::Notify,
+    /// Something may have come to its end: see [`RunningAgent::gave_up`].
+    gave_up: Notify,
 }
 
 impl Shared {
@@ -144,8 +152,7 @@ pub fn start(setup: AgentSetup, source: Option<Source>) -> Result<RunningAgent, 
         token_refused: Cell::new(false),
         token_ends: Cell::new(None),
         scopes: RefCell::default(),
-        given_up: RefCell::default(),
-        gave_up: tokio::sync::Notify::new(),
+        gave_up: Notify::new(),
         targets: RefCell::new(targets),
         certs,
         reloads: Reloads::at_start(),
@@ -167,9 +174,14 @@ pub fn start(setup: AgentSetup, source: Option<Source>) -> Result<RunningAgent, 
 }
 
 impl RunningAgent {
-    /// Reads the configuration file and puts it in force, or nothing of it.
-    pub async fn reload(&self) -> Outcome {
-        reload::run(&self.node, &self.shared).await
+    /// Reloads whenever a signal `asked` for it. One that comes during a reload
+    /// is answered by another one afterwards.
+    async fn reloads(&self, asked: &Notify) {
+        loop {
+            asked.notified().await;
+            let turn = self.shared.reloads.turn().await;
+            reload::run(&self.node, &self.shared, turn).await;
+        }
     }
 
     /// Ends at once.
@@ -181,9 +193,11 @@ impl RunningAgent {
         tracing::info!(event = "stopped");
     }
 
-    /// Resolves when every hub was given up.
+    /// Resolves when every hub was given up and no tunnel is left.
     pub async fn gave_up(&self) {
-        self.shared.gave_up.notified().await;
+        while !self.node.look(|agent| agent.tunnels().is_given_up()) {
+            self.shared.gave_up.notified().await;
+        }
     }
 }
 
@@ -305,14 +319,8 @@ impl Effects<Agent> for AgentEffects {
         if let Observed::SessionLost { peer, .. } = &event {
             self.0.scopes.borrow_mut().lost(peer);
         }
-        if let Observed::GaveUp { target, .. } = event {
-            self.0.given_up.borrow_mut().insert(target);
-            let known = node.look(|agent| agent.tunnels().config().hubs.clone());
-            let listed = |url: &String| self.0.setup().core.hubs.contains(url);
-            let left = known.iter().zip(0..).filter(|(url, ix)| listed(url) && !self.0.given_up.borrow().contains(ix));
-            if left.count() == 0 {
-                self.0.gave_up.notify_one();
-            }
+        if let Observed::GaveUp { .. } | Observed::SessionLost { .. } = &event {
+            self.0.gave_up.notify_one();
         }
         observe::event(&event, &self.0.lines);
     }

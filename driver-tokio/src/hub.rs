@@ -27,6 +27,7 @@ use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::{Plane, SecretText};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 pub use reload::RESTART;
 
@@ -41,7 +42,7 @@ use crate::listener::Clients;
 use crate::metrics::Metrics;
 use crate::node::{Effects, Node};
 use crate::registry::{RedisPlace, RedisRegistry, RedisTimeouts, Registry, SharedMemory};
-use crate::reload::{Outcome, Reloads};
+use crate::reload::Reloads;
 use crate::signals::Asked;
 use crate::{admin, net, observe, signals};
 
@@ -118,12 +119,31 @@ pub fn run(setup: HubSetup, source: Source) -> Result<(), RunError> {
     signals::block_on(async move {
         let mut signals = signals::Signals::new()?;
         let (replica, mode) = (setup.core.replica_id.clone(), setup.core.mode);
-        let hub = start(setup, Some(source), None, None).await?;
+        // The first question to a registry may take long, and SIGTERM must not.
+        let reload_asked = Notify::new();
+        let started = start(setup, Some(source), None, None);
+        tokio::pin!(started);
+        let hub = loop {
+            tokio::select! {
+                hub = &mut started => break hub?,
+                asked = signals.wait() => match asked {
+                    Asked::Reload => reload_asked.notify_one(),
+                    Asked::Stop => {
+                        tracing::info!(event = "stopped");
+                        return Ok(());
+                    }
+                },
+            }
+        };
         tracing::info!(event = "ready", %replica, http = %hub.http, mode = mode.name());
+        // So may that of a reload.
+        let reloads = hub.reloads(&reload_asked);
+        tokio::pin!(reloads);
         loop {
             tokio::select! {
+                () = &mut reloads => {}
                 asked = signals.wait() => match asked {
-                    Asked::Reload => drop(hub.reload().await),
+                    Asked::Reload => reload_asked.notify_one(),
                     Asked::Stop if hub.shared.stop_asked.replace(true) => break,
                     Asked::Stop => hub.drain(),
                 },
@@ -258,9 +278,14 @@ fn bind(addr: SocketAddr, key: &str) -> Result<TcpListener, RunError> {
 }
 
 impl RunningHub {
-    /// Reads the configuration file and puts it in force, or nothing of it.
-    pub async fn reload(&self) -> Outcome {
-        reload::run(&self.node, &self.shared).await
+    /// Reloads whenever a signal `asked` for it. One that comes during a reload
+    /// is answered by another one afterwards.
+    async fn reloads(&self, asked: &Notify) {
+        loop {
+            asked.notified().await;
+            let turn = self.shared.reloads.turn().await;
+            reload::run(&self.node, &self.shared, turn).await;
+        }
     }
 
     /// Leaves in order; the node says when it has ([`Node::drained`]). One

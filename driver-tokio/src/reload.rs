@@ -3,13 +3,15 @@
 
 use std::cell::Cell;
 
+use tokio::sync::{Mutex, MutexGuard};
+
 use crate::answers::{self, Applied, Refused, ReloadAnswer, ResultApplied};
 use crate::clock::unix_millis;
 use crate::metrics::{Family, Snapshot};
 
 /// What a reload came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The file is in force, but for these keys, which need a restart.
     Applied(Vec<&'static str>),
     /// Nothing has changed, because of this.
@@ -19,7 +21,7 @@ pub enum Outcome {
 impl Outcome {
     /// Status and JSON for whoever asked over HTTP.
     #[must_use]
-    pub fn answer(&self) -> (u16, String) {
+    pub(crate) fn answer(&self) -> (u16, String) {
         match self {
             Self::Applied(restart) => {
                 let applied = Applied { result: ResultApplied::Applied, needs_restart: restart.clone() };
@@ -37,9 +39,12 @@ pub(crate) struct Reloads {
     refused: Cell<u64>,
     /// When the configuration in force was read, seconds since 1970.
     last_applied: Cell<u64>,
-    /// One is under way.
-    busy: Cell<bool>,
+    /// Held by the one that is under way.
+    turn: Mutex<()>,
 }
+
+/// The right to reload, given back when it is dropped.
+pub(crate) type Turn<'a> = MutexGuard<'a, ()>;
 
 impl Reloads {
     /// The configuration of the start is in force.
@@ -47,14 +52,23 @@ impl Reloads {
         Self { last_applied: Cell::new(unix_millis() / 1000), ..Self::default() }
     }
 
-    /// Claims the turn; false while another reload is under way.
-    pub(crate) fn begin(&self) -> bool {
-        !self.busy.replace(true)
+    /// Waits for the turn: for who cannot be told to ask again.
+    pub(crate) async fn turn(&self) -> Turn<'_> {
+        self.turn.lock().await
     }
 
-    /// Gives the turn back, counts and logs one; `what` of the configuration now is `is`.
+    /// The turn at once, or a refusal, counted and logged, while another reload
+    /// is under way.
+    pub(crate) fn try_turn(&self) -> Result<Turn<'_>, Outcome> {
+        self.turn.try_lock().map_err(|_| {
+            let outcome = Outcome::Refused("another reload is under way; ask again".to_owned());
+            self.note(&outcome, "", "");
+            outcome
+        })
+    }
+
+    /// Counts and logs one; `what` of the configuration now is `is`.
     pub(crate) fn note(&self, outcome: &Outcome, what: &'static str, is: &str) {
-        self.busy.set(false);
         match outcome {
             Outcome::Applied(restart) => {
                 self.applied.set(self.applied.get() + 1);

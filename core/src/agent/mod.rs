@@ -5,6 +5,7 @@
 //! exactly the tunnel's fence (O4). Same contract as [`Hub`](crate::hub::Hub).
 //! Does not know how targets are reached or what a token says.
 
+mod given_up;
 mod handshake;
 mod health;
 mod reload;

@@ -128,6 +128,7 @@ impl Tunnels {
                 h.link = None;
             }
         }
+        self.try_again(mux);
         self.told_fewer = false;
         if self.config.connectors != before.connectors {
             self.health.reload(now, &before.connectors, &self.config.connectors);

@@ -303,3 +303,153 @@ fn an_address_that_leads_elsewhere_by_now_is_dialled_again_for_its_own_sake() {
         "another hub answers there: two tunnels are wanted (L2)"
     );
 }
+
+/// Two hubs that answer while they are up, and an agent that gives a hub up
+/// after two dials.
+struct TwoHubs {
+    agent: Agent,
+    out: NodeOut,
+    up: [bool; 2],
+    conns: [Option<ConnKey>; 2],
+    made: u32,
+    ms: u64,
+    gave_up: Vec<u16>,
+}
+
+impl TwoHubs {
+    fn start(up: [bool; 2], parallel: u16) -> Self {
+        let (mut config, mut out) = (config(), NodeOut::default());
+        config.hubs.push("2".to_owned());
+        config.parallel = parallel;
+        config.backoff.max_retries = 2;
+        let agent = Agent::new(Arc::new(config), Seed::from_u64(1), at(0), &mut out);
+        Self { agent, out, up, conns: [None; 2], made: 0, ms: 0, gave_up: Vec::new() }
+    }
+
+    fn kill(&mut self, hub: usize) {
+        self.up[hub] = false;
+        if let Some(conn) = self.conns[hub].take() {
+            let lost = Input::Disconnected { conn, cause: CloseCode::Transport };
+            self.agent.handle(at(self.ms), lost, &mut self.out);
+        }
+    }
+
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds * 10 {
+            self.ms += 100;
+            let now = at(self.ms);
+            self.agent.handle_timeout(now, &mut self.out);
+            for target in std::mem::take(&mut self.out.dial) {
+                let hub = usize::from(target.0);
+                if !self.up[hub] {
+                    self.agent.handle(now, Input::DialFailed { target }, &mut self.out);
+                    continue;
+                }
+                self.made += 1;
+                let conn = conn(self.made);
+                let peer = HubGrant::default();
+                self.agent.handle(now, Input::Connected { target, conn, dialect: V2, peer }, &mut self.out);
+                let welcome = welcome(["hub-a", "hub-b"][hub], u64::from(self.made));
+                let message = encode_message(V2, 0, &[Frame::Welcome(Box::new(welcome))]);
+                self.agent.handle(now, Input::Message { conn, message }, &mut self.out);
+                self.conns[hub] = Some(conn);
+            }
+            for conn in self.conns.into_iter().flatten() {
+                self.agent.handle(now, Input::Heard { conn }, &mut self.out);
+            }
+            for event in std::mem::take(&mut self.out.observed) {
+                if let Observed::GaveUp { target, .. } = event {
+                    self.gave_up.push(target);
+                }
+            }
+        }
+    }
+
+    fn given_up(&self) -> bool {
+        self.agent.tunnels().is_given_up()
+    }
+
+    fn serving(&self) -> [bool; 2] {
+        let connected = |key| self.agent.mux().get(key).is_some_and(|e| e.conn.is_some());
+        let all: Vec<bool> = self.agent.tunnels().hubs().map(|(_, _, key)| key.is_some_and(connected)).collect();
+        all.try_into().unwrap()
+    }
+}
+
+#[test]
+fn an_agent_with_a_tunnel_has_given_up_nothing_whatever_it_gave_up_before() {
+    let mut w = TwoHubs::start([true, true], 1);
+    w.run(10);
+    assert_eq!(w.serving(), [true, false]);
+    w.kill(0);
+    w.run(60);
+    assert_eq!((w.serving(), &*w.gave_up), ([false, true], &[0][..]));
+    assert!(!w.given_up());
+    w.up[0] = true;
+    w.run(10);
+    w.kill(1);
+    w.run(60);
+    assert_eq!((w.serving(), &*w.gave_up), ([true, false], &[0, 1][..]), "each of them was given up once");
+    assert!(!w.given_up(), "it serves at the first hub");
+    // Both away: its session is waited for no longer than it may be resumed.
+    w.kill(0);
+    assert!(!w.given_up(), "the session may be resumed");
+    w.run(60);
+    assert_eq!(w.serving(), [false, false]);
+    assert!(w.given_up(), "{:?}", w.gave_up);
+}
+
+#[test]
+fn a_reload_tries_hubs_again_that_were_given_up() {
+    let mut w = TwoHubs::start([false, false], 1);
+    w.run(30);
+    assert!(w.given_up() && w.gave_up.len() == 2, "{:?}", w.gave_up);
+    let config = AgentConfig { hubs: w.agent.tunnels().config().hubs.clone(), ..config() };
+    w.agent.reload(at(w.ms), &config, Duration::from_secs(60), &mut w.out).unwrap();
+    assert!(!w.given_up());
+    w.up[1] = true;
+    w.run(30);
+    assert_eq!(w.serving(), [false, true]);
+}
+
+#[test]
+fn a_draining_agent_leaves_and_gives_up_nothing() {
+    let mut w = TwoHubs::start([false, false], 1);
+    w.run(30);
+    let times = crate::config::DrainTimes::at_once(Duration::from_secs(1));
+    w.agent.handle(at(w.ms), Input::Drain(times), &mut w.out);
+    assert!(!w.given_up());
+}
+
+/// A connection that does not last counts as a failure; the last one allowed is
+/// told of like any other.
+#[test]
+fn a_hub_that_drops_its_last_connection_is_given_up_aloud() {
+    let mut w = TwoHubs::start([true, false], 1);
+    w.agent.tunnels.hubs[1].listed = false;
+    for _ in 0..100 {
+        w.run(1);
+        if w.conns[0].is_some() {
+            w.kill(0);
+            w.up[0] = true;
+        }
+    }
+    assert!(w.given_up());
+    assert_eq!(w.gave_up, [0]);
+}
+
+/// As in a rolling restart, whether or not its session could still be resumed.
+#[test]
+fn a_hub_that_came_back_is_tried_again_when_the_other_one_goes() {
+    for (parallel, away) in [(1, 10), (1, 60), (2, 10), (2, 60)] {
+        let mut w = TwoHubs::start([true, true], parallel);
+        w.run(10);
+        w.kill(0);
+        w.run(away);
+        assert_eq!((w.serving(), &*w.gave_up), ([false, true], &[0][..]));
+        w.up[0] = true;
+        w.kill(1);
+        w.run(30);
+        assert_eq!((w.serving(), w.given_up()), ([true, false], false), "{parallel} wanted, {away} s");
+    }
+}

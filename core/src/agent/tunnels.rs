@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::given_up;
 use super::handshake::Handshake;
 use super::health::Health;
 use super::reload::Quit;
@@ -108,9 +109,9 @@ pub struct Tunnels {
 
 /// A tunnel lost its connection, and perhaps had before. True if it lost one
 /// now that had lasted.
-fn note_lost(unsteady: &mut u32, link: &mut Link, now: Instant) -> bool {
+fn note_lost(unsteady: &mut u32, ix: usize, link: &mut Link, now: Instant, out: &mut NodeOut) -> bool {
     let served = link.state() == link::State::Established;
-    link.on_event(now, Event::Lost);
+    given_up::failed(now, ix, link, Event::Lost, out);
     if served {
         *unsteady = if link.attempts() == 0 { 0 } else { unsteady.saturating_add(1) };
     }
@@ -265,18 +266,6 @@ impl Tunnels {
         }
     }
 
-    pub(super) fn on_dial_failed(&mut self, now: Instant, target: TargetIx, mux: &Mux, out: &mut NodeOut) {
-        let Some(h) = self.hubs.get_mut(usize::from(target.0)) else { return };
-        h.dialling = false;
-        if let Some(l) = h.link.as_mut() {
-            l.on_event(now, Event::Failed);
-            if l.state() == link::State::Closed {
-                out.observed.push(Observed::GaveUp { plane: Plane::Tunnel, target: target.0 });
-            }
-        }
-        self.want(now, mux, out);
-    }
-
     /// The tunnel of address `ix` is over: what led to the same replica may
     /// lead elsewhere by now, or be the only way there.
     fn wake_others(&mut self, ix: usize) {
@@ -291,8 +280,9 @@ impl Tunnels {
     }
 
     /// Tunnel `ix` had lasted and is in trouble. The pauses between dials of the
-    /// other hubs were chosen while it served.
+    /// other hubs were chosen while it served, and so it was decided to give some up.
     fn hasten_others(&mut self, now: Instant, ix: usize, mux: &Mux) {
+        self.try_again(mux);
         for (_, h) in self.hubs.iter_mut().enumerate().filter(|(other, _)| *other != ix) {
             if h.listed
                 && !h.leaving
@@ -452,7 +442,7 @@ impl Tunnels {
                 let ix = self.hubs.iter().position(|h| h.session == Some(key));
                 if let Some((ix, l)) = ix.and_then(|ix| Some((ix, self.hubs.get_mut(ix)?.link.as_mut()?))) {
                     l.set_streams_wait(now, shard.has_streams(key));
-                    if note_lost(&mut self.unsteady, l, now) {
+                    if note_lost(&mut self.unsteady, ix, l, now, out) {
                         self.hasten_others(now, ix, mux);
                     }
                 }
@@ -494,13 +484,13 @@ impl Tunnels {
             self.wake_others(ix);
         }
         let mut hasten = false;
-        if let Some(h) = ix.and_then(|ix| self.hubs.get_mut(ix)) {
+        if let Some((ix, h)) = ix.and_then(|ix| Some((ix, self.hubs.get_mut(ix)?))) {
             h.session = None;
             h.leaving = false;
             h.unwell = false;
             if let Some(l) = h.link.as_mut() {
                 l.set_streams_wait(now, false);
-                hasten = note_lost(&mut self.unsteady, l, now);
+                hasten = note_lost(&mut self.unsteady, ix, l, now, out);
                 if cause == CloseCode::ResumeRefused {
                     l.hasten(now);
                 }

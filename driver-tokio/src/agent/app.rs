@@ -8,7 +8,7 @@ use nowconnect_core::time::Instant;
 use nowconnect_core::wire::Plane;
 
 use super::Shared;
-use crate::admin::{Acting, Action, AdminApp};
+use crate::admin::{self, Acting, Action, AdminApp};
 use crate::answers::agent::{
     Connector, Drain, Draining, Hub, HubBrief, PhaseClosed, Readyz, Reason, RoleAgent, Status, Target, Tunnels,
 };
@@ -153,9 +153,12 @@ impl AdminApp for App {
 
     fn act(&self, action: Action) -> Acting {
         let (node, shared) = (self.node.clone(), Rc::clone(&self.shared));
-        Box::pin(async move {
+        admin::acting(action, async move {
             match action {
-                Action::Reload => super::reload::run(&node, &shared).await.answer(),
+                Action::Reload => match shared.reloads.try_turn() {
+                    Ok(turn) => super::reload::run(&node, &shared, turn).await.answer(),
+                    Err(refused) => refused.answer(),
+                },
                 Action::Drain => {
                     super::drain(&node);
                     let draining = Draining { result: ResultDraining::Draining, exits: true };

@@ -17,7 +17,7 @@ use crate::config::AgentSetup;
 use crate::dial::WsUrl;
 use crate::dialer::Target;
 use crate::node::Node;
-use crate::reload::Outcome;
+use crate::reload::{Outcome, Turn};
 
 /// Keys of an agent that a reload leaves as they were, named when they changed.
 pub const RESTART: &[&str] =
@@ -62,15 +62,15 @@ fn keep(new: &mut AgentSetup, old: &AgentSetup) -> Vec<&'static str> {
     kept
 }
 
-/// Reads the file and puts it in force, or nothing of it.
-pub(super) async fn run(node: &Node<Agent>, shared: &Rc<Shared>) -> Outcome {
-    let Some(source) = &shared.source else { return Outcome::Refused("this agent runs without a file".to_owned()) };
-    if !shared.reloads.begin() {
-        return Outcome::Refused("another reload is under way; ask again".to_owned());
-    }
-    let outcome = match attempt(node, shared, source).await {
-        Ok(restart) => Outcome::Applied(restart),
-        Err(why) => Outcome::Refused(why.to_string()),
+/// Reads the file and puts it in force, or nothing of it. What is not polled
+/// to its end changes nothing and gives its turn back.
+pub(super) async fn run(node: &Node<Agent>, shared: &Rc<Shared>, _turn: Turn<'_>) -> Outcome {
+    let outcome = match &shared.source {
+        Some(source) => match attempt(node, shared, source).await {
+            Ok(restart) => Outcome::Applied(restart),
+            Err(why) => Outcome::Refused(why.to_string()),
+        },
+        None => Outcome::Refused("this agent runs without a file".to_owned()),
     };
     shared.reloads.note(&outcome, "agent_id", shared.setup().core.agent_id.as_str());
     outcome

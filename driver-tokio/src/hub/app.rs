@@ -14,8 +14,8 @@ use nowconnect_core::wire::Plane;
 
 use super::readiness::{self, Readiness};
 use super::{Shared, Totals, snapshot, status};
-use crate::admin::{Acting, Action, AdminApp};
-use crate::answers::{self, DrainAnswer, Failed, ReadyzListener, ReloadAnswer, State, Status, UndrainAnswer};
+use crate::admin::{self, Acting, Action, AdminApp};
+use crate::answers::{self, Failed, ReadyzListener, State, Status};
 use crate::conn;
 use crate::http::{HttpApp, Refusal, Reject, Upgraded};
 use crate::node::Node;
@@ -150,16 +150,6 @@ impl HttpApp for App {
     }
 }
 
-/// The answer of an action that did not come to its end.
-fn failed(action: Action, why: &str) -> String {
-    let why = Failed::because(why);
-    match action {
-        Action::Reload => answers::text(&ReloadAnswer::Failed(why)),
-        Action::Drain => answers::text(&DrainAnswer::Failed(why)),
-        Action::Undrain => answers::text(&UndrainAnswer::Failed(why)),
-    }
-}
-
 impl AdminApp for App {
     fn readyz(&self, strict: bool) -> (u16, String) {
         HttpApp::readyz(self, strict)
@@ -179,14 +169,15 @@ impl AdminApp for App {
 
     fn act(&self, action: Action) -> Acting {
         let (node, shared) = (self.node.clone(), Rc::clone(&self.shared));
-        // A task of its own: whoever asked may go away in the middle of it.
-        let task = tokio::task::spawn_local(async move {
+        admin::acting(action, async move {
             match action {
-                Action::Reload => super::reload::run(&node, &shared).await.answer(),
+                Action::Reload => match shared.reloads.try_turn() {
+                    Ok(turn) => super::reload::run(&node, &shared, turn).await.answer(),
+                    Err(refused) => refused.answer(),
+                },
                 Action::Drain => super::drain::begin(&node, &shared),
                 Action::Undrain => super::drain::cancel(&node, &shared),
             }
-        });
-        Box::pin(async move { task.await.unwrap_or_else(|e| (500, failed(action, &e.to_string()))) })
+        })
     }
 }

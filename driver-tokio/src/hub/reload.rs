@@ -25,7 +25,7 @@ use crate::dial::WsUrl;
 use crate::dialer::Target;
 use crate::listener::{self, Port};
 use crate::node::Node;
-use crate::reload::Outcome;
+use crate::reload::{Outcome, Turn};
 
 /// Keys of a hub that a reload leaves as they were, named when they changed.
 pub const RESTART: &[&str] = &[
@@ -212,15 +212,15 @@ fn impossible(new: &HubSetup, old: &HubSetup) -> Option<String> {
     None
 }
 
-/// Reads the file and puts it in force, or nothing of it.
-pub(super) async fn run(node: &Node<Hub>, shared: &Rc<Shared>) -> Outcome {
-    let Some(source) = &shared.source else { return Outcome::Refused("this hub runs without a file".to_owned()) };
-    if !shared.reloads.begin() {
-        return Outcome::Refused("another reload is under way; ask again".to_owned());
-    }
-    let outcome = match attempt(node, shared, source).await {
-        Ok(restart) => Outcome::Applied(restart),
-        Err(why) => Outcome::Refused(why.to_string()),
+/// Reads the file and puts it in force, or nothing of it. What is not polled
+/// to its end changes nothing and gives its turn back.
+pub(super) async fn run(node: &Node<Hub>, shared: &Rc<Shared>, _turn: Turn<'_>) -> Outcome {
+    let outcome = match &shared.source {
+        Some(source) => match attempt(node, shared, source).await {
+            Ok(restart) => Outcome::Applied(restart),
+            Err(why) => Outcome::Refused(why.to_string()),
+        },
+        None => Outcome::Refused("this hub runs without a file".to_owned()),
     };
     shared.reloads.note(&outcome, "ha.mode", shared.setup().core.mode.name());
     outcome
