@@ -16,7 +16,6 @@ use nowconnect_core::wire::Plane;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::keys::Keys;
 use super::{Shared, bind, connect_registry, trust};
 use crate::certs::{self, Certs};
 use crate::cli::RunError;
@@ -238,7 +237,7 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
         return Err(RunError::Config(why));
     }
     // The same keys stay, with what was fetched of them.
-    let keys = if new.auth == old.auth { None } else { Some(Keys::load(&new.auth)?) };
+    let keys = if new.auth == old.auth { None } else { Some(shared.keys().renewed(&new.auth).await?) };
     let set = certs::Set::of_hub(&new).map_err(|e| config(&e))?;
     let mut registry = if is_same_registry(&new, &old) { None } else { Some(Rc::new(connect_registry(&new).await?)) };
     let mut open: Vec<OpenListener> = Vec::new();
@@ -271,6 +270,7 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
         return Err(RunError::Config(e.to_string()));
     }
     if let Some(keys) = keys {
+        keys.begin();
         shared.keys.replace(Rc::new(keys));
     }
     if let Some(registry) = registry {

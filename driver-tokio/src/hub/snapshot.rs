@@ -59,10 +59,11 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     s.add(Family::ReplicaIdConflicts, &[], shared.counts.replica_id_twice.get());
     s.add(Family::DuplicateAgents, &[], shared.counts.agent_id_twice.get());
     s.add(Family::DuplicateAgentRefusals, &[], shared.counts.agent_id_refused.get());
-    if let Some(jwks) = &shared.keys().jwks {
-        for (result, n) in jwks.results() {
-            s.add(Family::JwksFetches, &[result], n);
-        }
+    let keys = shared.keys();
+    for (result, n) in keys.fetches.results() {
+        s.add(Family::JwksFetches, &[result], n);
+    }
+    if let Some(jwks) = &keys.jwks {
         if let Some(age) = jwks.age_seconds() {
             s.add(Family::JwksAge, &["url"], age);
         }
