@@ -193,6 +193,9 @@ pub enum Observed {
         cause: CloseCode,
         /// What was expected and what came; fixed text only.
         detail: &'static str,
+        /// Of a dial of ours: its number among the peers or hubs of the
+        /// configuration.
+        target: Option<u16>,
     },
     /// A peer broke the protocol; its session or connection is closed.
     ProtocolViolation {

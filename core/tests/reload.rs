@@ -408,6 +408,50 @@ fn a_removed_peer_is_used_up_and_an_added_one_is_dialled() {
 }
 
 #[test]
+fn totals_of_links_outlive_their_peers() {
+    in_forms(|| {
+        let mut w = World::new();
+        let a = w.hub(hub_config("hub-a", Mode::Active, &["nobody", "hub-b"]), 1);
+        let b = w.hub(hub_config("hub-b", Mode::Active, &[]), 2);
+        w.run_for(S(3));
+        let urls = |w: &World| {
+            let hub = w.as_hub(a);
+            hub.control().links(hub.mux()).iter().map(|l| l.url.map(str::to_owned)).collect::<Vec<_>>()
+        };
+        assert_eq!(urls(&w), [Some("nobody".to_owned()), Some("hub-b".to_owned())], "shown before a name is known");
+        let hub = w.as_hub(b);
+        assert_eq!(hub.control().links(hub.mux())[0].url, None, "it was dialled");
+        let before = w.as_hub(a).control().link_totals();
+        assert!(before.errors > 0);
+        let mut alone = config(&w, a);
+        alone.peers.clear();
+        w.reload_hub(a, &alone).unwrap();
+        w.run_for(S(3));
+        assert_eq!(urls(&w), []);
+        let after = w.as_hub(a).control().link_totals();
+        assert!(after.errors >= before.errors && after.reconnects >= before.reconnects, "{before:?} {after:?}");
+    });
+}
+
+#[test]
+fn a_handshake_that_fails_names_the_dial() {
+    in_forms(|| {
+        let mut w = World::new();
+        let mut other = hub_config("hub-a", Mode::Active, &["nobody", "hub-b"]);
+        other.namespace = name("another");
+        let a = w.hub(other, 1);
+        let b = w.hub(hub_config("hub-b", Mode::Active, &[]), 2);
+        w.run_for(S(3));
+        let at = |w: &World, hub: usize, dialled: Option<u16>| {
+            let of = |r: &&Observed| matches!(r, Observed::HandshakeFailed { target, .. } if *target == dialled);
+            w.nodes[hub].records.iter().filter(of).count()
+        };
+        assert!(at(&w, a, Some(1)) > 0 && at(&w, a, None) == 0);
+        assert!(at(&w, b, None) > 0, "whom it did not dial, it cannot name");
+    });
+}
+
+#[test]
 fn an_agent_moves_to_other_hubs_and_its_streams_end_where_they_are() {
     in_forms(|| {
         let (mut w, a, b, g) = two_hubs(Codec::BinaryV2);

@@ -33,6 +33,7 @@ use crate::certs::{self, Certs};
 use crate::cli::RunError;
 use crate::clock::Monotonic;
 use crate::config::AgentSetup;
+use crate::dial::WsUrl;
 use crate::dialer::{self, Target};
 use crate::limiter::Limiter;
 use crate::metrics::Metrics;
@@ -322,6 +323,10 @@ impl Effects<Agent> for AgentEffects {
         if let Observed::GaveUp { .. } | Observed::SessionLost { .. } = &event {
             self.0.gave_up.notify_one();
         }
-        observe::event(&event, &self.0.lines);
+        let url = |ix| {
+            let listed = node.look(|agent| agent.tunnels().config().hubs.get(usize::from(ix)).cloned());
+            listed.and_then(|url| WsUrl::shown(&url))
+        };
+        observe::event(&event, url, &self.0.lines);
     }
 }

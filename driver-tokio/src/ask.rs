@@ -124,7 +124,7 @@ pub(crate) fn table(status: &Value) -> String {
     ];
     let with_session = |own: &[(&'static str, &'static str)]| [own, &session].concat();
     let tables = [
-        ("links", with_session(&[("LINK", "/replica"), ("STATE", "/state")])),
+        ("links", with_session(&[("LINK", "/replica"), ("URL", "/url"), ("STATE", "/state")])),
         ("tunnels", with_session(&[("TUNNEL", "/agent"), ("EPOCH", "/epoch"), ("FIRM", "/firm")])),
         ("hubs", with_session(&[("HUB", "/url"), ("REPLICA", "/replica"), ("STATE", "/state"), ("EPOCH", "/epoch")])),
         (
@@ -189,7 +189,10 @@ mod tests {
             "role": "hub", "replica": "hub-a", "version": "1.2.3", "incarnation": "7", "mode": "active",
             "registry": {"status": "healthy"}, "status": "degraded", "reasons": ["mesh: the link to hub-b is backoff"],
             "streams": 2, "memory": {"held_bytes": 5, "budget_bytes": 10},
-            "links": [{"replica": "hub-b", "state": "backoff", "session": null}],
+            "links": [
+                {"replica": "hub-b", "url": null, "state": "backoff", "session": null},
+                {"replica": null, "url": "wss://c/mesh", "state": "backoff", "session": null},
+            ],
             "tunnels": [{"agent": "plant-7\u{1b}[2J", "epoch": "12", "firm": true, "session": session}],
             "listeners": [],
         });
@@ -200,8 +203,9 @@ status   degraded
 streams  2
 memory   5 of 10 bytes held
 
-LINK   STATE    SESSION  RTT ms  QUEUE  IN FLIGHT
-hub-b  backoff  -        -       -      -
+LINK   URL           STATE    SESSION  RTT ms  QUEUE  IN FLIGHT
+hub-b  -             backoff  -        -       -      -
+-      wss://c/mesh  backoff  -        -       -      -
 
 TUNNEL      EPOCH  FIRM  SESSION    RTT ms  QUEUE  IN FLIGHT
 plant-7[2J  12     true  connected  0.2     3      70000";

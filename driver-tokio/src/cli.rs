@@ -19,6 +19,7 @@ use crate::auth::TunnelAuth;
 use crate::cert::{self, Signer, Subject, TokenRequest};
 use crate::config::{self, AgentSetup, Finding, HubSetup, Kind, ParseOptions};
 use crate::demo::DemoOptions;
+use crate::identity::MeshIdentity;
 use crate::{ask, drain, secret, tls};
 
 /// Why a command ended without success.
@@ -465,6 +466,14 @@ fn hub_file_problems(setup: &HubSetup) -> Vec<String> {
     problems
 }
 
+/// What peers may find wrong with this hub's certificate.
+fn mesh_doubts(setup: &HubSetup) -> Result<Vec<String>, RunError> {
+    let Some(files) = &setup.mesh_tls else { return Ok(Vec::new()) };
+    // A file that cannot be read is told already.
+    let Ok(identity) = MeshIdentity::load(files) else { return Ok(Vec::new()) };
+    Ok(identity.doubts(&setup.core.replica_id, now_unix()?, &files.cert_file))
+}
+
 fn agent_file_problems(setup: &AgentSetup) -> Vec<String> {
     let mut problems = Vec::new();
     if let Err(e) = std::fs::metadata(&setup.token_file) {
@@ -494,7 +503,8 @@ fn check_config(path: &Path, kind: Option<KindArg>, options: ParseOptions) -> Re
             // A missing key to check tokens with is among the warnings already.
             let problems = hub_file_problems(&HubSetup { warnings: Vec::new(), ..setup.clone() });
             let told = |p: &String| setup.auth.usable() || !p.starts_with("tunnel authentication");
-            (setup.warnings, problems.into_iter().filter(told).collect::<Vec<_>>())
+            let told = problems.into_iter().filter(told).chain(mesh_doubts(&setup)?).collect::<Vec<_>>();
+            (setup.warnings, told)
         }
         Kind::Agent => {
             let setup = config::parse_agent(&text, &process_env, options).map_err(|e| refused(path, &e))?;

@@ -123,6 +123,22 @@ impl WsUrl {
         self.port
     }
 
+    /// A configured URL as anybody may see it: without its query.
+    #[must_use]
+    pub fn shown(url: &str) -> Option<String> {
+        Self::parse(url).ok().map(|url| url.to_string())
+    }
+
+    /// What a peer is called in metrics until its name is known: `host:port`,
+    /// and the path unless it is the usual `/mesh`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        let path = self.path.split('?').next().unwrap_or_default();
+        let path = if path == "/mesh" { "" } else { path };
+        format!("{open}{}{close}:{}{path}", self.host, self.port)
+    }
+
     /// `host[:port]` as an HTTP Host header wants it.
     fn authority(&self) -> String {
         let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };

@@ -3,6 +3,7 @@
 //! what a failure means.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nowconnect_core::id::TargetIx;
 use nowconnect_core::mux::Input;
@@ -24,6 +25,8 @@ pub struct Target {
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// Dialects to offer, best first.
     pub dialects: Vec<Dialect>,
+    /// `TCP_USER_TIMEOUT` of the connection.
+    pub user_timeout: Duration,
 }
 
 /// Starts a dial. `bearer` is asked for the token of this very dial.
@@ -53,7 +56,7 @@ pub fn start<M: Machine>(
             tls: target.tls.clone(),
             bearer: bearer.as_deref(),
             dialects: &target.dialects,
-            timeouts: DialTimeouts::default(),
+            timeouts: DialTimeouts { user: target.user_timeout, ..DialTimeouts::default() },
             // A node that dials has few sessions: the large buffer holds a whole
             // DATA frame, so that one read takes it.
             read_buffer_bytes: READ_BUFFER_LINK_BYTES,

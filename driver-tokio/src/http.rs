@@ -61,8 +61,6 @@ pub struct HttpLimits {
     /// Connections at once from one IPv4 address or IPv6 /64 (attack 3).
     /// Behind a balancer all share one address: raise it to `connections_max`.
     pub connections_per_ip_max: usize,
-    /// `TCP_USER_TIMEOUT` of the accepted sockets.
-    pub user_timeout: Duration,
 }
 
 impl Default for HttpLimits {
@@ -75,7 +73,6 @@ impl Default for HttpLimits {
             headers_max: 64,
             connections_max: 1000,
             connections_per_ip_max: 256,
-            user_timeout: net::SESSION_USER_TIMEOUT,
         }
     }
 }
@@ -218,6 +215,11 @@ pub trait HttpApp {
 
     /// Counts a refusal.
     fn refused(&self, why: Refusal);
+
+    /// `TCP_USER_TIMEOUT` of the sockets accepted from now on.
+    fn user_timeout(&self) -> Duration {
+        net::SESSION_USER_TIMEOUT
+    }
 }
 
 /// One listener's setting.
@@ -274,7 +276,7 @@ pub async fn serve(
 impl Server {
     async fn connection(self: Rc<Self>, tcp: TcpStream, remote: SocketAddr, pass: Pass) {
         // Without the options a dead peer is noticed later; no reason to refuse it.
-        let _ = net::tune_session(&tcp, self.setting.limits.user_timeout);
+        let _ = net::tune_session(&tcp, self.app.user_timeout());
         let Some(io) = self.tls(tcp).await else { return };
         // Elsewhere something may end TLS before us and begin it anew.
         let exporter = if self.setting.routes == Routes::MESH { io.tls_exporter() } else { None };

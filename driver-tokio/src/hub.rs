@@ -35,6 +35,7 @@ use crate::certs::{self, Certs};
 use crate::cli::RunError;
 use crate::clock::{Monotonic, unix_millis};
 use crate::config::{HubSetup, ListenTls};
+use crate::dial::WsUrl;
 use crate::dialer::{self, Target};
 use crate::http::{HttpLimits, HttpListener, Routes, TlsSource};
 use crate::limiter::Limiter;
@@ -436,7 +437,11 @@ impl Effects<Hub> for HubEffects {
             | Observed::Drain(_)
             | Observed::GaveUp { .. } => {}
         }
-        observe::event(&event, &s.lines);
+        let url = |ix| {
+            let listed = node.look(|hub| hub.control().config().peers.get(usize::from(ix)).map(|p| p.url.clone()));
+            listed.and_then(|url| WsUrl::shown(&url))
+        };
+        observe::event(&event, url, &s.lines);
     }
 }
 

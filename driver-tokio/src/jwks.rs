@@ -5,7 +5,9 @@
 //! unknown `kid`, but then at most once in 30 s, one at a time. A set that is
 //! good replaces the one before, here and on disk; a fetch that fails changes
 //! nothing until `jwks_max_age` has passed. Time, size and redirects of the
-//! answer are bounded. What a set is good for, `auth.rs` says.
+//! answer are bounded. A set outlives the configuration it was fetched under:
+//! a reload that leaves the URL as it is takes it over, one that names another
+//! URL fetches first. What a set is good for, `auth.rs` says.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,7 +15,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, HOST, USER_AGENT};
@@ -74,6 +76,31 @@ impl FetchFault {
     }
 }
 
+/// Fetches so far, by result: of all the key sets a process ever had, so that a
+/// reload never makes a total fall.
+#[derive(Debug, Default)]
+pub struct Fetches(RefCell<BTreeMap<&'static str, u64>>);
+
+impl Fetches {
+    fn note(&self, result: &'static str) {
+        *self.0.borrow_mut().entry(result).or_default() += 1;
+    }
+
+    /// The totals.
+    #[must_use]
+    pub fn results(&self) -> BTreeMap<&'static str, u64> {
+        self.0.borrow().clone()
+    }
+}
+
+/// A set in use.
+#[derive(Clone)]
+struct Set {
+    /// When it was fetched, milliseconds since 1970.
+    at: u64,
+    bytes: Bytes,
+}
+
 /// One URL with its key set.
 pub struct Jwks {
     setup: JwksSetup,
@@ -81,9 +108,12 @@ pub struct Jwks {
     /// A token named a key that nobody knows.
     wanted: Cell<bool>,
     wake: Notify,
-    /// When the set in use was fetched, milliseconds since 1970.
-    fetched_at: Cell<Option<u64>>,
-    results: RefCell<BTreeMap<&'static str, u64>>,
+    set: RefCell<Option<Set>>,
+    /// It was fetched before the task began.
+    is_fresh: Cell<bool>,
+    /// The copy on disk is not of it.
+    is_unsaved: Cell<bool>,
+    fetches: Rc<Fetches>,
 }
 
 impl std::fmt::Debug for Jwks {
@@ -97,37 +127,90 @@ impl Jwks {
     ///
     /// # Errors
     /// When the CA bundle cannot be used.
-    pub fn new(setup: &JwksSetup, auth: &TunnelAuth) -> Result<Self, TlsError> {
+    pub fn new(setup: &JwksSetup, auth: &TunnelAuth, fetches: &Rc<Fetches>) -> Result<Self, TlsError> {
+        let jwks = Self::empty(setup, fetches)?;
+        jwks.take_copy(auth);
+        Ok(jwks)
+    }
+
+    /// What takes the place of `before` at a reload. The same URL keeps its set,
+    /// judged by the rules of `auth`; of another one a set is fetched first.
+    ///
+    /// # Errors
+    /// When the CA bundle cannot be used, or there would be no set where a fetch
+    /// or a copy must give one.
+    pub async fn instead_of(
+        before: Option<&Self>,
+        setup: &JwksSetup,
+        auth: &TunnelAuth,
+        fetches: &Rc<Fetches>,
+    ) -> Result<Self, String> {
+        let jwks = Self::empty(setup, fetches).map_err(|e| e.to_string())?;
+        let same = before.filter(|b| b.setup.url == setup.url && b.setup.ca_bundle == setup.ca_bundle);
+        if let Some(before) = same {
+            let Some(set) = before.set.borrow().clone() else {
+                // There was none: nothing gets worse, and it is looked for at once.
+                jwks.take_copy(auth);
+                return Ok(jwks);
+            };
+            if auth.take_fetched(&set.bytes).is_ok() {
+                jwks.is_unsaved.set(before.is_unsaved.get() || before.setup.cache_file != setup.cache_file);
+                jwks.set.replace(Some(set));
+                return Ok(jwks);
+            }
+            // Other algorithms, which a newer set may fit.
+        }
+        let Err((fault, why)) = jwks.fetch_and_take(auth).await else {
+            jwks.is_fresh.set(true);
+            jwks.is_unsaved.set(true);
+            return Ok(jwks);
+        };
+        // What lies in the file is of the URL that was, if the file is the same.
+        let own_copy = same.is_some() || before.is_none_or(|b| b.setup.cache_file != setup.cache_file);
+        if own_copy {
+            jwks.take_copy(auth);
+        }
+        if jwks.set.borrow().is_some() {
+            return Ok(jwks);
+        }
+        let (colon, why) = why.as_ref().map_or(("", ""), |why| (": ", why.as_str()));
+        Err(format!(
+            "auth.jwt.jwks_url: expected a key set, the fetch came to nothing ({}{colon}{why}), and \
+             auth.jwt.jwks_cache_file holds no copy of it: the keys of before stay in force",
+            fault.name()
+        ))
+    }
+
+    fn empty(setup: &JwksSetup, fetches: &Rc<Fetches>) -> Result<Self, TlsError> {
         let tls = if setup.url.starts_with("https:") {
             Some(tls::https_client("auth.jwt.jwks_ca_bundle", setup.ca_bundle.as_deref())?)
         } else {
             None
         };
-        let jwks = Self {
+        Ok(Self {
             setup: setup.clone(),
             tls,
             wanted: Cell::new(false),
             wake: Notify::new(),
-            fetched_at: Cell::new(None),
-            results: RefCell::default(),
-        };
-        if let Some(path) = &setup.cache_file {
-            jwks.take_copy(path, auth);
-        }
-        Ok(jwks)
+            set: RefCell::default(),
+            is_fresh: Cell::new(false),
+            is_unsaved: Cell::new(false),
+            fetches: Rc::clone(fetches),
+        })
     }
 
-    fn take_copy(&self, path: &Path, auth: &TunnelAuth) {
+    fn take_copy(&self, auth: &TunnelAuth) {
+        let Some(path) = &self.setup.cache_file else { return };
         let written = std::fs::metadata(path).and_then(|m| m.modified()).ok();
-        let since = written.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        let since = written.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
         let Some(at) = since.and_then(|d| u64::try_from(d.as_millis()).ok()) else { return };
         if unix_millis().saturating_sub(at) > millis(self.setup.max_age) {
             return tracing::warn!(event = "jwks_copy_too_old", file = %path.display(), "auth.jwt.jwks_max_age has passed");
         }
-        let taken = crate::auth::read_limited(path).and_then(|bytes| auth.take_fetched(&bytes));
+        let taken = crate::auth::read_limited(path).and_then(|bytes| auth.take_fetched(&bytes).map(|()| bytes));
         match taken {
-            Ok(()) => {
-                self.fetched_at.set(Some(at));
+            Ok(bytes) => {
+                self.set.replace(Some(Set { at, bytes: bytes.into() }));
                 tracing::info!(event = "jwks_copy_used", file = %path.display());
             }
             Err(why) => {
@@ -142,25 +225,22 @@ impl Jwks {
         self.wake.notify_one();
     }
 
-    /// Fetches so far, by result.
-    #[must_use]
-    pub fn results(&self) -> BTreeMap<&'static str, u64> {
-        self.results.borrow().clone()
-    }
-
     /// Age of the set in use, seconds.
     #[must_use]
     pub fn age_seconds(&self) -> Option<u64> {
-        self.fetched_at.get().map(|at| unix_millis().saturating_sub(at) / 1000)
+        self.set.borrow().as_ref().map(|set| unix_millis().saturating_sub(set.at) / 1000)
     }
 
     /// Keeps the set fresh until the task is dropped.
     pub async fn run(self: Rc<Self>, auth: Rc<TunnelAuth>) {
         let pause = PAUSE.min(self.setup.refresh);
+        if self.is_unsaved.get() {
+            self.save();
+        }
         loop {
             self.wanted.set(false);
             let started = Instant::now();
-            let ok = self.refresh(&auth).await;
+            let ok = self.is_fresh.take() || self.refresh(&auth).await;
             self.forget_if_old(&auth);
             // A failure is tried again soon, a success when the set grows old.
             let next = started + if ok { self.setup.refresh } else { pause };
@@ -175,9 +255,8 @@ impl Jwks {
     }
 
     fn forget_if_old(&self, auth: &TunnelAuth) {
-        let old = |at: &u64| unix_millis().saturating_sub(*at) > millis(self.setup.max_age);
-        if self.fetched_at.get().filter(old).is_some() {
-            self.fetched_at.set(None);
+        let old = |set: &Set| unix_millis().saturating_sub(set.at) > millis(self.setup.max_age);
+        if self.set.borrow_mut().take_if(|set| old(set)).is_some() {
             auth.drop_fetched();
             tracing::error!(
                 event = "jwks_too_old",
@@ -187,36 +266,44 @@ impl Jwks {
     }
 
     async fn refresh(&self, auth: &TunnelAuth) -> bool {
-        let fetched = timeout(FETCH_TIMEOUT, Box::pin(self.fetch())).await.unwrap_or(Err(FetchFault::Timeout));
-        let taken = fetched.and_then(|bytes| {
-            auth.take_fetched(&bytes).map(|()| bytes).map_err(|why| {
-                tracing::warn!(event = "jwks_unusable", "auth.jwt.jwks_url: {why}; the last good set stays in use");
-                FetchFault::Content
-            })
-        });
-        let result = taken.as_ref().map_or_else(|fault| fault.name(), |_| "ok");
-        *self.results.borrow_mut().entry(result).or_default() += 1;
-        match taken {
-            Ok(bytes) => {
-                self.fetched_at.set(Some(unix_millis()));
-                if let Some(path) = &self.setup.cache_file
-                    && let Err(e) = store(path, &bytes)
-                {
-                    tracing::warn!(event = "jwks_copy_failed", "auth.jwt.jwks_cache_file: {}: {e}", path.display());
-                }
+        match self.fetch_and_take(auth).await {
+            Ok(()) => {
+                self.save();
                 true
             }
-            Err(fault) => {
-                if fault != FetchFault::Content {
-                    let reason = fault.name();
-                    tracing::warn!(
-                        event = "jwks_fetch_failed",
-                        reason,
-                        "auth.jwt.jwks_url: the last good set stays in use"
-                    );
-                }
+            Err((_, Some(why))) => {
+                tracing::warn!(event = "jwks_unusable", "auth.jwt.jwks_url: {why}; the last good set stays in use");
                 false
             }
+            Err((fault, None)) => {
+                let reason = fault.name();
+                tracing::warn!(
+                    event = "jwks_fetch_failed",
+                    reason,
+                    "auth.jwt.jwks_url: the last good set stays in use"
+                );
+                false
+            }
+        }
+    }
+
+    /// Fetches a set and uses it; why not, with what is wrong with its content.
+    async fn fetch_and_take(&self, auth: &TunnelAuth) -> Result<(), (FetchFault, Option<String>)> {
+        let fetched = timeout(FETCH_TIMEOUT, Box::pin(self.fetch())).await.unwrap_or(Err(FetchFault::Timeout));
+        let taken = fetched.map_err(|fault| (fault, None)).and_then(|bytes| {
+            auth.take_fetched(&bytes).map(|()| bytes).map_err(|why| (FetchFault::Content, Some(why)))
+        });
+        self.fetches.note(taken.as_ref().map_or_else(|(fault, _)| fault.name(), |_| "ok"));
+        taken.map(|bytes| drop(self.set.replace(Some(Set { at: unix_millis(), bytes }))))
+    }
+
+    /// Puts a copy of the set on disk.
+    fn save(&self) {
+        self.is_unsaved.set(false);
+        if let (Some(path), Some(set)) = (&self.setup.cache_file, &*self.set.borrow())
+            && let Err(e) = store(path, set)
+        {
+            tracing::warn!(event = "jwks_copy_failed", "auth.jwt.jwks_cache_file: {}: {e}", path.display());
         }
     }
 
@@ -279,11 +366,13 @@ async fn exchange(io: impl AsyncRead + AsyncWrite + Unpin + 'static, uri: &Uri) 
     }
 }
 
-/// All of it or nothing: a reader never sees half a set.
-fn store(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// All of it or nothing: a reader never sees half a set. The file is as old as
+/// the set.
+fn store(path: &Path, set: &Set) -> std::io::Result<()> {
     let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(bytes)?;
+    file.write_all(&set.bytes)?;
+    file.as_file().set_modified(UNIX_EPOCH + Duration::from_millis(set.at))?;
     file.persist(path).map_err(|e| e.error)?;
     Ok(())
 }
@@ -330,7 +419,7 @@ mod tests {
             leeway: Duration::ZERO,
         };
         let auth = TunnelAuth::from_setup(&auth).unwrap();
-        (Jwks::new(&setup, &auth).unwrap(), auth, dir)
+        (Jwks::new(&setup, &auth, &Rc::default()).unwrap(), auth, dir)
     }
 
     /// `auth.jwt.jwks_max_age`, of a copy at the start.

@@ -75,7 +75,7 @@ families! {
     TargetChecks = Counter "nowconnect_target_checks_total" ["connector", "result"] "Checks of targets, by result: passed or failed.";
     StreamsCarried = Counter "nowconnect_streams_carried_total" [] "Streams taken from another node: by a hub to its tunnel, by an agent to a target.";
     StreamEnds = Counter "nowconnect_stream_ends_total" ["cause"] "Streams that ended at this node, by cause: FINISHED or the reason of the reset.";
-    MeshLinks = Gauge "nowconnect_mesh_links" ["peer", "state"] "Links to each peer in each state (0 or 1): connecting, established, backoff, closed.";
+    MeshLinks = Gauge "nowconnect_mesh_links" ["peer", "state"] "Links to each peer in each state (0 or 1): connecting, established, backoff, closed; peer is the host:port of its URL until its name is known; in mode off only while a link is used up.";
     MeshPeerAbsent = Gauge "nowconnect_mesh_peer_absent" ["peer"] "1 while a configured peer without a link holds no lease either: it left, or is dead for longer than its lease.";
     Tunnels = Gauge "nowconnect_tunnels" [] "Tunnels established now.";
     MeshFrames = Counter "nowconnect_mesh_frames_total" ["dir", "type"] "Frames on links, by direction (in or out) and type.";

@@ -23,8 +23,8 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Unanswered probes until the kernel gives up.
 const KEEPALIVE_RETRIES: u32 = 3;
-/// Default of `tune_session`'s user timeout: sent bytes unacknowledged for
-/// this long end the connection (semantics 9, `liveness.dead`).
+/// Least user timeout of a session socket: sent bytes unacknowledged for this
+/// long end the connection, unless [`session_user_timeout`] says more.
 pub const SESSION_USER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a session the kernel may hold unsent before the socket stops being
 /// writable, so that control frames do not wait behind megabytes in the kernel.
@@ -60,6 +60,13 @@ fn tune_common(socket: &SockRef<'_>) -> io::Result<()> {
 /// Those of `setsockopt`; the socket is usable all the same.
 pub fn tune_client(stream: &TcpStream) -> io::Result<()> {
     tune_common(&SockRef::from(stream))
+}
+
+/// User timeout of a session whose peer is dead after `dead` without a word
+/// (semantics 9, `liveness.dead`): the kernel does not give up before that.
+#[must_use]
+pub fn session_user_timeout(dead: Duration) -> Duration {
+    dead.max(SESSION_USER_TIMEOUT)
 }
 
 /// Options of a socket that carries a tunnel or a link: those of a client,

@@ -65,8 +65,8 @@ pub fn carried_record(r: &CarriedRecord, agent: &str, owner: Option<&str>, conne
     );
 }
 
-/// Every other event.
-pub fn event(event: &Observed, lines: &Limiter) {
+/// Every other event; `url` says where a dial of ours led, by its number.
+pub fn event(event: &Observed, url: impl FnOnce(u16) -> Option<String>, lines: &Limiter) {
     match event {
         // Told by the caller with names, or samples for histograms.
         Observed::Stream(_) | Observed::Carried(_) | Observed::Opened { .. } | Observed::Rtt { .. } => {}
@@ -95,12 +95,15 @@ pub fn event(event: &Observed, lines: &Limiter) {
         Observed::SessionLost { plane, peer, cause } => {
             tracing::warn!(event = "session_lost", plane = plane_name(*plane), peer, cause = cause.name());
         }
-        Observed::HandshakeFailed { plane, cause, detail } => {
-            if let Some(suppressed) = lines.allow("handshake_failed", cause.name()) {
+        Observed::HandshakeFailed { plane, cause, detail, target } => {
+            let url = target.and_then(url);
+            let key = [cause.name(), url.as_deref().unwrap_or_default()].join(" ");
+            if let Some(suppressed) = lines.allow("handshake_failed", &key) {
                 tracing::warn!(
                     event = "handshake_failed",
                     plane = plane_name(*plane),
                     cause = cause.name(),
+                    url,
                     suppressed,
                     "{detail}"
                 );

@@ -83,6 +83,25 @@ fn check_config() {
         assert!(stderr.contains(fragment), "{stderr}");
     }
 
+    // A certificate that is another hub's.
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    ok(&["cert", "--out", text(dir.path()), "--ca"]);
+    ok(&["cert", "--out", text(dir.path()), "--hub", "hub-b"]);
+    let mesh = format!(
+        "ha:\n  enabled: true\n  mode: active\n  replica_id: hub-a\n  redis_url: redis://r\n  mesh:\n    tls: \
+         {{ ca_bundle: '{}', cert_file: '{}', key_file: '{}' }}\n",
+        at("ca.crt"),
+        at("hub-b.crt"),
+        at("hub-b.key")
+    );
+    for (id, doubted) in [("hub-a", true), ("hub-b", false)] {
+        std::fs::write(&good, mesh.replace("hub-a\n", &format!("{id}\n"))).unwrap();
+        let output = nowconnect(&["check-config", text(&good)]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert_eq!(stderr.contains("no dNSName is this hub's ha.replica_id (hub-a)"), doubted, "{stderr}");
+    }
+
     let bad = dir.path().join("bad.yaml");
     std::fs::write(&bad, "listener: []\nworkers: 9\n").unwrap();
     let stderr = fails(&["check-config", text(&bad)], 2);

@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nowconnect::dial::{DialError, TlsFault, UpgradeFault, WsUrl, dial};
+use nowconnect::dial::{DialError, DialTimeouts, TlsFault, UpgradeFault, WsUrl, dial};
 use nowconnect::http::{HttpLimits, Refusal, Routes};
 use nowconnect::ws::{Io, WsConn, WsEvent, WsOptions};
 use nowconnect_core::principal::{HubGrant, Principal};
@@ -310,6 +310,29 @@ fn a_message_that_is_still_arriving_is_told_of_and_a_ping_is_not() {
         go.send(()).unwrap();
         assert_eq!(next(&mut conn).await, Ok(WsEvent::Message(body)));
         peer.join().unwrap();
+    });
+}
+
+/// `liveness.dead` may be longer than the least of ten seconds, at both ends.
+#[test]
+fn user_timeouts_are_those_of_the_configuration() {
+    run(async {
+        let (addr, app) = start(Routes::PUBLIC, None, HttpLimits::default());
+        let url = WsUrl::parse(&format!("ws://{addr}/tunnel")).unwrap();
+        let least = nowconnect::net::SESSION_USER_TIMEOUT;
+        let long = nowconnect::net::session_user_timeout(Duration::from_secs(60));
+        assert_eq!(nowconnect::net::session_user_timeout(Duration::from_secs(1)), least);
+        for (set, want) in [(None, least), (Some(long), Duration::from_secs(60)), (Some(least), least)] {
+            // For connections from then on: nothing is bound anew.
+            app.user_timeout.set(set);
+            let timeouts = DialTimeouts { user: want, ..DialTimeouts::default() };
+            let dialed = dial(nowconnect::dial::Dial { timeouts, ..tunnel(&url) }).await.unwrap();
+            assert_eq!(transport::user_timeout(&dialed.conn), Some(want));
+            while app.user_timeouts.borrow().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(app.user_timeouts.take(), [Some(want)]);
+        }
     });
 }
 

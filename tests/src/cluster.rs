@@ -215,7 +215,7 @@ impl Hub {
     }
 
     /// Where peers dial this hub.
-    fn mesh_url(&self) -> String {
+    pub fn mesh_url(&self) -> String {
         let direct = self.mesh.as_ref().unwrap_or(&self.http).number();
         let port = self.mesh_proxy.as_ref().map_or(direct, |p| p.addr.port());
         let port = self.ingress.as_ref().map_or(port, |i| i.addr.port());

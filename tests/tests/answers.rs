@@ -94,6 +94,8 @@ async fn live_answers_are_as_published() {
     let status = schemas.hold("status", &get(&cluster, "hub-a", "/status").await, 200);
     assert_eq!((&status["role"], &status["drain"]), (&"hub".into(), &Value::Null), "{status:#}");
     assert_eq!(status["links"][0]["session"]["state"], "connected", "{status:#}");
+    let there = json!(cluster.hubs[1].mesh_url());
+    assert_eq!(status["links"][0]["url"], there, "{status:#}");
     assert_eq!(status["tunnels"][0]["session"]["state"], "connected", "{status:#}");
     assert_eq!((&status["streams"], &status["listeners"][0]["clients"]), (&1.into(), &1.into()), "{status:#}");
     let ready = eventually("hub A is ready", PATIENCE, || async {
@@ -103,6 +105,7 @@ async fn live_answers_are_as_published() {
     })
     .await;
     assert_eq!(ready["mesh"]["links"][0]["state"], "established", "{ready:#}");
+    assert_eq!(ready["mesh"]["links"][0]["url"], there, "{ready:#}");
     schemas.hold("readyz-listener", &get(&cluster, "hub-a", "/readyz/t").await, 200);
     let unready = eventually("`closed` is withdrawn", PATIENCE, || async {
         let answer = get(&cluster, "hub-a", "/readyz/closed").await;

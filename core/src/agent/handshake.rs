@@ -116,6 +116,7 @@ impl Tunnels {
             plane: Plane::Tunnel,
             cause,
             detail: "the connection ended before WELCOME",
+            target: Some(h.target.0),
         });
         self.on_dial_failed(now, h.target, mux, out);
     }
@@ -130,7 +131,7 @@ impl Tunnels {
         out: &mut NodeOut,
     ) {
         let Some(h) = self.handshakes.remove(conn) else { return };
-        out.observed.push(Observed::HandshakeFailed { plane: Plane::Tunnel, cause, detail });
+        out.observed.push(Observed::HandshakeFailed { plane: Plane::Tunnel, cause, detail, target: Some(h.target.0) });
         mux.close(conn, h.dialect, cause, 0, out);
         self.on_dial_failed(now, h.target, mux, out);
     }
@@ -171,6 +172,7 @@ impl Tunnels {
                         plane: Plane::Tunnel,
                         cause: code,
                         detail: "the hub refused",
+                        target: Some(target.0),
                     });
                 }
                 if retry_after_ms > 0

@@ -73,6 +73,10 @@ impl Stage {
             Self::Hello(_) | Self::Claim(_) | Self::Accepting(_) => None,
         }
     }
+
+    fn dialled_target(&self) -> Option<u16> {
+        self.dialled().map(|(target, _)| target.0)
+    }
 }
 
 /// Messages of a peer whose AUTH is being judged: not looked at before (I3).
@@ -223,6 +227,7 @@ impl Control {
             plane: h.dialect.plane,
             cause,
             detail: "the connection ended before the handshake was done",
+            target: h.stage.dialled_target(),
         });
     }
 
@@ -258,7 +263,12 @@ impl Control {
     ) {
         let Some(h) = self.handshakes.remove(conn) else { return };
         self.dial_over(now, &h.stage, out);
-        out.observed.push(Observed::HandshakeFailed { plane: h.dialect.plane, cause, detail });
+        out.observed.push(Observed::HandshakeFailed {
+            plane: h.dialect.plane,
+            cause,
+            detail,
+            target: h.stage.dialled_target(),
+        });
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         mux.close(conn, h.dialect, cause, wait_ms, out);
     }
@@ -345,6 +355,7 @@ impl Control {
                         plane: Plane::Mesh,
                         cause: code,
                         detail: "the peer refused",
+                        target: Some(target.0),
                     });
                     self.on_dial_failed(now, target, out);
                 }

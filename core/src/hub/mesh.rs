@@ -119,6 +119,7 @@ impl Control {
                 plane: Plane::Mesh,
                 cause: CloseCode::Duplicate,
                 detail: "of two simultaneous dials the other survives",
+                target: None,
             });
             return mux.close(conn, h.dialect, CloseCode::Duplicate, 0, out);
         }

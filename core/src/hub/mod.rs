@@ -55,7 +55,7 @@ pub use drain::DrainView;
 pub use leases::PeerLease;
 pub use readiness::{MESH_GRACE, Unready};
 pub use reload::ReloadError;
-pub use view::{LinkView, TunnelView};
+pub use view::{LinkTotals, LinkView, TunnelView};
 
 /// A hub.
 #[derive(Debug)]

@@ -18,7 +18,8 @@ impl Control {
         // Those of which no address is known stand for as many peers.
         let is_up = |key: SessionKey| mux.get(key).is_some_and(|e| e.conn.is_some());
         let (mut spare, mut covered) = (self.unclaimed().filter(|(_, key)| is_up(*key)).count(), 0_usize);
-        for p in self.peers.iter().filter(|p| !p.itself && p.listed) {
+        let listed = self.peers.iter().zip(&self.config.peers).filter(|(p, _)| !p.itself && p.listed);
+        for (p, named) in listed {
             let session = p.replica.as_ref().and_then(|r| self.links.get(r)).copied();
             let entry = session.and_then(|k| mux.get(k));
             if p.covered && spare > 0 {
@@ -29,6 +30,7 @@ impl Control {
             let up = session.is_some_and(is_up) || (planted::on(2023) && session.is_some());
             views.push(LinkView {
                 replica: p.replica.as_ref(),
+                url: Some(&named.url),
                 // Not established without a connection, also where the peer's
                 // dial carried it and is waited for.
                 state: match (up, p.link.state()) {
@@ -46,12 +48,15 @@ impl Control {
         }
         for (replica, key) in &self.links {
             if !views.iter().any(|v| v.replica == Some(replica)) {
-                let down_since = mux.get(*key).and_then(|e| e.suspended_at);
+                let entry = mux.get(*key);
+                let down_since = entry.and_then(|e| e.suspended_at);
+                let dialled = entry.and_then(|e| e.dialled).and_then(|t| self.config.peers.get(usize::from(t.0)));
                 let up = down_since.is_none();
                 let configured = up && covered > 0;
                 covered -= usize::from(configured);
                 views.push(LinkView {
                     replica: Some(replica),
+                    url: dialled.map(|p| p.url.as_str()),
                     state: if up { State::Established } else { State::Backoff },
                     session: Some(*key),
                     reconnects: 0,
@@ -63,6 +68,18 @@ impl Control {
             }
         }
         views
+    }
+
+    /// What became of this hub's dials since its start, those of peers that the
+    /// configuration does not name any more included: totals never fall.
+    #[must_use]
+    pub fn link_totals(&self) -> LinkTotals {
+        let mut sum = LinkTotals::default();
+        for p in &self.peers {
+            sum.reconnects += p.link.reconnects();
+            sum.errors += p.link.errors();
+        }
+        sum
     }
 
     /// The attachments of this hub, by agent.
@@ -90,11 +107,22 @@ impl Control {
     }
 }
 
+/// Totals of the links to every peer there ever was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkTotals {
+    /// Times a link was established again.
+    pub reconnects: u64,
+    /// Failed dials and lost connections.
+    pub errors: u64,
+}
+
 /// A link as gauges and readiness show it.
 #[derive(Clone, Copy, Debug)]
 pub struct LinkView<'a> {
     /// The peer's replica id, once known.
     pub replica: Option<&'a Name>,
+    /// The URL it is dialled at, as configured; `None`: the peer dialled.
+    pub url: Option<&'a str>,
     /// Where the link stands.
     pub state: State,
     /// Its session, connected or suspended.

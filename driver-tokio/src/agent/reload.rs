@@ -16,6 +16,7 @@ use crate::cli::RunError;
 use crate::config::AgentSetup;
 use crate::dial::WsUrl;
 use crate::dialer::Target;
+use crate::net;
 use crate::node::Node;
 use crate::reload::{Outcome, Turn};
 
@@ -27,7 +28,9 @@ pub const RESTART: &[&str] =
 pub(super) fn targets(setup: &AgentSetup) -> Result<BTreeMap<String, Target>, RunError> {
     let target = |url: &String| {
         let parsed = WsUrl::parse(url).map_err(|e| RunError::Config(format!("hubs: {url}: {e}")))?;
-        Ok((url.clone(), Target { url: parsed, tls: None, dialects: setup.wire.dialects(Plane::Tunnel) }))
+        let dialects = setup.wire.dialects(Plane::Tunnel);
+        let user_timeout = net::session_user_timeout(setup.core.liveness.dead);
+        Ok((url.clone(), Target { url: parsed, tls: None, dialects, user_timeout }))
     };
     setup.core.hubs.iter().map(target).collect()
 }

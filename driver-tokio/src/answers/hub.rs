@@ -110,6 +110,9 @@ pub(crate) struct RegistryBrief {
 pub(crate) struct Link {
     /// The peer's `ha.replica_id`; null until it told its name.
     pub(crate) replica: Option<String>,
+    /// The URL it is dialled at, as configured, without its query; null for a
+    /// hub that dialled this one.
+    pub(crate) url: Option<String>,
     /// Where it stands.
     pub(crate) state: Word<link::State>,
     /// Its session; null without one.
@@ -281,6 +284,9 @@ pub(crate) struct Mesh {
 pub(crate) struct MeshLink {
     /// The peer's `ha.replica_id`; null until it told its name.
     pub(crate) peer: Option<String>,
+    /// The URL it is dialled at, as configured, without its query; null for a
+    /// hub that dialled this one.
+    pub(crate) url: Option<String>,
     /// Where it stands.
     pub(crate) state: Word<link::State>,
     /// Whether `ha.mesh.peers` names it; false: it dialled this hub.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nowconnect_core::config::{AgentConfig, Backoff, ConnectorConfig, Limits, Liveness};
 use nowconnect_core::id::AgentId;
 use nowconnect_core::route::WEIGHT_MAX;
+use nowconnect_core::wire::Plane;
 
 use super::hub::{BUDGET_MIN, SharedLimits, place};
 use super::raw::{self, AgentFile};
@@ -84,6 +85,11 @@ pub fn parse_agent(text: &str, env: Env<'_>, options: ParseOptions) -> Result<Ag
     hubs(&mut check, &mut core, file.hubs.as_deref(), insecure);
     core.parallel = if core.hubs.len() > 1 { 2 } else { 1 };
     check.number("parallel", file.parallel.as_ref(), 1..=64, &mut core.parallel);
+    let listed = core.hubs.len();
+    if file.parallel.is_some() && usize::from(core.parallel) > listed && listed > 0 {
+        let text = format!("an agent has one tunnel to each of its hubs, and `hubs` lists {listed}");
+        check.warn(place(file.parallel.as_ref()), "parallel", text);
+    }
     let tls = file.tls.unwrap_or_default();
     check.unknown("tls", &tls);
     let tls_ca_bundle = check.value("tls.ca_bundle", tls.ca_bundle.as_ref()).map(PathBuf::from);
@@ -138,7 +144,7 @@ fn hubs(check: &mut Check<'_>, core: &mut AgentConfig, urls: Option<&[Leaf<Strin
     for (i, leaf) in urls.iter().enumerate() {
         let key = format!("hubs[{i}]");
         let Some(url) = check.leaf(&key, leaf) else { continue };
-        let Some(parsed) = check.websocket_url(leaf.at, &key, &url) else { continue };
+        let Some(parsed) = check.websocket_url(leaf.at, &key, &url, Plane::Tunnel) else { continue };
         if !parsed.encrypted && !insecure {
             check.error(leaf.at, &key, "ws:// is plain text: use wss://, or set insecure_allow_plaintext: true");
         }

@@ -8,6 +8,8 @@
 use std::time::Duration;
 
 use nowconnect_core::config::{Mode, PeerConfig};
+use nowconnect_core::id::Name;
+use nowconnect_core::wire::Plane;
 
 use super::hub::{HubSetup, MeshListen, MeshTlsFiles, ServerTlsFiles, place};
 use super::raw::{self, PeerEntry};
@@ -37,6 +39,12 @@ pub(super) fn apply(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HaSect
     let empty = raw::MeshSection::default();
     mesh(check, setup, s.mesh.as_ref().unwrap_or(&empty));
     let mode = setup.core.mode;
+    let may_be_dialled = setup.mesh_tls.is_some() || setup.core.insecure_mesh;
+    if mode != Mode::Off && s.redis_url.is_some() && setup.core.peers.is_empty() && !may_be_dialled {
+        let text = "there are none, and without ha.mesh.tls no hub can link to this one: clients reach the agents \
+                    attached here and no others";
+        check.warn(place(s.mode.as_ref()), "ha.mesh.peers", text);
+    }
     if mode != Mode::Off && !setup.core.peers.is_empty() && s.redis_url.is_none() {
         let at = place(s.mode.as_ref());
         if mode == Mode::Active {
@@ -203,7 +211,7 @@ fn mesh(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection) {
 
 /// Reads the peers.
 fn peers(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection, insecure: bool, with_tls: bool) {
-    let mut places = Vec::new();
+    let (mut places, mut names) = (Vec::new(), Vec::new());
     for (i, At { value, at }) in s.peers.iter().flatten().enumerate() {
         let path = format!("ha.mesh.peers[{i}]");
         let (key, url, at, replica_id) = match value {
@@ -215,12 +223,14 @@ fn peers(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection, inse
                 check.unknown(&path, section);
                 let key = format!("{path}.url");
                 let url = check.required(*at, &key, section.url.as_ref());
-                let replica_id = check.value(&format!("{path}.replica_id"), section.replica_id.as_ref());
+                let name_key = format!("{path}.replica_id");
+                let replica_id: Option<Name> = check.value(&name_key, section.replica_id.as_ref());
+                names.extend(replica_id.clone().map(|name| (name_key, place(section.replica_id.as_ref()), name)));
                 (key, url, place(section.url.as_ref()), replica_id)
             }
         };
         let Some(url) = url else { continue };
-        let Some(parsed) = check.websocket_url(at, &key, &url) else { continue };
+        let Some(parsed) = check.websocket_url(at, &key, &url, Plane::Mesh) else { continue };
         if parsed.encrypted {
             if !with_tls {
                 check.error(at, &key, "a wss:// peer needs ha.mesh.tls with ca_bundle, cert_file and key_file");
@@ -238,4 +248,5 @@ fn peers(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::MeshSection, inse
         setup.core.peers.push(PeerConfig { url, replica_id, host: Some(parsed.host) });
     }
     check.unique("URL", places.iter().map(|(key, at, url)| (key.clone(), *at, url.as_str())));
+    check.unique("replica_id", names.iter().map(|(key, at, name)| (key.clone(), *at, name.as_str())));
 }

@@ -22,6 +22,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nowconnect_core::wire::Plane;
 use serde::Deserialize;
 
 pub use agent::{AgentSetup, parse_agent};
@@ -376,8 +377,9 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// A `ws://` or `wss://` URL; gives host and whether it is encrypted.
-    fn websocket_url(&mut self, at: Option<Place>, key: &str, url: &str) -> Option<WebSocketUrl> {
+    /// A `ws://` or `wss://` URL of what is dialled for one plane; gives host and
+    /// whether it is encrypted.
+    fn websocket_url(&mut self, at: Option<Place>, key: &str, url: &str, dialled: Plane) -> Option<WebSocketUrl> {
         const EXPECTED: &str = "expected a URL such as wss://hub-b.example.com/mesh";
         let Ok(uri) = url.parse::<http::Uri>() else {
             self.error(at, key, EXPECTED);
@@ -396,6 +398,11 @@ impl<'a> Check<'a> {
         if authority.contains('@') || host.is_empty() {
             self.error(at, key, format!("{EXPECTED}; user names in it are not used"));
             return None;
+        }
+        for (wrong, plane, right) in [("/tunnel", Plane::Mesh, "/mesh"), ("/mesh", Plane::Tunnel, "/tunnel")] {
+            if dialled == plane && uri.path().ends_with(wrong) {
+                self.error(at, key, format!("hubs answer {wrong} to others: expected a path that ends in {right}"));
+            }
         }
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let loopback = bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());

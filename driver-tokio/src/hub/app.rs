@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::HeaderMap;
 use nowconnect_core::config::Mode;
@@ -18,6 +19,7 @@ use crate::admin::{self, Acting, Action, AdminApp};
 use crate::answers::{self, Failed, ReadyzListener, State, Status};
 use crate::conn;
 use crate::http::{HttpApp, Refusal, Reject, Upgraded};
+use crate::net;
 use crate::node::Node;
 
 /// Totals of what the core does not count.
@@ -107,6 +109,10 @@ impl HttpApp for App {
                 Err(Reject { status: reject.http_status(), reason_label: reject.name(), message })
             }
         }
+    }
+
+    fn user_timeout(&self) -> Duration {
+        net::session_user_timeout(self.shared.setup().core.liveness.dead)
     }
 
     fn accept(&self, upgraded: Upgraded) {

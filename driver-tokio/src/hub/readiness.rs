@@ -16,6 +16,7 @@ use crate::answers::hub::{
     Availability, Health, Lease, ListenerReady, Mesh, MeshLink, NamedListener, Readyz, Reason, Registry,
 };
 use crate::answers::{State, Word};
+use crate::dial::WsUrl;
 
 /// What one listener could do now.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +98,7 @@ impl Readiness {
         let links = (hub.control().links(hub.mux()).iter())
             .map(|l| MeshLink {
                 peer: l.replica.map(ToString::to_string),
+                url: l.url.and_then(WsUrl::shown),
                 state: Word(l.state),
                 configured: l.configured,
                 down_seconds: l.down_since.map(|at| now.since(at).as_secs_f64()),

@@ -16,7 +16,6 @@ use nowconnect_core::wire::Plane;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::keys::Keys;
 use super::{Shared, bind, connect_registry, trust};
 use crate::certs::{self, Certs};
 use crate::cli::RunError;
@@ -24,6 +23,7 @@ use crate::config::{HubSetup, ListenerBind, ServerTlsFiles};
 use crate::dial::WsUrl;
 use crate::dialer::Target;
 use crate::listener::{self, Port};
+use crate::net;
 use crate::node::Node;
 use crate::reload::{Outcome, Turn};
 
@@ -130,7 +130,9 @@ impl Drop for OpenListener {
 pub(super) fn targets(setup: &HubSetup) -> Result<BTreeMap<String, Target>, RunError> {
     let target = |url: &String| {
         let parsed = WsUrl::parse(url).map_err(|e| RunError::Config(format!("ha.mesh.peers: {url}: {e}")))?;
-        Ok((url.clone(), Target { url: parsed, tls: None, dialects: setup.mesh_wire.dialects(Plane::Mesh) }))
+        let dialects = setup.mesh_wire.dialects(Plane::Mesh);
+        let user_timeout = net::session_user_timeout(setup.core.liveness.dead);
+        Ok((url.clone(), Target { url: parsed, tls: None, dialects, user_timeout }))
     };
     setup.core.peers.iter().map(|p| target(&p.url)).collect()
 }
@@ -238,7 +240,7 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
         return Err(RunError::Config(why));
     }
     // The same keys stay, with what was fetched of them.
-    let keys = if new.auth == old.auth { None } else { Some(Keys::load(&new.auth)?) };
+    let keys = if new.auth == old.auth { None } else { Some(shared.keys().renewed(&new.auth).await?) };
     let set = certs::Set::of_hub(&new).map_err(|e| config(&e))?;
     let mut registry = if is_same_registry(&new, &old) { None } else { Some(Rc::new(connect_registry(&new).await?)) };
     let mut open: Vec<OpenListener> = Vec::new();
@@ -271,6 +273,7 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
         return Err(RunError::Config(e.to_string()));
     }
     if let Some(keys) = keys {
+        keys.begin();
         shared.keys.replace(Rc::new(keys));
     }
     if let Some(registry) = registry {
@@ -347,6 +350,37 @@ limits: { max_handshakes: 5, stream_window_initial_bytes: 16384, max_streams: 7 
         assert_eq!(keep(&mut other, &off), Vec::<&str>::new(), "while it is off the registry is free to change");
         off.redis_url = None;
         assert!(impossible(&setup(OLD), &off).is_none());
+    }
+
+    /// `liveness.dead` reaches the sockets, also after a reload.
+    #[tokio::test]
+    async fn a_longer_silence_is_borne_by_the_kernel_too() {
+        use crate::http::HttpApp as _;
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), [b'a'; 32]).unwrap();
+        let with = |dead: &str| {
+            setup(&format!(
+                "{{ liveness: {{ dead: {dead} }}, http: {{ bind: '127.0.0.1:0' }}, auth: {{ jwt: {{ issuer: i, \
+                 algorithms: [HS256], hmac_secret_file: {} }} }}, ha: {{ mesh: {{ insecure_allow_plaintext: true, \
+                 peers: ['ws://127.0.0.1:1/mesh'] }} }} }}",
+                secret.path().display()
+            ))
+        };
+        let longer = with("60s");
+        let local = tokio::task::LocalSet::new();
+        let test = async move {
+            let source: crate::hub::Source = Box::new(move || Ok(longer.clone()));
+            let hub = crate::hub::start(with("25s"), Some(source), None, None).await.unwrap();
+            let app = crate::hub::app::App::new(hub.node.clone(), Rc::clone(&hub.shared));
+            let both = || {
+                let dialled = hub.shared.targets.borrow().values().map(|t| t.user_timeout.as_secs()).collect();
+                (app.user_timeout().as_secs(), dialled)
+            };
+            assert_eq!(both(), (25, vec![25]));
+            assert!(matches!(hub.reload().await, Outcome::Applied(_)));
+            assert_eq!(both(), (60, vec![60]));
+        };
+        local.run_until(test).await;
     }
 
     #[test]

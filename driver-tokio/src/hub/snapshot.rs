@@ -2,8 +2,7 @@
 
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::RstCode;
-use nowconnect_core::hub::{Hub, PeerLease};
-use nowconnect_core::id::Name;
+use nowconnect_core::hub::{Hub, LinkView, PeerLease};
 use nowconnect_core::link::State;
 use nowconnect_core::observed::ShardCounters;
 use nowconnect_core::shard::Shard;
@@ -15,6 +14,7 @@ use super::readiness::{self, Readiness};
 use crate::answers;
 use crate::answers::hub::Reason;
 use crate::clock::unix_millis;
+use crate::dial::WsUrl;
 use crate::metrics::{Family, Snapshot};
 use crate::node::Node;
 use crate::registry::Registry;
@@ -59,10 +59,11 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     s.add(Family::ReplicaIdConflicts, &[], shared.counts.replica_id_twice.get());
     s.add(Family::DuplicateAgents, &[], shared.counts.agent_id_twice.get());
     s.add(Family::DuplicateAgentRefusals, &[], shared.counts.agent_id_refused.get());
-    if let Some(jwks) = &shared.keys().jwks {
-        for (result, n) in jwks.results() {
-            s.add(Family::JwksFetches, &[result], n);
-        }
+    let keys = shared.keys();
+    for (result, n) in keys.fetches.results() {
+        s.add(Family::JwksFetches, &[result], n);
+    }
+    if let Some(jwks) = &keys.jwks {
         if let Some(age) = jwks.age_seconds() {
             s.add(Family::JwksAge, &["url"], age);
         }
@@ -143,9 +144,16 @@ fn links(s: &mut Snapshot, hub: &Hub, now: Instant, legacy_names: bool) {
     for (peer, n) in hub.violations_by_peer() {
         s.add(Family::MeshBackpressureDrops, &[peer.as_str(), RstCode::Flow.name()], n);
     }
-    let unknown = Name::new("unknown").expect("a valid name");
+    let totals = hub.control().link_totals();
+    s.add(Family::MeshLinkReconnects, &[], totals.reconnects);
+    s.add(Family::MeshLinkErrors, &[], totals.errors);
     for l in hub.control().links(hub.mux()) {
-        let peer = l.replica.unwrap_or(&unknown).as_str();
+        if hub.mode() == Mode::Off && l.session.is_none() {
+            // Nobody wants it: what is not there is not down.
+            continue;
+        }
+        let peer = peer_label(&l);
+        let peer = peer.as_str();
         for state in State::ALL {
             s.add(Family::MeshLinks, &[peer, state.label()], u64::from(l.state == state));
         }
@@ -153,12 +161,45 @@ fn links(s: &mut Snapshot, hub: &Hub, now: Instant, legacy_names: bool) {
             let absent = matches!(l.lease, PeerLease::Absent { until } if now < until);
             s.add(Family::MeshPeerAbsent, &[peer], u64::from(absent));
         }
-        s.add(Family::MeshLinkReconnects, &[], l.reconnects);
-        s.add(Family::MeshLinkErrors, &[], l.errors);
         let rtt = l.session.and_then(|key| hub.mux().get(key)).and_then(|e| e.session.rtt());
         if let (true, Some(rtt)) = (legacy_names, rtt) {
             let millis = u64::try_from(rtt.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
             s.add(Family::MeshRttMs, &[peer], millis);
         }
+    }
+}
+
+/// The peer's name; until it told one, where it is dialled. Both from a
+/// configuration, so there are no more of them than it names.
+fn peer_label(l: &LinkView<'_>) -> String {
+    let address = || l.url.and_then(|url| WsUrl::parse(url).ok()).map(|url| url.label());
+    l.replica.map(ToString::to_string).or_else(address).unwrap_or_else(|| "unknown".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nowconnect_core::id::{Name, SessionKey};
+
+    #[test]
+    fn a_peer_is_called_by_its_name_or_by_its_address() {
+        let name = Name::new("hub-b").unwrap();
+        let label = |replica, url| {
+            peer_label(&LinkView {
+                replica,
+                url,
+                state: State::Backoff,
+                session: None::<SessionKey>,
+                reconnects: 0,
+                errors: 0,
+                configured: true,
+                down_since: None,
+                lease: PeerLease::Unknown,
+            })
+        };
+        assert_eq!(label(Some(&name), Some("wss://b.example.com/mesh")), "hub-b");
+        assert_eq!(label(None, Some("wss://b.example.com/mesh?key=secret")), "b.example.com:443");
+        assert_eq!(label(None, Some("wss://edge:8443/c/mesh")), "edge:8443/c/mesh", "several behind one edge");
+        assert_eq!(label(None, Some("ws://[::1]:80/mesh")), "[::1]:80");
     }
 }

@@ -7,6 +7,7 @@ use super::readiness::Readiness;
 use super::reload::OpenListener;
 use crate::answers::Word;
 use crate::answers::hub::{Limits, Link, Listener, RegistryBrief, RoleHub, Status, Tunnel};
+use crate::dial::WsUrl;
 use crate::node::Node;
 use crate::status;
 
@@ -19,6 +20,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Status {
         let links = (control.links(mux).into_iter())
             .map(|l| Link {
                 replica: l.replica.map(ToString::to_string),
+                url: l.url.and_then(WsUrl::shown),
                 state: Word(l.state),
                 session: status::session(mux, l.session, now),
                 reconnects: l.reconnects,

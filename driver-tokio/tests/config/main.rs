@@ -122,6 +122,24 @@ fn plaintext_mesh_on_loopback() {
 }
 
 #[test]
+fn what_cannot_work_is_said() {
+    let alone = "ha: { enabled: true, mode: active, replica_id: a, redis_url: 'redis://r', mesh: { KEYS } }\n";
+    let tls = "tls: { ca_bundle: a, cert_file: b, key_file: c }";
+    let told = |text: &str| hub(text).unwrap().warnings.iter().any(|w| w.key == "ha.mesh.peers");
+    assert!(told(&alone.replace("KEYS", "")), "nobody is dialled and nobody can dial");
+    assert!(!told(&alone.replace("KEYS", tls)), "peers may dial");
+    assert!(!told(&alone.replace("KEYS", "").replace("active", "off")));
+    assert!(!told(&alone.replace("KEYS", "").replace("redis_url: 'redis://r', ", "")), "a hub by itself");
+
+    let text = "agent_id: a\ntoken_file: t\nhubs: [wss://a/tunnel, wss://b/tunnel]\nparallel: N\nconnectors: [{ name: c, target: 'h:1' }]\n";
+    let lines = |n: &str| {
+        let setup = agent(&text.replace('N', n)).unwrap();
+        setup.warnings.iter().filter(|w| w.key == "parallel").map(|w| w.at.unwrap().line).collect::<Vec<_>>()
+    };
+    assert_eq!((lines("2"), lines("3")), (vec![], vec![4]));
+}
+
+#[test]
 fn seeds() {
     let architecture = include_str!("../fixtures/cloud-architecture.yaml");
     let enable = include_str!("../fixtures/cloud-enable-ha.yaml");

@@ -39,6 +39,10 @@ pub struct Echo {
     pub ended: Rc<RefCell<Vec<&'static str>>>,
     pub accepted: Cell<u32>,
     pub principals: RefCell<Vec<Principal>>,
+    /// Of accepted sockets; `None` leaves the default.
+    pub user_timeout: Cell<Option<Duration>>,
+    /// What the accepted sockets have.
+    pub user_timeouts: RefCell<Vec<Option<Duration>>>,
 }
 
 impl HttpApp for Echo {
@@ -57,6 +61,7 @@ impl HttpApp for Echo {
     fn accept(&self, upgraded: Upgraded) {
         self.accepted.set(self.accepted.get() + 1);
         self.principals.borrow_mut().push(upgraded.principal);
+        self.user_timeouts.borrow_mut().push(user_timeout(&upgraded.conn));
         let ended = Rc::clone(&self.ended);
         tokio::task::spawn_local(async move {
             let mut conn = upgraded.conn;
@@ -94,6 +99,15 @@ impl HttpApp for Echo {
     fn refused(&self, why: Refusal) {
         self.refused.borrow_mut().push(why);
     }
+
+    fn user_timeout(&self) -> Duration {
+        self.user_timeout.get().unwrap_or(net::SESSION_USER_TIMEOUT)
+    }
+}
+
+/// `TCP_USER_TIMEOUT` of a connection's socket.
+pub fn user_timeout(conn: &WsConn) -> Option<Duration> {
+    socket2::SockRef::from(conn.io().tcp()).tcp_user_timeout().unwrap()
 }
 
 /// The next message or end, writing what is queued meanwhile.
