@@ -46,7 +46,13 @@ const FOUND: &[Found] = &[
     },
     Found { name: "read beyond the memory budget", profile: "swarm", level: Level::L0, seed: 664, broke: "B3" },
     Found { name: "first bytes kept and not counted", profile: "thin-wire", level: Level::L0, seed: 2499, broke: "B3" },
-    Found { name: "an address that stood for another hub", profile: "swarm", level: Level::L0, seed: 1688, broke: "L4" },
+    Found {
+        name: "an address that stood for another hub",
+        profile: "swarm",
+        level: Level::L0,
+        seed: 1688,
+        broke: "L4",
+    },
     Found { name: "an address asked in vain for ever", profile: "swarm", level: Level::L0, seed: 1944, broke: "L2" },
 ];
 

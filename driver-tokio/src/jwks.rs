@@ -385,7 +385,7 @@ fn millis(d: Duration) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use std::time::SystemTime;
+    use std::time::UNIX_EPOCH;
 
     use super::*;
     use crate::config::AuthSetup;
@@ -399,7 +399,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("jwks.json");
         std::fs::write(&path, SET).unwrap();
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(SystemTime::now() - 2 * HOUR).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(UNIX_EPOCH + Duration::from_millis(unix_millis()) - 2 * HOUR).unwrap();
         let setup = JwksSetup {
             url: "http://127.0.0.1:1/keys".to_owned(),
             ca_bundle: None,

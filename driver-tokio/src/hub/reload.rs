@@ -377,10 +377,11 @@ limits: { max_handshakes: 5, stream_window_initial_bytes: 16384, max_streams: 7 
                 (app.user_timeout().as_secs(), dialled)
             };
             assert_eq!(both(), (25, vec![25]));
-            assert!(matches!(hub.reload().await, Outcome::Applied(_)));
+            let turn = hub.shared.reloads.turn().await;
+            assert!(matches!(run(&hub.node, &hub.shared, turn).await, Outcome::Applied(_)));
             assert_eq!(both(), (60, vec![60]));
         };
-        local.run_until(test).await;
+        Box::pin(local.run_until(test)).await;
     }
 
     #[test]
