@@ -269,6 +269,18 @@ impl Link {
     /// place of `Failed` or `Lost` once `max_retries` dials in a row failed.
     pub fn on_event(&mut self, now: Instant, event: Event) -> Option<Action> {
         let event = self.count(now, event);
+        self.enter(now, event)
+    }
+
+    /// The dial failed, yet the peer answered it: a failure for the back-off,
+    /// and never the last one allowed.
+    pub fn on_refused(&mut self, now: Instant) -> Option<Action> {
+        let counted = self.count(now, Event::Failed);
+        let event = if counted == Event::Exhausted { Event::Failed } else { counted };
+        self.enter(now, event)
+    }
+
+    fn enter(&mut self, now: Instant, event: Event) -> Option<Action> {
         let from = self.state;
         let to = next(from, event)?;
         self.state = to;

@@ -49,6 +49,19 @@ impl Tunnels {
         self.want(now, mux, out);
     }
 
+    /// The hub answers and has not got the session: after a restart, say. It is
+    /// asked for another one soon, not given up, nor after the pauses of its
+    /// absence.
+    pub(super) fn on_resume_refused(&mut self, now: Instant, target: TargetIx, mux: &Mux, out: &mut NodeOut) {
+        let Some(h) = self.hubs.get_mut(usize::from(target.0)) else { return };
+        h.dialling = false;
+        if let Some(l) = h.link.as_mut() {
+            l.on_refused(now);
+            l.hasten(now);
+        }
+        self.want(now, mux, out);
+    }
+
     /// What was given up may be tried again: something changed since.
     pub(super) fn try_again(&mut self, mux: &Mux) {
         for h in self.hubs.iter_mut().filter(|h| h.is_given_up() && !h.is_connected(mux)) {

@@ -183,10 +183,9 @@ impl Tunnels {
                 let refused = resume.filter(|_| code == CloseCode::ResumeRefused);
                 if let Some(key) = refused {
                     self.lose(now, key, code, mux, notes, out);
-                }
-                self.on_dial_failed(now, target, mux, out);
-                if refused.is_some() {
-                    self.hasten(now, target);
+                    self.on_resume_refused(now, target, mux, out);
+                } else {
+                    self.on_dial_failed(now, target, mux, out);
                 }
             }
             Some(_) | None => {

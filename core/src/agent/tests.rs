@@ -314,6 +314,8 @@ struct TwoHubs {
     made: u32,
     ms: u64,
     gave_up: Vec<u16>,
+    /// They know a session no more.
+    restarted: bool,
 }
 
 impl TwoHubs {
@@ -323,7 +325,7 @@ impl TwoHubs {
         config.parallel = parallel;
         config.backoff.max_retries = 2;
         let agent = Agent::new(Arc::new(config), Seed::from_u64(1), at(0), &mut out);
-        Self { agent, out, up, conns: [None; 2], made: 0, ms: 0, gave_up: Vec::new() }
+        Self { agent, out, up, conns: [None; 2], made: 0, ms: 0, gave_up: Vec::new(), restarted: false }
     }
 
     fn kill(&mut self, hub: usize) {
@@ -335,7 +337,11 @@ impl TwoHubs {
     }
 
     fn run(&mut self, seconds: u64) {
-        for _ in 0..seconds * 10 {
+        self.run_ms(seconds * 1000);
+    }
+
+    fn run_ms(&mut self, ms: u64) {
+        for _ in 0..ms / 100 {
             self.ms += 100;
             let now = at(self.ms);
             self.agent.handle_timeout(now, &mut self.out);
@@ -349,6 +355,15 @@ impl TwoHubs {
                 let conn = conn(self.made);
                 let peer = HubGrant::default();
                 self.agent.handle(now, Input::Connected { target, conn, dialect: V2, peer }, &mut self.out);
+                let resumes = written(&mut self.agent, self.made, &mut self.out)
+                    .iter()
+                    .any(|f| matches!(f, Frame::Hello(h) if h.resume.is_some()));
+                if resumes && self.restarted {
+                    let message =
+                        encode_message(V2, 0, &[Frame::GoAway { code: CloseCode::ResumeRefused, retry_after_ms: 0 }]);
+                    self.agent.handle(now, Input::Message { conn, message }, &mut self.out);
+                    continue;
+                }
                 let welcome = welcome(["hub-a", "hub-b"][hub], u64::from(self.made));
                 let message = encode_message(V2, 0, &[Frame::Welcome(Box::new(welcome))]);
                 self.agent.handle(now, Input::Message { conn, message }, &mut self.out);
@@ -452,4 +467,21 @@ fn a_hub_that_came_back_is_tried_again_when_the_other_one_goes() {
         w.run(30);
         assert_eq!((w.serving(), w.given_up()), ([true, false], false), "{parallel} wanted, {away} s");
     }
+}
+
+/// That it does not resume is no sign of its absence.
+#[test]
+fn a_hub_that_restarted_is_not_given_up_for_the_sessions_it_lost() {
+    let mut w = TwoHubs::start([true, false], 1);
+    w.agent.tunnels.hubs[1].listed = false;
+    w.restarted = true;
+    w.run(10);
+    w.kill(0);
+    // One dial fails, and the next is one more than may fail.
+    while w.agent.tunnels.hubs[0].link.as_ref().is_some_and(|l| l.attempts() == 0) {
+        w.run_ms(100);
+    }
+    w.up[0] = true;
+    w.run(10);
+    assert_eq!((w.serving(), w.given_up(), w.gave_up.len()), ([true, false], false, 0));
 }

@@ -295,14 +295,6 @@ impl Tunnels {
         }
     }
 
-    /// The hub of `target` does not have the session, and answers: it is asked
-    /// for another one soon, not after the pauses of its absence.
-    pub(super) fn hasten(&mut self, now: Instant, target: TargetIx) {
-        if let Some(l) = self.hubs.get_mut(usize::from(target.0)).and_then(|h| h.link.as_mut()) {
-            l.hasten(now);
-        }
-    }
-
     pub(super) fn up(&mut self, now: Instant, ix: usize) {
         if let Some(h) = self.hubs.get_mut(ix) {
             h.dialling = false;
