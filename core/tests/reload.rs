@@ -428,8 +428,7 @@ fn totals_of_links_outlive_their_peers() {
         w.reload_hub(a, &alone).unwrap();
         w.run_for(S(3));
         assert_eq!(urls(&w), []);
-        let after = w.as_hub(a).control().link_totals();
-        assert!(after.errors >= before.errors && after.reconnects >= before.reconnects, "{before:?} {after:?}");
+        assert!(w.as_hub(a).control().link_totals().errors >= before.errors);
     });
 }
 

@@ -35,6 +35,8 @@ use crate::tls::{self, TlsError};
 
 /// The whole of one fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same while a reload waits for it, whose answer is waited for 10 s.
+const RELOAD_FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two fetches, unless `jwks_refresh` is shorter (attack 16).
 const PAUSE: Duration = Duration::from_secs(30);
 
@@ -45,7 +47,7 @@ pub enum FetchFault {
     Connect,
     /// TLS failed.
     Tls,
-    /// It took longer than 10 s.
+    /// It took longer than 10 s, or 5 s at a reload.
     Timeout,
     /// No proper HTTP answer.
     Http,
@@ -160,7 +162,7 @@ impl Jwks {
             }
             // Other algorithms, which a newer set may fit.
         }
-        let Err((fault, why)) = jwks.fetch_and_take(auth).await else {
+        let Err((fault, why)) = jwks.fetch_and_take(auth, RELOAD_FETCH_TIMEOUT).await else {
             jwks.is_fresh.set(true);
             jwks.is_unsaved.set(true);
             return Ok(jwks);
@@ -266,7 +268,7 @@ impl Jwks {
     }
 
     async fn refresh(&self, auth: &TunnelAuth) -> bool {
-        match self.fetch_and_take(auth).await {
+        match self.fetch_and_take(auth, FETCH_TIMEOUT).await {
             Ok(()) => {
                 self.save();
                 true
@@ -288,8 +290,8 @@ impl Jwks {
     }
 
     /// Fetches a set and uses it; why not, with what is wrong with its content.
-    async fn fetch_and_take(&self, auth: &TunnelAuth) -> Result<(), (FetchFault, Option<String>)> {
-        let fetched = timeout(FETCH_TIMEOUT, Box::pin(self.fetch())).await.unwrap_or(Err(FetchFault::Timeout));
+    async fn fetch_and_take(&self, auth: &TunnelAuth, within: Duration) -> Result<(), (FetchFault, Option<String>)> {
+        let fetched = timeout(within, Box::pin(self.fetch())).await.unwrap_or(Err(FetchFault::Timeout));
         let taken = fetched.map_err(|fault| (fault, None)).and_then(|bytes| {
             auth.take_fetched(&bytes).map(|()| bytes).map_err(|why| (FetchFault::Content, Some(why)))
         });

@@ -257,3 +257,43 @@ pub fn event(event: &Observed, url: impl FnOnce(u16) -> Option<String>, lines: &
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_handshake_that_failed_says_where_it_was_dialled() {
+        let (lines, limiter) = (Lines::default(), Limiter::new(crate::clock::Monotonic::new()));
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for target in [Some(1), None] {
+                let (plane, cause, detail) = (Plane::Mesh, CloseCode::Auth, "d");
+                let failed = Observed::HandshakeFailed { plane, cause, detail, target };
+                event(&failed, |ix| Some(format!("wss://hub-{ix}/mesh")), &limiter);
+            }
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let urls: Vec<serde_json::Value> = text
+            .lines()
+            .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["fields"]["url"].clone())
+            .collect();
+        assert_eq!(urls, [serde_json::json!("wss://hub-1/mesh"), serde_json::Value::Null], "{text}");
+    }
+}
