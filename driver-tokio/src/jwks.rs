@@ -401,7 +401,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("jwks.json");
         std::fs::write(&path, SET).unwrap();
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(UNIX_EPOCH + Duration::from_millis(unix_millis()) - 2 * HOUR).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(UNIX_EPOCH + Duration::from_millis(unix_millis()) - 2 * HOUR)
+            .unwrap();
         let setup = JwksSetup {
             url: "http://127.0.0.1:1/keys".to_owned(),
             ca_bundle: None,

@@ -173,7 +173,7 @@ mod tests {
         let keys = Keys::load(&auth(&format!("jwks_url: '{url}'{more}"))).unwrap();
         server.await.unwrap();
         tokio::time::timeout(Duration::from_secs(30), async {
-            while keys.jwks.as_ref()?.age_seconds().is_none() {
+            while keys.jwks.as_ref().unwrap().age_seconds().is_none() {
                 tokio::task::yield_now().await;
             }
         })
