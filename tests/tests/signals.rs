@@ -138,7 +138,7 @@ async fn an_agent_that_may_give_hubs_up_outlives_their_rolling_restart() {
         let mut cluster = plan.connector("t", target.addr).start().await;
         served_at(&cluster, 0).await;
         let mut given_up = 0;
-        for ix in [0, 1, 0, 1] {
+        for (round, ix) in [0, 1, 0, 1].into_iter().enumerate() {
             cluster.kill_hub(ix);
             served_at(&cluster, 1 - ix).await;
             // With one tunnel wanted, hub `ix` may rest before that.
@@ -148,6 +148,10 @@ async fn an_agent_that_may_give_hubs_up_outlives_their_rolling_restart() {
                 eventually("it is given up", PATIENCE, || async { (log.count("gave_up") == given_up).then_some(()) })
                     .await;
             }
+            // By then the other tunnel has lasted.
+            let log = &cluster.agent.as_ref().unwrap().log;
+            let lost = || async { (log.count("session_lost") > round).then_some(()) };
+            eventually("its session is over", PATIENCE, lost).await;
             cluster.start_hub(ix);
             eventually("the hub is back", PATIENCE, || async {
                 cluster.get(ix, "/readyz").await.ok().filter(|a| a.status == 200)
