@@ -380,7 +380,7 @@ limits: { max_handshakes: 5, stream_window_initial_bytes: 16384, max_streams: 7 
             assert!(matches!(hub.reload().await, Outcome::Applied(_)));
             assert_eq!(both(), (60, vec![60]));
         };
-        local.run_until(test).await;
+        Box::pin(local.run_until(test)).await;
     }
 
     #[test]

@@ -63,10 +63,8 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     for (result, n) in keys.fetches.results() {
         s.add(Family::JwksFetches, &[result], n);
     }
-    if let Some(jwks) = &keys.jwks {
-        if let Some(age) = jwks.age_seconds() {
-            s.add(Family::JwksAge, &["url"], age);
-        }
+    if let Some(age) = keys.jwks.as_ref().and_then(|jwks| jwks.age_seconds()) {
+        s.add(Family::JwksAge, &["url"], age);
     }
     shared.reloads.add_to(&mut s);
     reload::add_certs(&mut s, &shared.certs);
