@@ -90,7 +90,7 @@ fn check_config() {
     let mesh = format!(
         "ha:\n  enabled: true\n  mode: active\n  replica_id: hub-a\n  redis_url: redis://r\n  mesh:\n    tls: \
          {{ ca_bundle: '{}', cert_file: '{}', key_file: '{}' }}\n",
-        at("ca.crt"),
+        at("ca.pem"),
         at("hub-b.crt"),
         at("hub-b.key")
     );

@@ -187,7 +187,7 @@ mod tests {
     }
 
     fn age(keys: &Keys) -> Option<u64> {
-        keys.jwks.as_ref()?.age_seconds()
+        keys.jwks.as_ref().and_then(|jwks| jwks.age_seconds())
     }
 
     async fn local(test: impl Future<Output = ()>) {
