@@ -42,6 +42,8 @@ pub(crate) const PEER: &str = "hostile-";
 const AGENT: u8 = 200;
 /// A hub that is at work has closed a broken connection by then.
 const ENDED_WITHIN: u64 = 500 * MS;
+/// Its first window.
+pub(crate) const WINDOW: u64 = 65_536;
 /// Clients of its own at a time.
 const CLIENTS_MAX: usize = 4;
 
@@ -90,7 +92,7 @@ pub(crate) struct Rogue {
     answers: Vec<Frame>,
     /// The connection has to end, since when.
     broken: Option<u64>,
-    /// It may be blamed on this connection.
+    /// It has broken a rule on this connection.
     guilty: bool,
     instance: u64,
 }
@@ -198,7 +200,7 @@ impl World {
         let conn = self.rogue_conn(ix, node, hub);
         let r = &mut self.rogues[ix as usize];
         let early = r.lane.chance(1, 10);
-        (r.conn, r.welcomed, r.sent, r.received, r.broken, r.guilty) = (Some(conn), false, 0, 0, None, early);
+        (r.conn, r.welcomed, r.sent, r.received, r.broken, r.guilty) = (Some(conn), false, 0, 0, None, false);
         r.streams.clear();
         r.answers.clear();
         r.instance += u64::from(r.lane.chance(1, 3));
@@ -214,7 +216,7 @@ impl World {
                 sessions: Vec::new(),
             }),
             challenge: Secret([7; 16]),
-            initial_window: 65_536,
+            initial_window: WINDOW,
             capabilities: Vec::new(),
             resume: None,
         }));
@@ -249,15 +251,17 @@ impl World {
         if !self.conns[conn as usize].up[1] {
             return;
         }
-        r.guilty |= outcome != Outcome::Borne;
+        let first = outcome != Outcome::Borne && !std::mem::replace(&mut r.guilty, true);
         if outcome == Outcome::Ended {
             r.broken.get_or_insert(self.now);
         }
         self.trace.mix_bytes(&message);
         // Cause for an answer, like any other frame.
         self.check.wire.cause(hub, 8);
+        let owed = self.check.nodes.entry(hub).or_default();
+        owed.breaches_owed += u64::from(first);
         if let Outcome::Counted(n) = outcome {
-            self.check.nodes.entry(hub).or_default().flow_owed += n;
+            owed.flow_owed += n;
         }
         let mut frames = Vec::new();
         let _ = decode(DIALECT, &message, &WireLimits::ESTABLISHED, &mut frames);
@@ -436,13 +440,13 @@ impl World {
         }
     }
 
-    /// Whether a hub may find a breach now: of a hostile peer of its own, once a
-    /// connection.
+    /// Whether a hub may find a breach now: of a hostile peer of its own, once for
+    /// each connection on which one was made.
     pub(crate) fn rogue_blamed(&mut self, hub: u16) -> bool {
-        let at_hub = |r: &&mut Rogue| u16::from(r.plan.hub) == hub && r.guilty;
-        let Some(r) = self.rogues.iter_mut().find(at_hub) else { return false };
-        r.guilty = false;
-        true
+        let owed = &mut self.check.nodes.entry(hub).or_default().breaches_owed;
+        let found = *owed > 0;
+        *owed = owed.saturating_sub(1);
+        found
     }
 
     /// The world heals: no more of them.

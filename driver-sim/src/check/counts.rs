@@ -166,7 +166,7 @@ impl World {
     /// What it says, also where it comes past the network.
     pub(crate) fn count_frames(&mut self, conn: u32, to: usize, frames: &[Frame]) {
         let c = &self.conns[conn as usize];
-        let (ix, plane) = (c.nodes[to], ix_of(c.dialect.plane));
+        let (ix, from, plane) = (c.nodes[to], c.nodes[1 - to], ix_of(c.dialect.plane));
         let mine = self.nodes[usize::from(ix)].hub().map(|h| h.run().incarnation);
         for f in frames {
             match f {
@@ -177,6 +177,9 @@ impl World {
                 }
                 // An answer to a wish to resume may be a session of its own.
                 Frame::Hello(h) if to == 1 => {
+                    if h.resume.is_none() {
+                        self.check.heard.remove(&(ix, from));
+                    }
                     let seen = &mut self.ghost(ix).seen;
                     seen.begun[plane] += 1;
                     seen.resumed[plane] += u64::from(h.resume.is_some());
@@ -185,6 +188,10 @@ impl World {
                     let seen = &mut self.ghost(ix).seen;
                     let kind = if w.resumed.is_some() { &mut seen.resumed } else { &mut seen.begun };
                     kind[plane] += 1;
+                }
+                Frame::Connectors { connectors, .. } if to == 1 => {
+                    let names = connectors.iter().map(|ad| ad.name.clone()).collect();
+                    self.check.heard.insert((ix, from), (self.now, names));
                 }
                 Frame::Hello(_)
                 | Frame::Welcome(_)

@@ -104,6 +104,9 @@ pub(crate) struct Check {
     pub(crate) attached: BTreeMap<AgentId, u16>,
     /// Connectors whose targets failed their checks, with when that was over.
     pub(super) withdrawn: BTreeMap<(u16, Name), Option<u64>>,
+    /// What a hub heard an agent's process expose last, since its HELLO there,
+    /// and when.
+    pub(super) heard: BTreeMap<(u16, u16), (u64, BTreeSet<Name>)>,
     opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
@@ -158,6 +161,7 @@ impl Check {
             tried: BTreeSet::new(),
             attached: BTreeMap::new(),
             withdrawn: BTreeMap::new(),
+            heard: BTreeMap::new(),
             opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,

@@ -54,6 +54,8 @@ pub(crate) struct NodeGhost {
     pub(super) fenced: bool,
     /// Violations of limits that hostile agents owe it.
     pub(crate) flow_owed: u64,
+    /// Breaches of the protocol by hostile agents that it may still find.
+    pub(crate) breaches_owed: u64,
     /// Agents whose token ran out on their tunnel, when by the hub's clock.
     pub(super) expired: BTreeMap<AgentId, Instant>,
     /// When each agent's token runs out, by the hub's clock.
@@ -378,6 +380,7 @@ impl World {
     /// B1: what a node holds of one direction between its socket and its session.
     pub(crate) fn check_memory(&mut self) {
         let windows = self.plan.hubs.iter().map(|h| h.window).chain(self.plan.agents.iter().map(|a| a.window));
+        let windows = windows.chain(self.plan.rogues.iter().map(|_| (crate::rogue::WINDOW, crate::rogue::WINDOW)));
         let (mut initial, mut most) = (0, 0);
         for w in windows {
             // Bytes for one candidate are kept for the next, whatever its window.

@@ -87,6 +87,8 @@ impl World {
             // That it is back, it can say on a tunnel that carries only.
             let told = !self.was_withdrawn(n, wanted, 0)
                 || (self.carries_tunnel(ix, node, agent) && self.welcomed(ix, node) + slack < came);
+            let heard = self.check.heard.get(&(ix, node));
+            let told = told && heard.is_none_or(|(at, all)| at + slack < came && all.contains(&connector(wanted)));
             *hub == ix && exposed && back && told && plan.token_ns == 0 && calm && present && held.since + slack < came
         });
         served.map(|((_, agent), held)| (agent, held))
