@@ -126,7 +126,7 @@ impl World {
             if let Machine::Hub(h) = m
                 && (shards > 1 || h.notes_under_way() > 0)
             {
-                (opens, causes) = g.most;
+                (opens, causes) = (g.most.0.max(opens), g.most.1.max(causes));
             }
             let now = pending(m);
             let (most, causes) = (share(opens, shards).max(g.pending), share(causes, shards));

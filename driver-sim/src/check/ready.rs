@@ -55,7 +55,11 @@ impl World {
         // A peer whose address never answered, which may be the hub itself, is
         // missed: a link that a peer dialled does not say whose address it has.
         let knows = links.iter().all(|l| !l.configured || l.replica.is_some());
-        if !healthy && knows && parted + slack < self.now && !self.is_rewired(ix) && peers.iter().all(linked) {
+        // A file that could not be taken yet, or was refused, names others.
+        let named =
+            |url: &str| peers.iter().any(|p| url == format!("hub-{p}")) || url == self.nodes[usize::from(ix)].name;
+        let taken = hub.control().config().peers.iter().all(|p| named(&p.url));
+        if !healthy && knows && taken && parted + slack < self.now && !self.is_rewired(ix) && peers.iter().all(linked) {
             let missed: Vec<_> = links.iter().filter(|l| l.is_missed(at)).collect();
             return Some(format!(
                 "calls its mesh unhealthy, and all its links are there: {peers:?}; misses {missed:?}"
