@@ -414,7 +414,7 @@ impl World {
         node.opening.clear();
         node.carried = 0;
         let (at, run) = (node.at, node.run);
-        let lane = self.tape.lane("machine", (u64::from(ix) << 32) | u64::from(run)).next_u64();
+        let lane = self.tape.entropy("machine", (u64::from(ix) << 32) | u64::from(run));
         let (now, seed) = (node.clock(self.now), Seed::from_u64(lane));
         let mut out = NodeOut::default();
         let machine = match at {

@@ -4,20 +4,31 @@
 //! Each part of the world draws from a lane of its own (workload, network,
 //! faults, each node …), so one draw more in one place does not reshuffle all
 //! the others (D1), and a plan that lost a client or a fault keeps the rest as
-//! it was. Must not know what is drawn.
+//! it was. Bytes are dealt to the lanes in turn; a lane that has read its own
+//! goes on as that of a fixed seed, so whoever owns the bytes owns every choice,
+//! and a change of one byte changes the choices of few lanes.
+//! Must not know what is drawn.
+
+use std::sync::Arc;
 
 /// Where choices come from.
 #[derive(Clone, Debug)]
 pub struct Tape {
     root: u64,
-    bytes: Vec<u8>,
+    bytes: Option<Arc<[u8]>>,
 }
+
+/// How many hands bytes are dealt to. A lane reads one of them; the plan has one
+/// of its own.
+const HANDS: usize = 16;
+/// The lane of the plan.
+const PLAN: &str = "plan";
 
 /// One independent sequence of choices.
 #[derive(Clone, Debug)]
 pub struct Lane {
     state: u64,
-    bytes: Vec<u8>,
+    bytes: Option<Arc<[u8]>>,
     at: usize,
 }
 
@@ -45,41 +56,49 @@ impl Tape {
     /// All choices follow from a number.
     #[must_use]
     pub fn from_seed(seed: u64) -> Self {
-        Self { root: mix(seed ^ 0x6e6f_7763_6f6e_6e65), bytes: Vec::new() }
+        Self { root: mix(seed ^ 0x6e6f_7763_6f6e_6e65), bytes: None }
     }
 
-    /// The choices of [`Self::reading`] lanes are these bytes (zero choices
-    /// after their end); all others follow from a hash of them.
+    /// All choices follow from these bytes.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        Self { root: mix_bytes(bytes.len() as u64, bytes), bytes: bytes.to_vec() }
+        Self { bytes: Some(bytes.into()), ..Self::from_seed(0) }
     }
 
     /// The lane named `label`, number `n`.
     #[must_use]
     pub fn lane(&self, label: &str, n: u64) -> Lane {
-        Lane { state: mix(mix_bytes(self.root, label.as_bytes()) ^ n), bytes: Vec::new(), at: 0 }
+        let state = mix(mix_bytes(self.root, label.as_bytes()) ^ n);
+        let hand = if label == PLAN { 0 } else { 1 + (mix(state) % (HANDS as u64 - 1)) as usize };
+        Lane { state, bytes: self.bytes.clone(), at: hand }
     }
 
-    /// Like [`Self::lane`], but a tape made of bytes hands them out here, so
-    /// that its owner decides these choices one by one.
+    /// What a process finds as randomness when it starts: nobody's choice, so that
+    /// no two of them ever find the same.
     #[must_use]
-    pub fn reading(&self, label: &str) -> Lane {
-        Lane { bytes: self.bytes.clone(), ..self.lane(label, 0) }
+    pub fn entropy(&self, label: &str, n: u64) -> u64 {
+        Lane { bytes: None, ..self.lane(label, n) }.next_u64()
     }
 }
 
 impl Lane {
+    /// The next choice of the tape's owner: two bytes, enough for every range
+    /// drawn here.
+    fn dealt(&mut self) -> Option<u64> {
+        let bytes = self.bytes.as_ref()?;
+        let Some(low) = bytes.get(self.at) else {
+            self.bytes = None;
+            return None;
+        };
+        let high = bytes.get(self.at + HANDS).copied().unwrap_or(0);
+        self.at += 2 * HANDS;
+        Some(u64::from(*low) | u64::from(high) << 8)
+    }
+
     /// 64 bits.
     pub fn next_u64(&mut self) -> u64 {
-        if !self.bytes.is_empty() {
-            let mut word = [0; 8];
-            // Two bytes a choice: enough for every range drawn here.
-            for to in word.iter_mut().take(2) {
-                *to = self.bytes.get(self.at).copied().unwrap_or(0);
-                self.at += 1;
-            }
-            return u64::from_le_bytes(word);
+        if let Some(n) = self.dealt() {
+            return n;
         }
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.state)
@@ -90,8 +109,10 @@ impl Lane {
         if bound <= 1 {
             return 0;
         }
-        let n = self.next_u64();
-        if self.bytes.is_empty() { ((u128::from(n) * u128::from(bound)) >> 64) as u64 } else { n % bound }
+        if let Some(n) = self.dealt() {
+            return n % bound;
+        }
+        ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
 
     /// A number in `low..=high`.
@@ -145,13 +166,34 @@ mod tests {
         assert_ne!(all(t.lane("net", 1)), all(Tape::from_seed(8).lane("net", 1)));
     }
 
+    /// A change of one byte is one of the choices of its own hand.
     #[test]
-    fn bytes_are_choices_where_they_are_read_and_zero_after_their_end() {
-        let mut l = Tape::from_bytes(&[5, 0, 3, 1]).reading("plan");
-        assert_eq!([l.below(10), l.below(1000), l.below(10)], [5, 259, 0]);
-        let mut a = Tape::from_bytes(&[1]).lane("net", 0);
-        let mut b = Tape::from_bytes(&[2]).lane("net", 0);
-        assert_ne!(a.next_u64(), b.next_u64());
+    fn whoever_owns_the_bytes_owns_every_choice() {
+        let labels = [("plan", 0), ("timers", 0), ("hub", 0), ("hub", 1), ("vulnerable", 0), ("net", 7)];
+        let draws = |bytes: &[u8], (label, n): (&str, u64)| {
+            let mut l = Tape::from_bytes(bytes).lane(label, n);
+            (0..40).map(|_| l.below(1 << 16)).collect::<Vec<_>>()
+        };
+        let bytes: Vec<u8> = (0..=255).collect();
+        for lane in labels {
+            let before = draws(&bytes, lane);
+            let moved: Vec<usize> = (0..bytes.len())
+                .filter(|at| {
+                    let mut other = bytes.clone();
+                    other[*at] ^= 1;
+                    draws(&other, lane) != before
+                })
+                .collect();
+            assert_eq!(moved.len(), bytes.len() / HANDS, "{lane:?} reads a hand of its own");
+            assert!(moved.windows(2).all(|w| w[1] - w[0] == HANDS), "{lane:?}");
+            // Beyond its bytes it goes on by itself, whatever they were.
+            let mut longer = bytes.clone();
+            longer.extend([0; 64]);
+            assert_eq!(draws(&longer, lane)[..8], before[..8]);
+            assert_eq!(draws(&[], lane)[..20], draws(&bytes, lane)[8..28], "{lane:?}");
+        }
+        let mut plan = Tape::from_bytes(&[5; 64]).lane("plan", 0);
+        assert_eq!([plan.below(10), plan.below(1000)], [(5 + (5 << 8)) % 10, (5 + (5 << 8)) % 1000]);
     }
 
     #[test]

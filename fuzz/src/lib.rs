@@ -8,6 +8,7 @@ mod config_yaml;
 mod dedup_lru;
 mod hub_machine;
 mod jwt;
+mod mesh3;
 mod pair;
 mod peer;
 mod stream_window;
@@ -19,6 +20,7 @@ pub use config_yaml::config_yaml;
 pub use dedup_lru::dedup_lru;
 pub use hub_machine::hub_machine;
 pub use jwt::jwt;
+pub use mesh3::mesh3;
 pub use pair::pair;
 pub use stream_window::stream_window;
 pub use wire::{differential_v1_v2, frame_decode, frame_split, hello_json};
@@ -39,4 +41,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("dedup_lru", dedup_lru),
     ("config_yaml", config_yaml),
     ("jwt", jwt),
+    ("mesh3", mesh3),
 ];

@@ -139,6 +139,7 @@ replayed! {
     dedup_lru: 2_000,
     config_yaml: 5_000,
     jwt: 10_000,
+    mesh3: 300,
 }
 
 #[test]

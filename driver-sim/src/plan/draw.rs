@@ -15,7 +15,7 @@ impl Plan {
     /// Draws a plan of a profile.
     #[must_use]
     pub fn draw(tape: &Tape, seed: u64, profile: &Profile, level: Level) -> Self {
-        let mut l = tape.reading("plan");
+        let mut l = tape.lane("plan", 0);
         let p = profile;
         let hubs = p.hubs.map_or_else(|| [1, 2, 2, 3, 3, 3][l.below(6) as usize], u64::from);
         let agents = p.agents.map_or_else(|| l.between(1, 4), u64::from);
