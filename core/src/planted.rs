@@ -139,7 +139,8 @@ pub const BUGS: &[Bug] = &[
     // B1: The end that nobody said is written, and the CREDIT that counts it is above what arrived.
     core(17, "RST of an open stream is taken for FIN", &["B1", "S5", "S2", "B5"], ""),
     // L1: Whoever still writes is reset for no reason.
-    core(18, "the end of one half closes the whole socket", &["L1", "S3", "S1"], ""),
+    // S4: The other half goes on at the socket that was closed.
+    core(18, "the end of one half closes the whole socket", &["L1", "S4", "S3", "S1"], ""),
     core(
         20,
         "a resumption names the next number instead of the last one received, and a position above what was sent \
