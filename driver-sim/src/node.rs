@@ -21,6 +21,7 @@ use nowconnect_core::stream::Stream;
 use nowconnect_core::time::{Deadline, Instant};
 
 use crate::check::limits::Brings;
+use crate::check::opening::Opening;
 use crate::event::Event;
 use crate::faults::At;
 use crate::net::place;
@@ -144,7 +145,7 @@ pub(crate) struct Node {
     /// Notes inside a split hub, and when the last of each queue is due.
     notes: BTreeMap<Addressee, (u64, VecDeque<Note>)>,
     /// Clients whose OPEN is not answered yet.
-    pub(crate) opening: Vec<u32>,
+    pub(crate) opening: Opening,
     /// Faults that leave it without a descriptor, and the clients (of the plan)
     /// that wait to be accepted.
     pub(crate) shortages: u32,
@@ -355,7 +356,7 @@ impl World {
             targets_down: None,
             drained: false,
             notes: BTreeMap::new(),
-            opening: Vec::new(),
+            opening: Opening::default(),
             shortages: 0,
             backlog: Vec::new(),
             carried: 0,
@@ -411,7 +412,7 @@ impl World {
         node.armed = None;
         node.out = NodeOut::default();
         node.notes.clear();
-        node.opening.clear();
+        node.opening = Opening::default();
         node.carried = 0;
         let (at, run) = (node.at, node.run);
         let lane = self.tape.entropy("machine", (u64::from(ix) << 32) | u64::from(run));

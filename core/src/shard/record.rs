@@ -28,6 +28,12 @@ impl Shard {
         self.sessions.values().map(|s| s.pending_opens).max().unwrap_or(0)
     }
 
+    /// Cids minted so far: one for each OPEN of this shard's own clients.
+    #[must_use]
+    pub const fn minted(&self) -> u64 {
+        self.minted
+    }
+
     /// A stream by its present wire name, for tests.
     #[must_use]
     pub fn find(&self, cid: Cid) -> Option<&Stream> {

@@ -147,7 +147,7 @@ impl World {
 
     /// L1, S5, M5, M6: no reset comes from nowhere.
     pub(crate) fn check_ends(&mut self) {
-        let opened: Vec<Cid> = self.check.opened.iter().copied().collect();
+        let opened: Vec<Cid> = self.check.opening.opened.iter().copied().collect();
         for cid in opened {
             let (Some(client), Some(target)) = (self.cids.get(&cid).copied(), self.check.connected.get(&cid).copied())
             else {

@@ -9,6 +9,7 @@ mod ends;
 mod leaving;
 pub(crate) mod limits;
 mod nodes;
+pub(crate) mod opening;
 mod outage;
 pub(crate) mod pace;
 mod probes;
@@ -27,15 +28,12 @@ use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::id::{AgentId, Cid, Name};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::planted;
-use nowconnect_core::stream::Part;
 use nowconnect_core::wire::{Body, Frame, Open, Plane};
 
 use crate::actor::{Fate, side};
 use crate::event::Event;
 use crate::faults::{At, Fault, Point};
-use crate::flip::Path;
 use crate::marks::Mark;
-use crate::node::connector;
 use crate::plan::{ClientPlan, Ending, FlowPlan, MS, Plan, TargetPlan};
 use crate::registry::Effect;
 use crate::tape::mix;
@@ -98,8 +96,7 @@ pub(crate) struct Check {
     pub(super) crashed: BTreeMap<u16, u64>,
     /// Hubs that live twice.
     pub(crate) twins: Vec<twins::Pair>,
-    /// Clients that were opened once.
-    tried: BTreeSet<u32>,
+    opening: opening::Seen,
     /// The hub each agent attached to last.
     pub(crate) attached: BTreeMap<AgentId, u16>,
     /// Connectors whose targets failed their checks, with when that was over.
@@ -107,7 +104,6 @@ pub(crate) struct Check {
     /// What a hub heard an agent's process expose last, since its HELLO there,
     /// and when.
     pub(super) heard: BTreeMap<(u16, u16), (u64, BTreeSet<Name>)>,
-    opened: BTreeSet<Cid>,
     calm: bool,
     settle_ns: u64,
     /// When tunnels and links must be there (L2, L4), and the registry agree
@@ -158,11 +154,10 @@ impl Check {
             quiet_from: 0,
             crashed: BTreeMap::new(),
             twins: Vec::new(),
-            tried: BTreeSet::new(),
+            opening: opening::Seen::default(),
             attached: BTreeMap::new(),
             withdrawn: BTreeMap::new(),
             heard: BTreeMap::new(),
-            opened: BTreeSet::new(),
             calm: plan.faults.is_empty() && plan.at_vulnerable == 0 && plan.triggered.is_none(),
             settle_ns,
             related_ns,
@@ -249,50 +244,6 @@ fn orphan() -> ClientPlan {
 }
 
 impl World {
-    /// After each input of a hub: which cid its opening clients have now.
-    pub(crate) fn after_input(&mut self, ix: u16) {
-        self.check_carried(ix);
-        let node = &self.nodes[usize::from(ix)];
-        if node.opening.is_empty() {
-            return;
-        }
-        let mut opening = std::mem::take(&mut self.nodes[usize::from(ix)].opening);
-        opening.retain(|client| {
-            let Some(actor) = self.pairs.get(client).and_then(|p| p[0]) else { return false };
-            let Some(key) = self.socks[self.actors[actor as usize].sock as usize].stream else { return false };
-            let Some(stream) = self.nodes[usize::from(ix)].machine.as_ref().and_then(|m| m.stream(key)) else {
-                return false;
-            };
-            let (cid, open) = (stream.cid, stream.open);
-            let agent = match &stream.part {
-                Part::Origin(o) => o.carrier.as_ref().filter(|c| c.local).map(|c| c.agent_id.clone()),
-                Part::Owner | Part::Agent => None,
-            };
-            let path = Path::of(stream);
-            if cid.0 != 0 && self.cids.insert(cid, *client).is_none() {
-                path.into_iter().for_each(|path| self.judge_path(ix, &path));
-                if !self.check.tried.insert(*client) {
-                    self.marks.hit(Mark::Retried);
-                }
-                if let Some(agent) = agent {
-                    let wanted = connector(self.client_plan(*client).connector);
-                    self.ghost_opened(ix, agent.as_str(), *client);
-                    self.ghost_scope(ix, &agent, &wanted);
-                }
-                self.line(Some(*client), || format!("client {client} is opened as {cid}"));
-            }
-            let fresh = open && self.check.opened.insert(cid);
-            if let (true, Some(path)) = (fresh, path) {
-                self.count_open(ix, path.is_local());
-            }
-            if fresh && !self.check.connected.contains_key(&cid) {
-                self.fail("S7", format!("client {client}: OPEN_ACK ok for {cid}, whose target was never connected"));
-            }
-            !open
-        });
-        self.nodes[usize::from(ix)].opening = opening;
-    }
-
     pub(crate) fn on_observed(&mut self, ix: u16, event: Observed) {
         self.line(None, || format!("node {ix}: {event:?}"));
         self.count_event(ix, &event);

@@ -42,7 +42,7 @@ impl World {
     /// Whether a client's stream was opened once, or nobody knows whose it is.
     pub(super) fn was_tried(&self, r: &StreamRecord) -> bool {
         let client = r.sock.and_then(|k| self.socks.get(k.ix as usize)).map(|s| self.actors[s.actor as usize].client);
-        client.is_none_or(|c| self.check.tried.contains(&c))
+        client.is_none_or(|c| self.check.opening.tried.contains(&c))
     }
 
     fn agent_plan(&self, agent: &AgentId) -> Option<(u8, &crate::plan::AgentPlan)> {

@@ -1,0 +1,129 @@
+//! Clients whose OPEN is not answered yet: which cid each has, and whether it
+//! was rightly told yes (S7). The machines count the cids they mint and the
+//! answers they take, so only that many clients are looked at, however many
+//! wait. Must not know how a candidate is chosen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nowconnect_core::id::Cid;
+use nowconnect_core::stream::Part;
+
+use crate::flip::Path;
+use crate::marks::Mark;
+use crate::node::{Machine, connector};
+use crate::world::World;
+
+/// The clients of one process that wait, with the cid each had last.
+#[derive(Debug, Default)]
+pub(crate) struct Opening {
+    clients: BTreeMap<u32, Cid>,
+    /// Cids minted and streams opened, as far as they were looked at.
+    counted: (u64, u64),
+}
+
+impl Opening {
+    pub(crate) fn push(&mut self, client: u32) {
+        self.clients.insert(client, Cid(0));
+    }
+
+    fn count(&mut self, machine: &Machine) -> (u64, u64) {
+        let (mut minted, mut opened) = (0, 0);
+        for shard in machine.shards() {
+            let c = shard.counters();
+            minted += shard.minted();
+            opened += c.opened_local.iter().chain(&c.opened_mesh).sum::<u64>();
+        }
+        let before = std::mem::replace(&mut self.counted, (minted, opened));
+        // A reload that takes a listener away takes its count along.
+        (minted - before.0, opened.checked_sub(before.1).unwrap_or(u64::MAX))
+    }
+}
+
+/// What was seen of clients in all processes.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Clients that were opened once.
+    pub(super) tried: BTreeSet<u32>,
+    pub(super) opened: BTreeSet<Cid>,
+}
+
+/// What was found of a client.
+struct Found {
+    /// It has another cid than before.
+    minted: bool,
+    /// Its OPEN was answered.
+    opened: bool,
+}
+
+impl World {
+    /// After each input of a hub: which cid its opening clients have now.
+    pub(crate) fn after_input(&mut self, ix: u16) {
+        self.check_carried(ix);
+        let node = &mut self.nodes[usize::from(ix)];
+        let Some(machine) = node.machine.as_ref().filter(|m| matches!(m, Machine::Hub(_))) else { return };
+        let (mut minted, mut opened) = node.opening.count(machine);
+        if minted == 0 && opened == 0 {
+            return;
+        }
+        let mut opening = std::mem::take(&mut self.nodes[usize::from(ix)].opening.clients);
+        // Who is asked for is mostly who came last, who is answered who came first.
+        let mut at = u32::MAX;
+        while minted > 0
+            && let Some((&client, known)) = opening.range_mut(..at).next_back()
+        {
+            at = client;
+            let found = self.look(ix, client, known);
+            minted -= u64::from(found.as_ref().is_some_and(|f| f.minted));
+            opened = opened.saturating_sub(u64::from(found.as_ref().is_some_and(|f| f.opened)));
+            if found.is_none_or(|f| f.opened) {
+                opening.remove(&client);
+            }
+        }
+        let mut at = 0;
+        while opened > 0
+            && let Some((&client, known)) = opening.range_mut(at..).next()
+        {
+            at = client + 1;
+            let found = self.look(ix, client, known);
+            opened = opened.saturating_sub(u64::from(found.as_ref().is_some_and(|f| f.opened)));
+            if found.is_none_or(|f| f.opened) {
+                opening.remove(&client);
+            }
+        }
+        self.nodes[usize::from(ix)].opening.clients = opening;
+    }
+
+    /// `None` once the client is gone.
+    fn look(&mut self, ix: u16, client: u32, known: &mut Cid) -> Option<Found> {
+        let actor = self.pairs.get(&client)?[0]?;
+        let key = self.socks[self.actors[actor as usize].sock as usize].stream?;
+        let stream = self.nodes[usize::from(ix)].machine.as_ref()?.stream(key)?;
+        let (cid, open) = (stream.cid, stream.open);
+        let agent = match &stream.part {
+            Part::Origin(o) => o.carrier.as_ref().filter(|c| c.local).map(|c| c.agent_id.clone()),
+            Part::Owner | Part::Agent => None,
+        };
+        let path = Path::of(stream);
+        let minted = cid.0 != 0 && std::mem::replace(known, cid) != cid;
+        if cid.0 != 0 && self.cids.insert(cid, client).is_none() {
+            path.into_iter().for_each(|path| self.judge_path(ix, &path));
+            if !self.check.opening.tried.insert(client) {
+                self.marks.hit(Mark::Retried);
+            }
+            if let Some(agent) = agent {
+                let wanted = connector(self.client_plan(client).connector);
+                self.ghost_opened(ix, agent.as_str(), client);
+                self.ghost_scope(ix, &agent, &wanted);
+            }
+            self.line(Some(client), || format!("client {client} is opened as {cid}"));
+        }
+        let fresh = open && self.check.opening.opened.insert(cid);
+        if let (true, Some(path)) = (fresh, path) {
+            self.count_open(ix, path.is_local());
+        }
+        if fresh && !self.check.connected.contains_key(&cid) {
+            self.fail("S7", format!("client {client}: OPEN_ACK ok for {cid}, whose target was never connected"));
+        }
+        Some(Found { minted, opened: open })
+    }
+}
