@@ -24,13 +24,34 @@ impl std::fmt::Display for Line {
     }
 }
 
-/// A hash that is written to.
-struct Words(u64);
+/// A hash that is written to, eight bytes at a time however they come.
+struct Words {
+    hash: u64,
+    word: u64,
+    bytes: u64,
+}
+
+impl Words {
+    const fn word(&mut self) {
+        self.hash = (self.hash ^ self.word).wrapping_mul(0x9fb2_1c65_1e98_df25);
+        self.hash ^= self.hash >> 32;
+        self.word = 0;
+    }
+
+    const fn finish(mut self) -> u64 {
+        self.word();
+        self.hash ^ self.bytes
+    }
+}
 
 impl std::fmt::Write for Words {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
         for byte in text.bytes() {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            self.word = self.word << 8 | u64::from(byte);
+            self.bytes += 1;
+            if self.bytes.is_multiple_of(8) {
+                self.word();
+            }
         }
         Ok(())
     }
@@ -87,9 +108,9 @@ impl Trace {
     /// it. For what happens now and then: a word costs a call.
     pub fn mix_debug(&mut self, value: &impl std::fmt::Debug) {
         use std::fmt::Write as _;
-        let mut words = Words(self.hash);
+        let mut words = Words { hash: self.hash, word: 0, bytes: 0 };
         let told = write!(words, "{value:?}");
-        self.mix(words.0 ^ u64::from(told.is_err()));
+        self.mix(words.finish() ^ u64::from(told.is_err()));
     }
 
     /// An event is over.
@@ -141,5 +162,7 @@ mod tests {
         assert_eq!(hash(&Some("a")), hash(&Some("a")));
         assert_ne!(hash(&Some("a")), hash(&Some("b")));
         assert_ne!(hash(&(1, 2)), hash(&(2, 1)));
+        // Longer than a word, and different in its last byte alone.
+        assert_ne!(hash(&"abcdefghijkl"), hash(&"abcdefghijkm"));
     }
 }

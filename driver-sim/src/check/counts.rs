@@ -173,7 +173,9 @@ impl World {
                 Frame::Stream { cid, body: Body::OpenAck { result: Ok(()) }, .. }
                     if mine == Some(cid.incarnation()) =>
                 {
-                    self.ghost(ix).seen.acknowledged[plane].insert(*cid);
+                    if self.ghost(ix).seen.acknowledged[plane].insert(*cid) {
+                        self.nodes[usize::from(ix)].opening.answered(*cid);
+                    }
                 }
                 // An answer to a wish to resume may be a session of its own.
                 Frame::Hello(h) if to == 1 => {

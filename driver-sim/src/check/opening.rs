@@ -1,7 +1,8 @@
 //! Clients whose OPEN is not answered yet: which cid each has, and whether it
 //! was rightly told yes (S7). The machines count the cids they mint and the
 //! answers they take, so only that many clients are looked at, however many
-//! wait. Must not know how a candidate is chosen.
+//! wait: who came last, and whom the OPEN_ACKs that came name. Must not know how
+//! a candidate is chosen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +18,8 @@ use crate::world::World;
 #[derive(Debug, Default)]
 pub(crate) struct Opening {
     clients: BTreeMap<u32, Cid>,
+    /// Those that an OPEN_ACK said yes to, which a split hub learns later.
+    answered: Vec<Cid>,
     /// Cids minted and streams opened, as far as they were looked at.
     counted: (u64, u64),
 }
@@ -24,6 +27,10 @@ pub(crate) struct Opening {
 impl Opening {
     pub(crate) fn push(&mut self, client: u32) {
         self.clients.insert(client, Cid(0));
+    }
+
+    pub(crate) fn answered(&mut self, cid: Cid) {
+        self.answered.push(cid);
     }
 
     fn count(&mut self, machine: &Machine) -> (u64, u64) {
@@ -66,7 +73,7 @@ impl World {
             return;
         }
         let mut opening = std::mem::take(&mut self.nodes[usize::from(ix)].opening.clients);
-        // Who is asked for is mostly who came last, who is answered who came first.
+        // Who is asked for is mostly who came last.
         let mut at = u32::MAX;
         while minted > 0
             && let Some((&client, known)) = opening.range_mut(..at).next_back()
@@ -79,16 +86,22 @@ impl World {
                 opening.remove(&client);
             }
         }
-        let mut at = 0;
-        while opened > 0
-            && let Some((&client, known)) = opening.range_mut(at..).next()
-        {
-            at = client + 1;
+        let mut answered = std::mem::take(&mut self.nodes[usize::from(ix)].opening.answered);
+        answered.retain(|cid| {
+            let Some(client) = self.cids.get(cid).copied() else { return false };
+            let Some(known) = opening.get_mut(&client).filter(|known| *known == cid) else { return false };
             let found = self.look(ix, client, known);
             opened = opened.saturating_sub(u64::from(found.as_ref().is_some_and(|f| f.opened)));
-            if found.is_none_or(|f| f.opened) {
+            let over = found.is_none_or(|f| f.opened);
+            if over {
                 opening.remove(&client);
             }
+            !over
+        });
+        self.nodes[usize::from(ix)].opening.answered = answered;
+        // One without an answer is open too, or was and is gone.
+        if opened > 0 {
+            opening.retain(|client, known| self.look(ix, *client, known).is_some_and(|f| !f.opened));
         }
         self.nodes[usize::from(ix)].opening.clients = opening;
     }
