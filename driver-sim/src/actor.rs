@@ -163,6 +163,7 @@ impl World {
         if node.agent().is_some_and(withdrawn) {
             return self.fail("I1", format!("node {ix} connects {wanted}, which it has withdrawn"));
         }
+        self.judge_taken(ix);
         self.vulnerable(crate::faults::Point::Target, ix, None);
         if let Err(v) = self.check.on_target_wanted(cid, client, wanted, node_agent(&self.nodes[usize::from(ix)])) {
             return self.fail(&v.id, v.text);

@@ -656,6 +656,7 @@ impl Shard {
                 }
             }
         }
+        self.check_counts();
         self.starved.check(&self.streams);
         self.ejections.check(&self.routes);
         assert_eq!(held, self.socket_held, "held bytes add up (B3)");

@@ -7,7 +7,7 @@ use crate::id::{Cid, Epoch, SessionKey, StreamKey};
 use crate::observed::{CarriedRecord, Cause, Observed, Side, StreamRecord};
 use crate::stream::{End, Part, Stream};
 use crate::time::Instant;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Shard {
     /// How often a session was interrupted until now, modulo 2^16; 0 once it is gone.
@@ -44,6 +44,31 @@ impl Shard {
     #[must_use]
     pub fn tombstones(&self) -> usize {
         self.dedup.tombstones()
+    }
+
+    /// What is counted as streams come and go is what there is.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub(super) fn check_counts(&self) {
+        for info in self.sessions.values() {
+            let waits = |key: &&StreamKey| self.streams.get(**key).is_some_and(|s| !s.open);
+            let waiting = info.streams.iter().filter(waits).count();
+            assert_eq!(info.pending_opens as usize, waiting, "OPENs without an answer add up (B7)");
+        }
+        let mut clients = vec![0; self.clients.len()];
+        let mut load = BTreeMap::new();
+        for (_, s) in self.streams.iter() {
+            let Part::Origin(o) = &s.part else { continue };
+            if let Some(n) = clients.get_mut(usize::from(o.listener.0)) {
+                *n += 1;
+            }
+            if o.carrier.is_some() {
+                *load.entry(s.fence).or_insert(0) += 1;
+            }
+        }
+        assert_eq!(self.clients, clients, "clients of listeners add up (B5)");
+        assert_eq!(self.load, load, "streams of candidates add up (B5)");
     }
 
     /// Tells of a stream that was taken out.

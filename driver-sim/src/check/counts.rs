@@ -168,8 +168,12 @@ impl World {
         let c = &self.conns[conn as usize];
         let (ix, from, plane) = (c.nodes[to], c.nodes[1 - to], ix_of(c.dialect.plane));
         let mine = self.nodes[usize::from(ix)].hub().map(|h| h.run().incarnation);
+        let answers = plane == 0 && to == 1;
         for f in frames {
             match f {
+                Frame::Stream { cid, body: Body::OpenAck { result: Err(_) } | Body::Rst { .. }, .. } if answers => {
+                    self.check.opening.refused(*cid);
+                }
                 Frame::Stream { cid, body: Body::OpenAck { result: Ok(()) }, .. }
                     if mine == Some(cid.incarnation()) =>
                 {

@@ -80,6 +80,17 @@ impl World {
         self.check.drains.get(&ix).is_some_and(closed)
     }
 
+    /// L10: it takes something new: an OPEN of another hub, or one at an agent.
+    /// The shards of a split hub may learn later that it is closed.
+    pub(crate) fn judge_taken(&mut self, ix: u16) {
+        let node = &self.nodes[usize::from(ix)];
+        let told = node.hub().is_none_or(|h| h.notes_under_way() == 0);
+        if told && self.check.drains.get(&ix).is_some_and(|d| d.closed) {
+            let text = format!("{} takes an OPEN, though it takes nothing new any more", node.name);
+            self.fail("L10", text);
+        }
+    }
+
     pub(super) fn ghost_drain(&mut self, ix: u16, step: DrainStep) {
         let at = self.nodes[usize::from(ix)].clock(self.now);
         match step {

@@ -201,7 +201,7 @@ impl Check {
     pub(crate) fn on_target_wanted(
         &mut self,
         cid: Cid,
-        _client: Option<u32>,
+        client: Option<u32>,
         _wanted: &Name,
         _agent: Option<&nowconnect_core::agent::Agent>,
     ) -> Result<(), Violation> {
@@ -209,6 +209,10 @@ impl Check {
         *n += 1;
         if *n > 1 {
             return Err(Violation::new("S6", format!("the target of {cid} is connected a second time")));
+        }
+        if let Some(client) = client.filter(|client| self.opening.is_given_up(*client, cid)) {
+            let text = format!("the target of {cid} is connected; client {client} was asked for as another since");
+            return Err(Violation::new("S6", text));
         }
         Ok(())
     }

@@ -158,6 +158,7 @@ impl World {
         let carried = hub.shards().iter().map(|s| s.counters().carried).sum();
         if std::mem::replace(&mut self.nodes[usize::from(ix)].carried, carried) < carried {
             self.ghost_carried(ix);
+            self.judge_taken(ix);
         }
     }
 

@@ -1,5 +1,5 @@
 //! Clients whose OPEN is not answered yet: which cid each has, and whether it
-//! was rightly told yes (S7). The machines count the cids they mint and the
+//! was rightly told yes (S7) and asked for once at a time (S6). The machines count the cids they mint and the
 //! answers they take, so only that many clients are looked at, however many
 //! wait: who came last, and whom the OPEN_ACKs that came name. Must not know how
 //! a candidate is chosen.
@@ -52,6 +52,22 @@ pub(super) struct Seen {
     /// Clients that were opened once.
     pub(super) tried: BTreeSet<u32>,
     pub(super) opened: BTreeSet<Cid>,
+    /// The last cid of each client.
+    latest: BTreeMap<u32, Cid>,
+    /// Cids that the agent asked said no to.
+    refused: BTreeSet<Cid>,
+}
+
+impl Seen {
+    /// An agent said no to an OPEN.
+    pub(super) fn refused(&mut self, cid: Cid) {
+        self.refused.insert(cid);
+    }
+
+    /// Whether a client was asked for under another name since.
+    pub(super) fn is_given_up(&self, client: u32, cid: Cid) -> bool {
+        self.latest.get(&client).is_some_and(|latest| *latest != cid)
+    }
 }
 
 /// What was found of a client.
@@ -106,6 +122,15 @@ impl World {
         self.nodes[usize::from(ix)].opening.clients = opening;
     }
 
+    /// S6: the next candidate is asked only once the one before said no; who was
+    /// asked to connect a target and did not answer may still have.
+    fn judge_next(&mut self, client: u32, before: Cid, cid: Cid) {
+        if self.check.wanted.contains_key(&before) && !self.check.opening.refused.contains(&before) {
+            let text = format!("client {client} is opened as {cid}; the agent asked as {before} did not say no");
+            self.fail("S6", text);
+        }
+    }
+
     /// `None` once the client is gone.
     fn look(&mut self, ix: u16, client: u32, known: &mut Cid) -> Option<Found> {
         let actor = self.pairs.get(&client)?[0]?;
@@ -117,7 +142,13 @@ impl World {
             Part::Owner | Part::Agent => None,
         };
         let path = Path::of(stream);
-        let minted = cid.0 != 0 && std::mem::replace(known, cid) != cid;
+        let before = *known;
+        let minted = cid.0 != 0 && before != cid;
+        if minted {
+            *known = cid;
+            self.check.opening.latest.insert(client, cid);
+            self.judge_next(client, before, cid);
+        }
         if cid.0 != 0 && self.cids.insert(cid, client).is_none() {
             path.into_iter().for_each(|path| self.judge_path(ix, &path));
             if !self.check.opening.tried.insert(client) {
