@@ -13,6 +13,7 @@ pub(crate) mod opening;
 mod outage;
 pub(crate) mod pace;
 mod probes;
+mod rank;
 mod rare;
 mod ready;
 mod relations;
@@ -306,7 +307,10 @@ impl World {
                 self.ghost_token_anew(ix, &peer);
                 self.vulnerable(Point::Resumed, ix, None);
             }
-            Observed::Ejected { .. } => self.marks.hit(Mark::Ejected),
+            Observed::Ejected { .. } => {
+                self.marks.hit(Mark::Ejected);
+                self.check.nodes.entry(ix).or_default().ejected = true;
+            }
             Observed::Reinstated { .. } => self.marks.hit(Mark::Reinstated),
             Observed::TargetDown { connector, .. } => {
                 self.marks.hit(Mark::TargetDown);

@@ -38,6 +38,8 @@ pub(crate) struct NodeGhost {
     pub(crate) flipped: bool,
     /// Something else of its configuration did: peers, hubs, what is exposed.
     pub(crate) rewired: bool,
+    /// It ejected a candidate.
+    pub(super) ejected: bool,
     /// It has run undisturbed since.
     pub(crate) calm_since: u64,
     /// Its registry answered last, has been out since, and is back since.

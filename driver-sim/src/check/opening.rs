@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use nowconnect_core::id::Cid;
 use nowconnect_core::stream::Part;
 
+use super::rank::Chosen;
 use crate::flip::Path;
 use crate::marks::Mark;
 use crate::node::{Machine, connector};
@@ -137,8 +138,8 @@ impl World {
         let key = self.socks[self.actors[actor as usize].sock as usize].stream?;
         let stream = self.nodes[usize::from(ix)].machine.as_ref()?.stream(key)?;
         let (cid, open) = (stream.cid, stream.open);
-        let agent = match &stream.part {
-            Part::Origin(o) => o.carrier.as_ref().filter(|c| c.local).map(|c| c.agent_id.clone()),
+        let chosen = match &stream.part {
+            Part::Origin(o) => o.carrier.as_ref().map(|c| Chosen { agent: c.agent_id.clone(), local: c.local }),
             Part::Owner | Part::Agent => None,
         };
         let path = Path::of(stream);
@@ -151,10 +152,16 @@ impl World {
         }
         if cid.0 != 0 && self.cids.insert(cid, client).is_none() {
             path.into_iter().for_each(|path| self.judge_path(ix, &path));
-            if !self.check.opening.tried.insert(client) {
+            let first = self.check.opening.tried.insert(client);
+            if !first {
                 self.marks.hit(Mark::Retried);
             }
-            if let Some(agent) = agent {
+            if let Some(chosen) = &chosen
+                && first
+            {
+                self.judge_rank(ix, client, chosen);
+            }
+            if let Some(Chosen { agent, local: true }) = chosen {
                 let wanted = connector(self.client_plan(client).connector);
                 self.ghost_opened(ix, agent.as_str(), client);
                 self.ghost_scope(ix, &agent, &wanted);

@@ -45,7 +45,7 @@ impl World {
         client.is_none_or(|c| self.check.opening.tried.contains(&c))
     }
 
-    fn agent_plan(&self, agent: &AgentId) -> Option<(u8, &crate::plan::AgentPlan)> {
+    pub(super) fn agent_plan(&self, agent: &AgentId) -> Option<(u8, &crate::plan::AgentPlan)> {
         let n: u8 = agent.as_str().strip_prefix("agent-")?.parse().ok()?;
         Some((n, self.plan.agents.get(usize::from(n))?))
     }
@@ -73,7 +73,18 @@ impl World {
     /// An agent that was attached to a hub undisturbed for a while before `came`
     /// and exposes a connector, as far as can be said from outside.
     pub(super) fn surely_serves(&self, ix: u16, wanted: u16, came: u64, slack: u64) -> Option<(&AgentId, &Held)> {
-        let served = self.check.held.iter().find(|((hub, agent), held)| {
+        self.who_surely_serve(ix, wanted, came, slack).next()
+    }
+
+    /// All such agents.
+    pub(super) fn who_surely_serve(
+        &self,
+        ix: u16,
+        wanted: u16,
+        came: u64,
+        slack: u64,
+    ) -> impl Iterator<Item = (&AgentId, &Held)> {
+        let serves = move |((hub, agent), held): &(&(u16, AgentId), &Held)| {
             let Some((n, plan)) = self.agent_plan(agent) else { return false };
             let exposed = plan.connectors.iter().any(|c| c.0 == wanted);
             let node = self.node_of(At::Agent(n));
@@ -89,9 +100,9 @@ impl World {
                 || (self.carries_tunnel(ix, node, agent) && self.welcomed(ix, node) + slack < came);
             let heard = self.check.heard.get(&(ix, node));
             let told = told && heard.is_none_or(|(at, all)| at + slack < came && all.contains(&connector(wanted)));
-            *hub == ix && exposed && back && told && plan.token_ns == 0 && calm && present && held.since + slack < came
-        });
-        served.map(|((_, agent), held)| (agent, held))
+            hub == &ix && exposed && back && told && plan.token_ns == 0 && calm && present && held.since + slack < came
+        };
+        self.check.held.iter().filter(serves).map(|((_, agent), held)| (agent, held))
     }
 
     /// L11, M4: who has an agent of its own needs no registry. Called for a
