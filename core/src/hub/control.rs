@@ -10,6 +10,7 @@ use super::drain::Leaving;
 use super::epochs::Epochs;
 use super::handshake::Handshake;
 use super::leases::PeerLease;
+use super::recovery::Recovery;
 use super::routes::Published;
 use super::scope::Earlier;
 use super::trust::Proven;
@@ -169,6 +170,8 @@ pub struct Control {
     pub(super) late_claims: BTreeMap<Token, AgentId>,
     /// When an agent's entries in the registry are looked after next.
     pub(super) upkeep: Due<AgentId, Upkeep>,
+    /// What an outage of the registry left to look after.
+    pub(super) recovery: Recovery,
     /// A floor of epochs that the registry let be known, and when.
     pub(super) floor: Option<(Instant, Epoch)>,
     pub(super) next_token: u64,
@@ -230,6 +233,7 @@ impl Control {
             pending: BTreeMap::new(),
             late_claims: BTreeMap::new(),
             upkeep: Due::default(),
+            recovery: Recovery::default(),
             floor: None,
             next_token: 0,
             remote: BTreeMap::new(),
@@ -503,6 +507,7 @@ impl Control {
 
     pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         self.stopped = true;
+        self.stop_recovery();
         if self.config.mode != Mode::Off {
             // Before the releases: with the lease every attachment goes from the
             // listings at once, and the process may end before all are answered.
@@ -585,6 +590,7 @@ impl Control {
             );
         }
         self.check_routes();
+        self.check_recovery();
         self.check_proofs();
         let mesh = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).count();
         assert_eq!(mesh, self.links.len(), "one session per hub pair (L4)");

@@ -24,6 +24,7 @@ mod mesh;
 mod mode;
 mod proof;
 mod readiness;
+mod recovery;
 mod registry;
 mod reload;
 mod routes;
