@@ -384,11 +384,6 @@ impl Control {
         match news {
             SessionNews::Suspended { key, cause } => {
                 let Some(entry) = mux.get(key) else { return };
-                out.observed.push(Observed::SessionSuspended {
-                    plane: entry.plane,
-                    peer: entry.peer.name().to_owned(),
-                    cause,
-                });
                 if let Some(target) = entry.dialled
                     && let Some(p) = self.peers.get_mut(usize::from(target.0))
                 {

@@ -149,7 +149,7 @@ impl Hub {
             }
             Input::Disconnected { conn, cause } => {
                 self.control.on_handshake_lost(now, conn, cause, out);
-                self.mux.on_disconnected(now, conn, cause, &mut self.news);
+                self.mux.on_disconnected(now, conn, cause, &mut self.news, out);
             }
             Input::Registry { token, result } => {
                 self.control.on_registry(now, token, result, &mut self.mux, &mut self.notes, out);
