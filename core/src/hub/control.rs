@@ -15,7 +15,7 @@ use super::routes::Published;
 use super::scope::Earlier;
 use super::trust::Proven;
 use super::upkeep::Upkeep;
-use crate::config::{HubConfig, Mode};
+use crate::config::{HubConfig, Mode, PeerConfig};
 use crate::due::Due;
 use crate::error::{CloseCode, Ends, ProtocolError, RstCode};
 use crate::id::{
@@ -55,6 +55,21 @@ pub(super) struct PeerState {
     pub(super) lost_at: Option<Instant>,
     /// What the registry said of its lease since.
     pub(super) lease: PeerLease,
+}
+
+impl PeerState {
+    pub(super) fn new(link: Link, peer: &PeerConfig, own: &Name, lost_at: Option<Instant>) -> Self {
+        Self {
+            link,
+            replica: peer.replica_id.clone(),
+            covered: false,
+            itself: peer.replica_id.as_ref() == Some(own),
+            listed: true,
+            dialling: false,
+            lost_at,
+            lease: PeerLease::Unknown,
+        }
+    }
 }
 
 /// One attachment of this hub.
@@ -209,15 +224,9 @@ impl Control {
             .peers
             .iter()
             .enumerate()
-            .map(|(ix, p)| PeerState {
-                link: Link::new(config.backoff, seed.fork(&format!("peer {ix}")), now),
-                replica: p.replica_id.clone(),
-                covered: false,
-                itself: false,
-                listed: true,
-                dialling: false,
-                lost_at: None,
-                lease: PeerLease::Unknown,
+            .map(|(ix, p)| {
+                let link = Link::new(config.backoff, seed.fork(&format!("peer {ix}")), now);
+                PeerState::new(link, p, &config.replica_id, None)
             })
             .collect();
         Self {
@@ -265,6 +274,9 @@ impl Control {
                 p.link.on_event(now, crate::link::Event::Disabled);
             }
             return;
+        }
+        for (ix, _) in self.peers.iter().enumerate().filter(|(_, p)| p.itself) {
+            out.observed.push(Observed::PeerIsSelf { peer: target(ix).0 });
         }
         for ix in 0..self.peers.len() {
             self.dial(ix, out);
@@ -432,6 +444,10 @@ impl Control {
                 }
                 let known = self.peers.iter().any(|p| p.replica.as_ref() == Some(replica_id));
                 for p in &mut self.peers {
+                    if !known && p.replica.is_none() {
+                        // It may have stood for this address.
+                        p.lost_at = Some(entry.suspended_at.unwrap_or(now));
+                    }
                     // Of those that may have led to it each asks its peer anew.
                     if if known { p.replica.as_ref() == Some(replica_id) } else { p.covered } {
                         // The peer's own dial may have carried it: now it is ours to dial.
