@@ -14,6 +14,7 @@ use super::recovery::Recovery;
 use super::routes::Published;
 use super::scope::Earlier;
 use super::trust::Proven;
+use super::twin::GaveWay;
 use super::upkeep::Upkeep;
 use crate::config::{HubConfig, Mode, PeerConfig};
 use crate::due::Due;
@@ -177,6 +178,8 @@ pub struct Control {
     pub(super) links: BTreeMap<Name, SessionKey>,
     /// How their peers proved themselves.
     pub(super) proven: BTreeMap<SessionKey, Proven>,
+    /// Runs of peers that gave way to other runs.
+    pub(super) gave_way: GaveWay,
     pub(super) statuses: BTreeMap<SessionKey, Status>,
     pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
     pub(super) epochs: Epochs,
@@ -236,6 +239,7 @@ impl Control {
             peers,
             links: BTreeMap::new(),
             proven: BTreeMap::new(),
+            gave_way: GaveWay::default(),
             statuses: BTreeMap::new(),
             attachments: BTreeMap::new(),
             epochs: Epochs::new(config.limits.max_sessions as usize + EPOCHS_MORE),
@@ -441,6 +445,7 @@ impl Control {
             Peer::Hub { replica_id, .. } => {
                 if self.links.get(replica_id) == Some(&key) {
                     self.links.remove(replica_id);
+                    self.gave_way.forget(replica_id);
                 }
                 let known = self.peers.iter().any(|p| p.replica.as_ref() == Some(replica_id));
                 for p in &mut self.peers {
@@ -605,6 +610,7 @@ impl Control {
         self.check_proofs();
         let mesh = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).count();
         assert_eq!(mesh, self.links.len(), "one session per hub pair (L4)");
+        assert!(self.gave_way.len() <= self.links.len(), "runs of linked replicas only");
     }
 }
 

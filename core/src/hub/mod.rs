@@ -32,6 +32,7 @@ mod scope;
 mod shadow;
 mod split;
 mod trust;
+mod twin;
 mod upkeep;
 mod view;
 

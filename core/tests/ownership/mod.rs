@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use nowconnect_core::config::{HubConfig, Mode, OnOutage};
 use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::mux::Peer;
 use nowconnect_core::observed::Observed;
 use nowconnect_core::registry::{MemoryRegistry, SEEN_AHEAD_MAX};
-use nowconnect_core::wire::Codec;
+use nowconnect_core::wire::{Codec, Plane};
 
 use crate::world::{World, agent_config, hub_config, name, two_hubs};
 use crate::{count, echo, payload};
@@ -242,6 +243,33 @@ fn an_agent_nobody_grants_enough_starts_over() {
     assert_eq!((w.as_agent(g).mux().len(), w.located("ldap")), (1, 1));
     let hub = w.nodes.len() - 1;
     assert_eq!(echo(&mut w, hub, 100), Ok(()));
+}
+
+/// The run that gave way does not push the newer one's link out again, and is
+/// linked soon after that one is gone.
+#[test]
+fn of_two_hubs_with_one_replica_id_the_newer_is_linked_and_the_other_waits() {
+    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
+    let linked = |w: &World| {
+        let of = |p: &Peer| if let Peer::Hub { incarnation, .. } = p { Some(*incarnation) } else { None };
+        w.as_hub(b).mux().iter().filter(|(_, e)| e.conn.is_some()).find_map(|(_, e)| of(&e.peer))
+    };
+    let ups = |w: &World| count(w, b, |r| matches!(r, Observed::SessionUp { plane: Plane::Mesh, .. }));
+    let before = ups(&w);
+    let twin = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 77);
+    w.run_for(60 * SECOND);
+    assert_eq!((ups(&w), linked(&w)), (before + 1, Some(w.as_hub(twin).run().incarnation)), "once");
+    let refused = |n| count(&w, n, |r| matches!(r, Observed::HandshakeFailed { cause: CloseCode::DuplicateId, .. }));
+    assert!((4..=7).contains(&refused(a)), "{} in a minute", refused(a));
+    assert_eq!((refused(a), refused(twin)), (refused(b), 0), "both sides say so");
+    w.crash(twin);
+    let back = w.as_hub(a).run().incarnation;
+    assert!(w.run_until(12 * SECOND, |w| linked(w) == Some(back)), "it asks again by itself");
+
+    // Nothing is left of the other's claim: it is as new as any.
+    let third = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 78);
+    w.run_for(SECOND);
+    assert_eq!(linked(&w), Some(w.as_hub(third).run().incarnation));
 }
 
 /// X5, attack 31: the newer run of a replica id takes the lease by
