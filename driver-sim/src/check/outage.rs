@@ -222,6 +222,22 @@ mod tests {
     use crate::trace::Trace;
 
     #[test]
+    fn a_hub_that_counts_its_registry_as_ready_and_is_not_listed_is_noticed() {
+        let plan = crate::run::plan(1, Profile::named("registry-out").expect("a profile"), Level::L0);
+        let mut world = World::new(plan, Tape::from_seed(1), Trace::default());
+        world.run();
+        assert_eq!(world.violation, None);
+        let hub = world.check.held.keys().map(|(hub, _)| *hub).next().expect("a hub with an agent");
+        world.check.nodes.get_mut(&hub).expect("a hub").healthy_since = world.now;
+        world.judge_registry_ready(hub);
+        assert_eq!(world.violation, None, "it is");
+        let at = nowconnect_core::time::Instant::from_nanos(world.now);
+        world.registry.damage(at, crate::registry::Damage::Flush, &mut world.registry_draws);
+        world.judge_registry_ready(hub);
+        assert_eq!(world.violation.map(|v| v.id).as_deref(), Some("L6"));
+    }
+
+    #[test]
     fn an_attachment_that_nobody_claims_is_noticed() {
         let plan = crate::run::plan(1, Profile::named("registry-out").expect("a profile"), Level::L0);
         let mut world = World::new(plan, Tape::from_seed(1), Trace::default());
