@@ -419,7 +419,12 @@ impl World {
         let agent = |op: &RegistryOp| match op {
             RegistryOp::SetConnectors { agent_id, .. } | RegistryOp::Agent { agent_id } => Some(agent_id.clone()),
             RegistryOp::Claim(c) => Some(c.agent_id.clone()),
-            _ => None,
+            RegistryOp::Renew { .. }
+            | RegistryOp::Resign { .. }
+            | RegistryOp::Release { .. }
+            | RegistryOp::Lookup { .. }
+            | RegistryOp::Leases { .. }
+            | RegistryOp::Sweep => None,
         };
         self.registry_ops.iter().filter_map(|(n, _, op)| Some((*n, agent(op)?))).collect()
     }
