@@ -4,7 +4,9 @@
 //! each time every stream on the link would end.
 //!
 //! Keeps L4 (which run is linked does not change in turns) and L8. The run that
-//! came later is taken for the newer one, as the registry takes it.
+//! came later is taken for the newer one, as the registry takes it. Where that
+//! is wrong (a run that slept while it was replaced, and woke) it hears so from
+//! the registry, says it in STATUS, and gives way itself.
 //!
 //! Must not know: leases. Who may own, the registry decides.
 
@@ -46,11 +48,15 @@ impl GaveWay {
 }
 
 impl Control {
-    /// Whether this run gave way to another one, whose link has a connection.
+    /// Whether this run gave way to another one, whose link has a connection,
+    /// and who does not say that its registry is unwell: then it may not hold
+    /// the lease.
     pub(super) fn gave_way(&self, replica: &Name, run: Incarnation, mux: &Mux) -> bool {
-        let linked = self.links.get(replica).and_then(|key| mux.get(*key)).filter(|e| e.conn.is_some());
+        let Some(key) = self.links.get(replica) else { return false };
         let other = |peer: &Peer| matches!(peer, Peer::Hub { incarnation, .. } if *incarnation != run);
-        linked.is_some_and(|e| other(&e.peer)) && self.gave_way.0.get(replica).is_some_and(|runs| runs.contains(&run))
+        let there = mux.get(*key).is_some_and(|e| e.conn.is_some() && other(&e.peer));
+        let well = self.statuses.get(key).is_none_or(|s| s.registry_healthy);
+        there && well && self.gave_way.0.get(replica).is_some_and(|runs| runs.contains(&run))
     }
 }
 
