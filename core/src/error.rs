@@ -134,7 +134,7 @@ codes! {
     CloseCode {
         /// The node is leaving; attach elsewhere.
         Draining = 1, "DRAINING";
-        /// Two live instances use this agent id; come back after `retry_after`.
+        /// Two live instances use this agent id, or two hubs this replica id; come back after `retry_after`.
         DuplicateId = 2, "DUPLICATE_ID";
         /// A newer attachment or session of the same peer took over.
         Superseded = 3, "SUPERSEDED";

@@ -312,13 +312,29 @@ impl Mux {
     }
 
     /// A connection ended. Its session, if any, is suspended.
-    pub fn on_disconnected(&mut self, now: Instant, conn: ConnKey, cause: CloseCode, news: &mut Vec<SessionNews>) {
+    pub fn on_disconnected(
+        &mut self,
+        now: Instant,
+        conn: ConnKey,
+        cause: CloseCode,
+        news: &mut Vec<SessionNews>,
+        out: &mut NodeOut,
+    ) {
         self.outboxes.remove(&conn);
         let Some(key) = self.carried.remove(&conn) else { return };
-        self.suspend(now, key, cause, news);
+        self.suspend(now, key, cause, news, out);
     }
 
-    fn suspend(&mut self, now: Instant, key: SessionKey, cause: CloseCode, news: &mut Vec<SessionNews>) {
+    /// Told here and at once, as it is counted: the session may be over before
+    /// control looks at the news (A1).
+    fn suspend(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        cause: CloseCode,
+        news: &mut Vec<SessionNews>,
+        out: &mut NodeOut,
+    ) {
         let before = self.next_deadline(key);
         let Some(entry) = self.sessions.get_mut(key) else { return };
         entry.conn = None;
@@ -326,6 +342,8 @@ impl Mux {
         entry.session.on_connection_lost(now);
         self.touched.push(key);
         self.totals[plane_ix(entry.plane)].suspended += 1;
+        let peer = entry.peer.name().to_owned();
+        out.observed.push(Observed::SessionSuspended { plane: entry.plane, peer, cause });
         news.push(SessionNews::Suspended { key, cause });
         if planted::on(2004) && cause == CloseCode::Dead {
             return;
@@ -563,7 +581,7 @@ impl Mux {
                         let dialect = entry.session.dialect();
                         self.carried.remove(&conn);
                         self.close(conn, dialect, CloseCode::Dead, 0, out);
-                        self.suspend(now, key, CloseCode::Dead, news);
+                        self.suspend(now, key, CloseCode::Dead, news, out);
                     }
                     continue;
                 }

@@ -403,6 +403,11 @@ pub const BUGS: &[Bug] = &[
         "a link that is away for seconds",
     ),
     further(2024, "a listener counts as ready before anybody can be asked", "agents that start late"),
+    further(
+        2025,
+        "the registry counts as ready with the first renewal after an outage, whatever it still lists",
+        "a registry that is out and loses data, while agents are attached",
+    ),
 ];
 
 /// The bug with this number.
@@ -496,7 +501,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_number_once() {
-        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2024);
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2025);
         assert!(BUGS.iter().map(|b| b.id).eq(expected));
     }
 

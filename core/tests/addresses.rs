@@ -7,10 +7,11 @@ mod world;
 
 use std::time::Duration;
 
-use nowconnect_core::config::Mode;
+use nowconnect_core::config::{Mode, PeerConfig};
 use nowconnect_core::id::SessionKey;
 use nowconnect_core::link::State;
 use nowconnect_core::mux::Peer;
+use nowconnect_core::observed::Observed;
 use world::{World, hub_config};
 
 /// The peers whose links have a connection, with their sessions.
@@ -64,4 +65,62 @@ fn an_address_that_led_to_another_hub_is_dialled_again_and_that_hubs_session_liv
     w.cut(a, 2);
     w.run_for(Duration::from_secs(5));
     assert_eq!(linked(&w, a), links, "resumed");
+}
+
+/// Where a firewall lets only the peers' own dials through, and no `replica_id`
+/// says whose addresses these are: peers that dialled stand for the addresses
+/// that never answered, if there is one for each (seeds 120, 229 and 459).
+#[test]
+fn peers_that_dialled_stand_for_addresses_that_never_answered() {
+    let secs = Duration::from_secs;
+    let healthy = |w: &World, hub| w.as_hub(hub).mesh_healthy(w.now);
+    let mut w = World::new();
+    let a = w.hub(hub_config("hub-a", Mode::Active, &["gate-1", "gate-2"]), 1);
+    w.hub(hub_config("hub-b", Mode::Active, &["hub-a"]), 2);
+    w.run_for(secs(10));
+    assert_eq!(linked(&w, a).len(), 1);
+    assert!(!healthy(&w, a), "one peer for two addresses");
+    let down = |w: &World| shown(w, a).iter().filter(|(_, state)| *state != State::Established).count();
+    assert_eq!(down(&w), 2, "which of them it is, is not known");
+
+    let c = w.hub(hub_config("hub-c", Mode::Active, &["hub-a"]), 3);
+    w.run_for(secs(10));
+    assert_eq!(linked(&w, a).len(), 2);
+    assert!(healthy(&w, a));
+    let up = |peer: &str| (Some(peer.to_owned()), State::Established);
+    assert_eq!(shown(&w, a), [up("hub-b"), up("hub-c")]);
+    assert!(w.as_hub(a).control().links(w.as_hub(a).mux()).iter().all(|l| l.configured));
+
+    // One of them goes: missed, after the grace, and for good.
+    w.crash(c);
+    w.run_for(Duration::from_millis(2900));
+    assert!(healthy(&w, a), "within the grace");
+    w.run_for(Duration::from_millis(200));
+    assert!(!healthy(&w, a));
+    w.run_for(secs(60));
+    assert!(!healthy(&w, a));
+}
+
+/// A hub that cannot reach itself is told by the file which address is its own.
+#[test]
+fn an_own_address_with_its_replica_id_is_no_peer() {
+    let mut w = World::new();
+    w.unreachable.push(("hub-a".to_owned(), "hub-a".to_owned()));
+    let mut config = hub_config("hub-a", Mode::Active, &["hub-a"]);
+    let nameless = w.hub(config.clone(), 1);
+    w.run_for(Duration::from_secs(5));
+    assert!(!w.as_hub(nameless).mesh_healthy(w.now), "it may be another hub's");
+    w.crash(nameless);
+    config.peers[0].replica_id = Some(config.replica_id.clone());
+    let a = w.hub(config.clone(), 2);
+    let dials = w.dials;
+    w.run_for(Duration::from_secs(60));
+    assert!(w.as_hub(a).mesh_healthy(w.now));
+    assert_eq!(w.dials, dials, "and is not dialled");
+    let told = |w: &World| w.nodes[a].records.iter().filter(|r| matches!(r, Observed::PeerIsSelf { .. })).count();
+    assert_eq!(told(&w), 1);
+    config.peers.push(PeerConfig { url: "alias".to_owned(), ..config.peers[0].clone() });
+    w.reload_hub(a, &config).unwrap();
+    w.run_for(Duration::from_secs(60));
+    assert_eq!((w.dials, told(&w), w.as_hub(a).mesh_healthy(w.now)), (dials, 2, true));
 }

@@ -3,6 +3,7 @@
 mod drain;
 mod ownership;
 mod reclaim;
+mod recovery;
 mod split;
 mod world;
 

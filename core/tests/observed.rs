@@ -6,7 +6,7 @@ mod world;
 
 use std::time::Duration;
 
-use nowconnect_core::config::{DrainTimes, Mode};
+use nowconnect_core::config::{DrainTimes, HubConfig, Mode, OnExpiry};
 use nowconnect_core::error::RstCode;
 use nowconnect_core::hub::Unready;
 use nowconnect_core::id::ListenerIx;
@@ -59,6 +59,24 @@ fn origin_and_agent_tell_a_stream_once_with_its_interruptions() {
     w.abort(b, c);
     w.run_for(S(1));
     assert_eq!(origins(&w, b)[1].suspensions, 0);
+}
+
+/// A1: one late timer notices that the agent is silent and that its token ran out.
+#[test]
+fn a_session_that_is_over_in_the_call_that_suspends_it_is_told_as_suspended_too() {
+    let mut w = World::new();
+    w.token_expires = Some(w.now.after(S(20)));
+    let a = w.hub(HubConfig { on_expiry: OnExpiry::Cut, ..hub_config("hub-a", Mode::Active, &[]) }, 1);
+    w.agent(agent_config("plant-7", &["hub-a"], 1), 3);
+    w.run_for(S(2));
+    w.deliver = false;
+    w.now = w.now.after(S(60));
+    w.run_for(Duration::ZERO);
+    let totals = w.as_hub(a).mux().totals[0];
+    assert_eq!((totals.suspended, totals.lost), (1, 1));
+    let said = |r: &&Observed| matches!(r, Observed::SessionSuspended { .. } | Observed::SessionLost { .. });
+    let said: Vec<&Observed> = w.nodes[a].records.iter().filter(said).collect();
+    assert!(matches!(said[..], [Observed::SessionSuspended { .. }, Observed::SessionLost { .. }]), "{said:?}");
 }
 
 #[test]

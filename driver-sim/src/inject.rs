@@ -290,6 +290,7 @@ impl World {
         let until = Instant::from_nanos(self.now + lasts);
         let whom = hub.map_or(Whom::All, |h| Whom::Node(usize::from(h)));
         let ms = Duration::from_millis;
+        self.check.registry_hurt = self.now;
         let lasting = match what {
             RegistryFault::Refuse => F::Refuse,
             RegistryFault::Blackhole => F::Blackhole,
@@ -419,7 +420,11 @@ impl World {
         self.trace.mix(u64::from(node) << 32 | token.0);
         self.trace.mix_debug(&result);
         self.ghost_answered(node, token, &result);
+        let before = self.counts_registry_ready(node);
         self.input(node, Input::Registry { token, result });
+        if !before {
+            self.judge_registry_ready(node);
+        }
     }
 
     pub(crate) fn on_undo(&mut self, undo: Undo) {

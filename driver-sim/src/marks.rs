@@ -111,6 +111,7 @@ marks! {
     NoDescriptors = "a client waited for a hub that had no descriptor left";
     TwinHub = "two live hubs had one replica id";
     TwinFenced = "of two live hubs with one replica id one gave the lease up";
+    RegistryReady = "a hub that holds agents counted its registry as ready again";
     ProvisionalServed = "a client was served over an attachment without the registry";
     ShardStalled = "a shard of a hub stood still while the rest of it went on";
     OtherRegistry = "a hub was answered by another registry than its peers";

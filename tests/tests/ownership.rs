@@ -314,6 +314,9 @@ async fn two_hubs_with_one_replica_id_are_told_apart() {
     assert_eq!(newer.log.count("replica_id_twice"), 0, "the newer one holds the lease");
     standing.ping().await;
     assert_eq!(echo(cluster.listener(0, "t"), 1).await, Ok(()), "its own clients are served");
+    // The newer one's link stays: the older one is told, and waits.
+    let told = [("plane", "mesh"), ("cause", "DUPLICATE_ID")];
+    cluster.wait_metric(1, "nowconnect_handshake_failures_total", &told, 1.0).await;
     drop(newer);
     cluster.wait_status(0, "ready").await;
     cluster.wait_echo(1, "t").await;

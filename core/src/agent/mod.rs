@@ -88,7 +88,7 @@ impl Agent {
             Input::DialFailed { target } => self.tunnels.on_dial_failed(now, target, &self.mux, out),
             Input::Disconnected { conn, cause } => {
                 self.tunnels.on_handshake_lost(now, conn, cause, &self.mux, out);
-                self.mux.on_disconnected(now, conn, cause, &mut self.news);
+                self.mux.on_disconnected(now, conn, cause, &mut self.news, out);
             }
             Input::Token { token } => self.tunnels.send_token(now, &token, &mut self.mux, out),
             Input::Accepted { .. }

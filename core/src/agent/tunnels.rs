@@ -426,11 +426,6 @@ impl Tunnels {
             SessionNews::Suspended { key, cause } => {
                 let Some(entry) = mux.get(key) else { return };
                 let window = entry.resume_window;
-                out.observed.push(Observed::SessionSuspended {
-                    plane: Plane::Tunnel,
-                    peer: entry.peer.name().to_owned(),
-                    cause,
-                });
                 let ix = self.hubs.iter().position(|h| h.session == Some(key));
                 if let Some((ix, l)) = ix.and_then(|ix| Some((ix, self.hubs.get_mut(ix)?.link.as_mut()?))) {
                     l.set_streams_wait(now, shard.has_streams(key));

@@ -10,11 +10,13 @@ use super::drain::Leaving;
 use super::epochs::Epochs;
 use super::handshake::Handshake;
 use super::leases::PeerLease;
+use super::recovery::Recovery;
 use super::routes::Published;
 use super::scope::Earlier;
 use super::trust::Proven;
+use super::twin::GaveWay;
 use super::upkeep::Upkeep;
-use crate::config::{HubConfig, Mode};
+use crate::config::{HubConfig, Mode, PeerConfig};
 use crate::due::Due;
 use crate::error::{CloseCode, Ends, ProtocolError, RstCode};
 use crate::id::{
@@ -54,6 +56,21 @@ pub(super) struct PeerState {
     pub(super) lost_at: Option<Instant>,
     /// What the registry said of its lease since.
     pub(super) lease: PeerLease,
+}
+
+impl PeerState {
+    pub(super) fn new(link: Link, peer: &PeerConfig, own: &Name, lost_at: Option<Instant>) -> Self {
+        Self {
+            link,
+            replica: peer.replica_id.clone(),
+            covered: false,
+            itself: peer.replica_id.as_ref() == Some(own),
+            listed: true,
+            dialling: false,
+            lost_at,
+            lease: PeerLease::Unknown,
+        }
+    }
 }
 
 /// One attachment of this hub.
@@ -161,6 +178,8 @@ pub struct Control {
     pub(super) links: BTreeMap<Name, SessionKey>,
     /// How their peers proved themselves.
     pub(super) proven: BTreeMap<SessionKey, Proven>,
+    /// Runs of peers that gave way to other runs.
+    pub(super) gave_way: GaveWay,
     pub(super) statuses: BTreeMap<SessionKey, Status>,
     pub(super) attachments: BTreeMap<AgentId, AttachmentState>,
     pub(super) epochs: Epochs,
@@ -169,6 +188,8 @@ pub struct Control {
     pub(super) late_claims: BTreeMap<Token, AgentId>,
     /// When an agent's entries in the registry are looked after next.
     pub(super) upkeep: Due<AgentId, Upkeep>,
+    /// What an outage of the registry left to look after.
+    pub(super) recovery: Recovery,
     /// A floor of epochs that the registry let be known, and when.
     pub(super) floor: Option<(Instant, Epoch)>,
     pub(super) next_token: u64,
@@ -206,15 +227,9 @@ impl Control {
             .peers
             .iter()
             .enumerate()
-            .map(|(ix, p)| PeerState {
-                link: Link::new(config.backoff, seed.fork(&format!("peer {ix}")), now),
-                replica: p.replica_id.clone(),
-                covered: false,
-                itself: false,
-                listed: true,
-                dialling: false,
-                lost_at: None,
-                lease: PeerLease::Unknown,
+            .map(|(ix, p)| {
+                let link = Link::new(config.backoff, seed.fork(&format!("peer {ix}")), now);
+                PeerState::new(link, p, &config.replica_id, None)
             })
             .collect();
         Self {
@@ -224,12 +239,14 @@ impl Control {
             peers,
             links: BTreeMap::new(),
             proven: BTreeMap::new(),
+            gave_way: GaveWay::default(),
             statuses: BTreeMap::new(),
             attachments: BTreeMap::new(),
             epochs: Epochs::new(config.limits.max_sessions as usize + EPOCHS_MORE),
             pending: BTreeMap::new(),
             late_claims: BTreeMap::new(),
             upkeep: Due::default(),
+            recovery: Recovery::default(),
             floor: None,
             next_token: 0,
             remote: BTreeMap::new(),
@@ -261,6 +278,9 @@ impl Control {
                 p.link.on_event(now, crate::link::Event::Disabled);
             }
             return;
+        }
+        for (ix, _) in self.peers.iter().enumerate().filter(|(_, p)| p.itself) {
+            out.observed.push(Observed::PeerIsSelf { peer: target(ix).0 });
         }
         for ix in 0..self.peers.len() {
             self.dial(ix, out);
@@ -380,11 +400,6 @@ impl Control {
         match news {
             SessionNews::Suspended { key, cause } => {
                 let Some(entry) = mux.get(key) else { return };
-                out.observed.push(Observed::SessionSuspended {
-                    plane: entry.plane,
-                    peer: entry.peer.name().to_owned(),
-                    cause,
-                });
                 if let Some(target) = entry.dialled
                     && let Some(p) = self.peers.get_mut(usize::from(target.0))
                 {
@@ -430,9 +445,14 @@ impl Control {
             Peer::Hub { replica_id, .. } => {
                 if self.links.get(replica_id) == Some(&key) {
                     self.links.remove(replica_id);
+                    self.gave_way.forget(replica_id);
                 }
                 let known = self.peers.iter().any(|p| p.replica.as_ref() == Some(replica_id));
                 for p in &mut self.peers {
+                    if !known && p.replica.is_none() {
+                        // It may have stood for this address.
+                        p.lost_at = Some(entry.suspended_at.unwrap_or(now));
+                    }
                     // Of those that may have led to it each asks its peer anew.
                     if if known { p.replica.as_ref() == Some(replica_id) } else { p.covered } {
                         // The peer's own dial may have carried it: now it is ours to dial.
@@ -503,6 +523,7 @@ impl Control {
 
     pub(super) fn shutdown(&mut self, now: Instant, mux: &mut Mux, notes: &mut Vec<ControlNote>, out: &mut NodeOut) {
         self.stopped = true;
+        self.stop_recovery();
         if self.config.mode != Mode::Off {
             // Before the releases: with the lease every attachment goes from the
             // listings at once, and the process may end before all are answered.
@@ -585,9 +606,11 @@ impl Control {
             );
         }
         self.check_routes();
+        self.check_recovery();
         self.check_proofs();
         let mesh = mux.iter().filter(|(_, e)| e.plane == Plane::Mesh).count();
         assert_eq!(mesh, self.links.len(), "one session per hub pair (L4)");
+        assert!(self.gave_way.len() <= self.links.len(), "runs of linked replicas only");
     }
 }
 

@@ -6,6 +6,7 @@ use super::control::Control;
 use super::handshake::{AcceptStep, Accepting, DialStep, Dialling, Handshake, Stage};
 use super::proof::UNPROVEN;
 use super::trust::Proven;
+use super::twin::GAVE_WAY;
 use crate::config::Mode;
 use crate::error::CloseCode;
 use crate::id::{ConnKey, Incarnation, Name, Secret, SessionKey, TargetIx};
@@ -54,6 +55,11 @@ impl Control {
                 return self.refuse_handshake(now, conn, CloseCode::ResumeRefused, UNPROVEN, mux, out);
             }
             return self.resume(now, conn, &hello, &request, &wanted, None, mux, notes, out);
+        }
+        if self.gave_way(&peer.replica_id, peer.incarnation, mux) {
+            // It comes back no later than a death of the other one can be noticed.
+            let wait = self.config.liveness.dead;
+            return self.refuse_for(now, conn, CloseCode::DuplicateId, GAVE_WAY, wait, mux, out);
         }
         if let Some(key) = self.links.get(&peer.replica_id).copied() {
             let (listed, same_run, ours, up) = mux.get(key).map_or((false, false, false, false), |e| {
@@ -278,7 +284,17 @@ impl Control {
         if planted::on(40) && same_run && entry.conn.is_some() {
             return true;
         }
+        if self.gave_way(replica, incarnation, mux) {
+            return false;
+        }
+        let (before, runs) = (entry.peer.clone(), std::mem::take(&mut self.gave_way));
         self.lose(now, key, CloseCode::Duplicate, mux, notes, out);
+        self.gave_way = runs;
+        if let Peer::Hub { incarnation: old, .. } = before
+            && !same_run
+        {
+            self.gave_way.to(replica, old, incarnation);
+        }
         true
     }
 

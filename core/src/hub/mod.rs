@@ -24,6 +24,7 @@ mod mesh;
 mod mode;
 mod proof;
 mod readiness;
+mod recovery;
 mod registry;
 mod reload;
 mod routes;
@@ -31,6 +32,7 @@ mod scope;
 mod shadow;
 mod split;
 mod trust;
+mod twin;
 mod upkeep;
 mod view;
 
@@ -148,7 +150,7 @@ impl Hub {
             }
             Input::Disconnected { conn, cause } => {
                 self.control.on_handshake_lost(now, conn, cause, out);
-                self.mux.on_disconnected(now, conn, cause, &mut self.news);
+                self.mux.on_disconnected(now, conn, cause, &mut self.news, out);
             }
             Input::Registry { token, result } => {
                 self.control.on_registry(now, token, result, &mut self.mux, &mut self.notes, out);

@@ -90,6 +90,7 @@ impl Control {
         self.registry_healthy = false;
         self.registry_failures = 0;
         self.upkeep = Due::default();
+        self.stop_recovery();
         notes.push(ControlNote::Lease(None));
         self.forget_routes_across(notes);
         let mesh = |(conn, h): (&ConnKey, &super::handshake::Handshake)| {

@@ -145,7 +145,8 @@ impl Control {
                 self.registry_failures = 0;
                 // What was attached while the registry was away, or was listed
                 // under a lease that ended, is looked after now.
-                let back = !self.registry_healthy || self.lease_until.is_none_or(|until| until <= now);
+                let over = self.lease_until.is_none_or(|until| until <= now);
+                let back = !self.registry_healthy || over || self.recovery.wanted;
                 let from = if planted::on(7) { now } else { sent };
                 self.lease_until = Some(from.after(lease));
                 self.lease_held = true;
@@ -155,7 +156,7 @@ impl Control {
                 self.set_health(true, out);
                 self.look_up_all(now, out);
                 if back {
-                    self.look_after_all(now);
+                    self.recover(now);
                 }
             }
             Ok(RegistryReply::LeaseHeld { by }) => {
@@ -164,6 +165,7 @@ impl Control {
                 if self.lease_held && self.lease_before == Some(*by) {
                     // The run before this one again: the registry lost data (R3, R4).
                     self.lease_seen = Some(*by);
+                    self.recovery.wanted = true;
                     self.renew(now, out);
                 } else if self.lease_held {
                     // It answers, but lists nothing of this hub: degraded.

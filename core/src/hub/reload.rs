@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::Hub;
 use super::control::{Control, PeerState};
-use super::leases::PeerLease;
 use super::split::share_of;
 use crate::config::{HubConfig, ListenerConfig, PeerConfig};
 use crate::id::{AgentId, ListenerIx, Name};
 use crate::link::{Event, Link};
 use crate::mux::{Mux, NodeOut};
+use crate::observed::Observed;
 use crate::planted;
 use crate::rng::Seed;
 use crate::shard::{ControlNote, Role, Shard, ShardConfig};
@@ -149,21 +149,12 @@ impl Control {
             let mut link = Link::new(config.backoff, Seed(self.rng.bytes()), now);
             // Dialled below, if it is wanted.
             link.on_event(now, Event::Disabled);
-            let replica = peer.replica_id.clone();
             // Missed only after the grace of a link that was lost (L6).
-            let lost_at = Some(now);
-            let lease = PeerLease::Unknown;
-            let covered = false;
-            self.peers.push(PeerState {
-                link,
-                replica,
-                covered,
-                itself: false,
-                listed: true,
-                dialling: false,
-                lost_at,
-                lease,
-            });
+            let state = PeerState::new(link, peer, &self.run.replica_id, Some(now));
+            if state.itself {
+                out.observed.push(Observed::PeerIsSelf { peer: super::control::target(self.peers.len()).0 });
+            }
+            self.peers.push(state);
         }
         self.hurry(now, &before);
         if before.selection.priorities != config.selection.priorities {

@@ -51,16 +51,6 @@ impl Control {
         self.upkeep_by(agent_id, at);
     }
 
-    /// The registry is back, or our lease is: everything is looked after,
-    /// spread over a third of a lease (semantics 4).
-    pub(super) fn look_after_all(&mut self, now: Instant) {
-        let agents: Vec<AgentId> = self.attachments.keys().cloned().collect();
-        for agent_id in agents {
-            let at = now.after(self.draw(self.config.registry.lease / 3));
-            self.upkeep_by(&agent_id, at);
-        }
-    }
-
     fn draw(&mut self, below: Duration) -> Duration {
         Duration::from_nanos(self.rng.below(u64::try_from(below.as_nanos()).unwrap_or(u64::MAX)))
     }
@@ -93,6 +83,8 @@ impl Control {
                     // Only for an agent that is there: a claim ends what its other instances hold.
                     if mux.get(session).is_some_and(|e| e.conn.is_some() && !e.session.is_suspect(now)) {
                         self.claim_anew(now, &agent_id, out);
+                    } else {
+                        self.looked_after(now, &agent_id);
                     }
                     (self.soon(now), rounds)
                 }
@@ -129,7 +121,7 @@ impl Control {
             return;
         }
         match result {
-            Ok(RegistryReply::Done) => {}
+            Ok(RegistryReply::Done) => self.looked_after(now, agent_id),
             // Lost, or another claim took over: who holds it now?
             Ok(RegistryReply::Stale) => self.ask_owners(now, agent_id, out),
             Ok(_) | Err(RegistryError::Definite(_) | RegistryError::Unknown(_)) => {
@@ -174,11 +166,15 @@ impl Control {
         if listed.iter().any(|l| l.instance != instance && l.fence > fence) {
             return self.lose(now, session, CloseCode::Superseded, mux, notes, out);
         }
-        if !listed.iter().any(|l| l.hub == self.run && l.fence == fence)
-            && let Some(a) = self.attachments.get_mut(agent_id)
-        {
-            a.firm = false;
+        if listed.iter().any(|l| l.hub == self.run && l.fence == fence) {
+            return self.looked_after(now, agent_id);
+        }
+        if let Some(a) = self.attachments.get_mut(agent_id) {
+            let lost = std::mem::replace(&mut a.firm, false);
             self.upkeep_by(agent_id, now);
+            if lost {
+                self.suspect_loss(now);
+            }
         }
     }
 
@@ -241,10 +237,14 @@ impl Control {
                 }
                 // Not newer, so the agent would not take it: claimed with `seen`.
                 // What was asked before may be out of date: audited.
-                let again = self.attachments.get(agent_id).is_some_and(|a| changed || a.fence != fence);
+                let held = self.attachments.get(agent_id).is_some_and(|a| a.fence == fence);
+                let again = changed || !held;
                 let at = if again { self.soon(now) } else { self.next_audit(now) };
                 self.upkeep.remove(agent_id.clone());
                 self.upkeep_by(agent_id, at);
+                if held {
+                    self.looked_after(now, agent_id);
+                }
             }
             (Ok(RegistryReply::Claimed { epoch, nonce, .. }), None) => {
                 self.on_late_claim(now, agent_id, Fence { epoch, nonce }, out);
@@ -336,6 +336,7 @@ impl Control {
         out: &mut NodeOut,
     ) {
         self.upkeep.remove(agent_id.clone());
+        self.looked_after(now, agent_id);
         if self.config.mode == Mode::Off {
             return;
         }
@@ -367,9 +368,14 @@ impl Control {
         }
     }
 
-    /// Another hub took this one for the owner: the registry told it so.
+    /// Another hub took this one for the owner, under a fence that it does not
+    /// hold: the registry told it so. What that one lists instead of an
+    /// attachment of ours, an audit finds out, long before its turn.
     pub(super) fn on_not_owner(&mut self, now: Instant, agent_id: &AgentId) {
-        if !self.attachments.contains_key(agent_id) {
+        if self.attachments.contains_key(agent_id) {
+            let at = self.soon(now);
+            self.upkeep_by(agent_id, at);
+        } else {
             self.orphan(now, agent_id.clone());
         }
     }

@@ -15,19 +15,24 @@ impl Control {
     #[must_use]
     pub fn links<'a>(&'a self, mux: &'a Mux) -> Vec<LinkView<'a>> {
         let mut views: Vec<LinkView<'a>> = Vec::new();
-        // Those of which no address is known stand for as many peers.
         let is_up = |key: SessionKey| mux.get(key).is_some_and(|e| e.conn.is_some());
-        let (mut spare, mut covered) = (self.unclaimed().filter(|(_, key)| is_up(*key)).count(), 0_usize);
-        let listed = self.peers.iter().zip(&self.config.peers).filter(|(p, _)| !p.itself && p.listed);
-        for (p, named) in listed {
+        let listed = || self.peers.iter().zip(&self.config.peers).filter(|(p, _)| !p.itself && p.listed);
+        // Links of which no address is known stand for as many peers: for those
+        // that refused a dial because there is a link, and for those that never
+        // answered if there is one for each. Which is which, nobody knows.
+        let (mut spare, mut covered) = (self.of_no_address().filter(|key| is_up(*key)).count(), 0_usize);
+        let all_there = listed().filter(|(p, _)| p.replica.is_none()).count() <= spare;
+        let away = self.of_no_address().filter_map(|key| mux.get(key)?.suspended_at).max();
+        for (p, named) in listed() {
             let session = p.replica.as_ref().and_then(|r| self.links.get(r)).copied();
             let entry = session.and_then(|k| mux.get(k));
-            if p.covered && spare > 0 {
+            if (p.covered || all_there && p.replica.is_none()) && spare > 0 {
                 // Shown below, by its name.
                 (spare, covered) = (spare - 1, covered + 1);
                 continue;
             }
             let up = session.is_some_and(is_up) || (planted::on(2023) && session.is_some());
+            let lost_at = if p.replica.is_none() { p.lost_at.max(away) } else { p.lost_at };
             views.push(LinkView {
                 replica: p.replica.as_ref(),
                 url: Some(&named.url),
@@ -42,7 +47,7 @@ impl Control {
                 reconnects: p.link.reconnects(),
                 errors: p.link.errors(),
                 configured: true,
-                down_since: if up { None } else { entry.and_then(|e| e.suspended_at).or(p.lost_at) },
+                down_since: if up { None } else { entry.and_then(|e| e.suspended_at).or(lost_at) },
                 lease: if up { PeerLease::Unknown } else { p.lease },
             });
         }
@@ -68,6 +73,12 @@ impl Control {
             }
         }
         views
+    }
+
+    /// The links that stay and of which no configured address is known.
+    fn of_no_address(&self) -> impl Iterator<Item = SessionKey> {
+        let known = |r: &Name| self.peers.iter().any(|p| p.listed && p.replica.as_ref() == Some(r));
+        self.links.iter().filter(move |(r, key)| !known(r) && !self.quitting.contains_key(key)).map(|(_, key)| *key)
     }
 
     /// What became of this hub's dials since its start, those of peers that the

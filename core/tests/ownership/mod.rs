@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use nowconnect_core::config::{HubConfig, Mode, OnOutage};
 use nowconnect_core::error::{CloseCode, RstCode};
+use nowconnect_core::id::Incarnation;
+use nowconnect_core::mux::Peer;
 use nowconnect_core::observed::Observed;
 use nowconnect_core::registry::{MemoryRegistry, SEEN_AHEAD_MAX};
-use nowconnect_core::wire::Codec;
+use nowconnect_core::wire::{Codec, Plane};
 
 use crate::world::{World, agent_config, hub_config, name, two_hubs};
 use crate::{count, echo, payload};
@@ -242,6 +244,59 @@ fn an_agent_nobody_grants_enough_starts_over() {
     assert_eq!((w.as_agent(g).mux().len(), w.located("ldap")), (1, 1));
     let hub = w.nodes.len() - 1;
     assert_eq!(echo(&mut w, hub, 100), Ok(()));
+}
+
+/// The run of the peer that a hub is linked with.
+fn linked(w: &World, hub: usize) -> Option<Incarnation> {
+    let of = |p: &Peer| if let Peer::Hub { incarnation, .. } = p { Some(*incarnation) } else { None };
+    w.as_hub(hub).mux().iter().filter(|(_, e)| e.conn.is_some()).find_map(|(_, e)| of(&e.peer))
+}
+
+fn told_twice(w: &World, hub: usize) -> usize {
+    count(w, hub, |r| matches!(r, Observed::HandshakeFailed { cause: CloseCode::DuplicateId, .. }))
+}
+
+/// Which run is the newer one the registry knows, not who came later: a run
+/// that is fenced says that its registry is unwell, and is no incumbent.
+#[test]
+fn a_run_without_its_lease_gives_way_to_the_one_that_holds_it() {
+    let mut w = World::new();
+    let fenced = w.hub(hub_config("hub-a", Mode::Active, &[]), 1);
+    w.run_for(SECOND);
+    let newer = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 2);
+    let b = w.hub(hub_config("hub-b", Mode::Active, &[]), 3);
+    w.run_for(3 * SECOND);
+    let run = Some(w.as_hub(newer).run().incarnation);
+    assert_eq!((linked(&w, b), w.as_hub(fenced).control().registry_healthy()), (run, false));
+    w.reload_hub(fenced, &hub_config("hub-a", Mode::Active, &["hub-b"])).unwrap();
+    w.run_for(60 * SECOND);
+    assert_eq!((linked(&w, b), told_twice(&w, newer)), (run, 0));
+    assert!((4..=7).contains(&told_twice(&w, fenced)), "{} in a minute", told_twice(&w, fenced));
+    let ups = count(&w, b, |r| matches!(r, Observed::SessionUp { plane: Plane::Mesh, .. }));
+    assert_eq!(ups, 3, "each once, and the newer one again");
+}
+
+/// The run that gave way does not push the newer one's link out again, and is
+/// linked soon after that one is gone.
+#[test]
+fn of_two_hubs_with_one_replica_id_the_newer_is_linked_and_the_other_waits() {
+    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
+    let ups = |w: &World| count(w, b, |r| matches!(r, Observed::SessionUp { plane: Plane::Mesh, .. }));
+    let before = ups(&w);
+    let twin = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 77);
+    w.run_for(60 * SECOND);
+    assert_eq!((ups(&w), linked(&w, b)), (before + 1, Some(w.as_hub(twin).run().incarnation)), "once");
+    assert!((4..=7).contains(&told_twice(&w, a)), "{} in a minute", told_twice(&w, a));
+    assert_eq!((told_twice(&w, a), told_twice(&w, twin)), (told_twice(&w, b), 0), "both sides say so");
+    // With the one that is linked gone the other one is let in.
+    w.crash(twin);
+    let back = Some(w.as_hub(a).run().incarnation);
+    assert!(w.run_until(15 * SECOND, |w| linked(w, b) == back), "it asks again by itself");
+
+    // Nothing is left of the other's claim: it is as new as any.
+    let third = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 78);
+    w.run_for(SECOND);
+    assert_eq!(linked(&w, b), Some(w.as_hub(third).run().incarnation));
 }
 
 /// X5, attack 31: the newer run of a replica id takes the lease by

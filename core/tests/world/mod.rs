@@ -11,7 +11,7 @@ mod deployments;
 pub(crate) mod notes;
 mod sockets;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,6 +122,8 @@ pub(crate) struct World {
     pub(crate) registry_fails_at_once: bool,
     /// Operations wait.
     pub(crate) registry_held: bool,
+    /// Operations wait, but for renewals.
+    pub(crate) only_renewals: bool,
     /// Claims wait, and what comes behind one.
     pub(crate) claims_held: bool,
     /// Nodes whose operations get lost.
@@ -182,6 +184,7 @@ impl World {
             registry_down: false,
             registry_fails_at_once: false,
             registry_held: false,
+            only_renewals: false,
             claims_held: false,
             registry_deaf: Vec::new(),
             aliases: Vec::new(),
@@ -410,6 +413,32 @@ impl World {
         self.registry_ops.len()
     }
 
+    /// The hubs and agents of the attachments that are to be looked at or
+    /// claimed by operations that wait.
+    pub(crate) fn upkeep_waiting(&self) -> BTreeSet<(usize, AgentId)> {
+        let agent = |op: &RegistryOp| match op {
+            RegistryOp::SetConnectors { agent_id, .. } | RegistryOp::Agent { agent_id } => Some(agent_id.clone()),
+            RegistryOp::Claim(c) => Some(c.agent_id.clone()),
+            RegistryOp::Renew { .. }
+            | RegistryOp::Resign { .. }
+            | RegistryOp::Release { .. }
+            | RegistryOp::Lookup { .. }
+            | RegistryOp::Leases { .. }
+            | RegistryOp::Sweep => None,
+        };
+        self.registry_ops.iter().filter_map(|(n, _, op)| Some((*n, agent(op)?))).collect()
+    }
+
+    /// The next operation that the registry takes now.
+    fn next_registry_op(&mut self) -> Option<(usize, Token, RegistryOp)> {
+        if self.registry_held || self.claims_held && self.claim_waits() {
+            return None;
+        }
+        let takes = |op: &RegistryOp| !self.only_renewals || matches!(op, RegistryOp::Renew { .. });
+        let ix = self.registry_ops.iter().position(|(_, _, op)| takes(op))?;
+        self.registry_ops.remove(ix)
+    }
+
     /// Whether the next operation is a claim.
     pub(crate) fn claim_waits(&self) -> bool {
         matches!(self.registry_ops.front(), Some((_, _, RegistryOp::Claim(_))))
@@ -517,9 +546,7 @@ impl World {
             worked = true;
             self.prove(n, conn, &proof);
         }
-        while !(self.registry_held || self.claims_held && self.claim_waits())
-            && let Some((n, token, op)) = self.registry_ops.pop_front()
-        {
+        while let Some((n, token, op)) = self.next_registry_op() {
             worked = true;
             let result: RegistryResult = if self.registry_fails_at_once {
                 Err(RegistryError::Definite("down".into()))

@@ -85,9 +85,7 @@ impl Seen {
     /// What it counts of sessions and has no cause for.
     fn of_sessions(&self, totals: &[SessionTotals; 2]) -> Option<String> {
         for (ix, (counted, plane)) in totals.iter().zip(["tunnels", "links"]).enumerate() {
-            // A session that is over in the moment it is suspended is told as lost.
-            let suspended = counted.suspended.clamp(self.said[ix].suspended, self.said[ix].suspended + counted.lost);
-            let said = SessionTotals { protocol_errors: counted.protocol_errors, suspended, ..self.said[ix] };
+            let said = SessionTotals { protocol_errors: counted.protocol_errors, ..self.said[ix] };
             if *counted != said {
                 return Some(format!("counts of its {plane} {counted:?}, said {said:?}"));
             }

@@ -93,6 +93,8 @@ pub(crate) struct Check {
     parted: BTreeMap<u16, u64>,
     /// Every fault so far was over by then.
     pub(crate) quiet_from: u64,
+    /// When something was done to the registry last.
+    pub(crate) registry_hurt: u64,
     /// When a process died last, told to or not.
     pub(super) crashed: BTreeMap<u16, u64>,
     /// Hubs that live twice.
@@ -153,6 +155,7 @@ impl Check {
             interrupted: BTreeMap::new(),
             parted: BTreeMap::new(),
             quiet_from: 0,
+            registry_hurt: 0,
             crashed: BTreeMap::new(),
             twins: Vec::new(),
             opening: opening::Seen::default(),

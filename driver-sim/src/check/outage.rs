@@ -2,6 +2,7 @@
 //! clients, and are claimed when it is back (L11, M4). What a hub holds is known
 //! from what it says; must not look into a machine for a reason.
 
+use nowconnect_core::config::Mode;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::AgentId;
 use nowconnect_core::observed::{Cause, StreamRecord};
@@ -138,6 +139,55 @@ impl World {
         }
     }
 
+    /// Whether a hub relies on its registry, and on being found there.
+    pub(crate) fn counts_registry_ready(&self, ix: u16) -> bool {
+        let node = &self.nodes[usize::from(ix)];
+        node.hub().is_some_and(|h| h.mode() != Mode::Off && h.control().registry_ready(node.clock(self.now)))
+    }
+
+    /// L6: a hub that comes to count its registry as ready is listed with what
+    /// it holds: what it takes for listed, and, if nothing was disturbed for a
+    /// while, all whose agents are there.
+    pub(crate) fn judge_registry_ready(&mut self, ix: u16) {
+        let Some(g) = self.check.nodes.get(&ix) else { return };
+        let since = g.healthy_since;
+        let waited = since + self.plan.timers.lease <= self.now;
+        let disturbed = self.registry.is_faulty() || self.check.registry_hurt >= since || g.fenced || self.is_twin(ix);
+        if waited || disturbed || !self.counts_registry_ready(ix) {
+            return;
+        }
+        let quiet =
+            self.check.quiet_from.max(self.check.interrupted.get(&ix).copied().unwrap_or(0)) + SLACK * 2 < since;
+        let listed = self.registry.snapshot(nowconnect_core::time::Instant::from_nanos(self.now));
+        let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
+        if hub.control().tunnels().next().is_some() {
+            self.marks.hit(Mark::RegistryReady);
+        }
+        let missing = hub.control().tunnels().find(|t| {
+            let there = hub.mux().get(t.session).is_some_and(|e| e.conn.is_some());
+            let calm = |(n, _)| {
+                let node = self.node_of(At::Agent(n));
+                let since = since.saturating_sub(SLACK * 2);
+                self.calm(node).is_some_and(|t| t < since) && self.welcomed(ix, node) < since
+            };
+            let sure = t.firm || quiet && self.agent_plan(t.agent_id).is_some_and(calm);
+            // Another instance's claim is under way to this hub.
+            let taken = listed.iter().any(|l| l.agent_id == *t.agent_id && l.fence > t.fence);
+            let found = listed.iter().any(|l| l.agent_id == *t.agent_id && l.hub == *hub.run() && l.fence == t.fence);
+            there && sure && !taken && !found
+        });
+        if let Some(t) = missing {
+            let how = if t.firm { "firm" } else { "provisional" };
+            let text = format!(
+                "node {ix} counts the registry as ready {} ms after it came back, and is not listed with {} under {:?}, {how}: {listed:?}",
+                (self.now - since) / MS,
+                t.agent_id,
+                t.fence,
+            );
+            self.fail("L6", text);
+        }
+    }
+
     /// L11: with the registry back and nothing else in the way, an attachment
     /// made without it is claimed within one lease.
     pub(super) fn check_reclaimed(&mut self) {
@@ -181,6 +231,22 @@ mod tests {
     use crate::profile::Profile;
     use crate::tape::Tape;
     use crate::trace::Trace;
+
+    #[test]
+    fn a_hub_that_counts_its_registry_as_ready_and_is_not_listed_is_noticed() {
+        let plan = crate::run::plan(1, Profile::named("registry-out").expect("a profile"), Level::L0);
+        let mut world = World::new(plan, Tape::from_seed(1), Trace::default());
+        world.run();
+        assert_eq!(world.violation, None);
+        let hub = world.check.held.keys().map(|(hub, _)| *hub).next().expect("a hub with an agent");
+        world.check.nodes.get_mut(&hub).expect("a hub").healthy_since = world.now;
+        world.judge_registry_ready(hub);
+        assert_eq!(world.violation, None, "it is");
+        let at = nowconnect_core::time::Instant::from_nanos(world.now);
+        world.registry.damage(at, crate::registry::Damage::Flush, &mut world.registry_draws);
+        world.judge_registry_ready(hub);
+        assert_eq!(world.violation.map(|v| v.id).as_deref(), Some("L6"));
+    }
 
     #[test]
     fn an_attachment_that_nobody_claims_is_noticed() {

@@ -52,12 +52,12 @@ impl World {
         let healthy = hub.mesh_healthy(at);
         let parted = self.check.parted.get(&ix).copied().unwrap_or(0);
         let links = hub.control().links(hub.mux());
-        // A peer whose address never answered, which may be the hub itself, is
-        // missed: a link that a peer dialled does not say whose address it has.
-        let knows = links.iter().all(|l| !l.configured || l.replica.is_some());
+        // An own address that never answered: the hub cannot know that nobody
+        // but itself is meant.
+        let own = |url: &str| url == self.nodes[usize::from(ix)].name;
+        let knows = !links.iter().any(|l| l.configured && l.replica.is_none() && l.url.is_some_and(own));
         // A file that could not be taken yet, or was refused, names others.
-        let named =
-            |url: &str| peers.iter().any(|p| url == format!("hub-{p}")) || url == self.nodes[usize::from(ix)].name;
+        let named = |url: &str| peers.iter().any(|p| url == format!("hub-{p}")) || own(url);
         let taken = hub.control().config().peers.iter().all(|p| named(&p.url));
         if !healthy && knows && taken && parted + slack < self.now && !self.is_rewired(ix) && peers.iter().all(linked) {
             let missed: Vec<_> = links.iter().filter(|l| l.is_missed(at)).collect();

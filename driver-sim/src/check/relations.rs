@@ -74,6 +74,9 @@ impl World {
             if !hub.control().registry_healthy() {
                 return self.fail("L6", format!("hub-{ix} counts the registry as out long after the healing"));
             }
+            if !self.counts_registry_ready(ix as u16) {
+                return self.fail("L6", format!("hub-{ix} still looks after what it holds long after the healing"));
+            }
             // Also what a fault took from the registry, or was swept after a
             // lease ended, is claimed again by now, and nothing is provisional.
             let missing = hub.control().tunnels().find(|t| {

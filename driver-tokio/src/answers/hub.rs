@@ -66,19 +66,28 @@ pub(crate) enum Reason {
     MeshLinkDown,
     /// Renewals of the lease fail.
     RegistryUnhealthy,
+    /// The registry answers again, and attachments of this hub are still to be
+    /// looked after.
+    RegistryRecovering,
     /// Another live process uses this `ha.replica_id`.
     ReplicaIdTwice,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Draining, Self::MeshLinkDown, Self::RegistryUnhealthy, Self::ReplicaIdTwice];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Draining,
+        Self::MeshLinkDown,
+        Self::RegistryUnhealthy,
+        Self::RegistryRecovering,
+        Self::ReplicaIdTwice,
+    ];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Draining => "draining",
             Self::MeshLinkDown => "mesh_link_down",
             Self::RegistryUnhealthy => "registry_unhealthy",
+            Self::RegistryRecovering => "registry_recovering",
             Self::ReplicaIdTwice => "replica_id_twice",
         }
     }
@@ -100,7 +109,7 @@ pub(crate) enum Health {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct RegistryBrief {
-    /// Whether the lease is renewed.
+    /// Whether the lease is renewed, and what this hub holds is listed since.
     pub(crate) status: Health,
 }
 
@@ -312,7 +321,7 @@ pub(crate) enum Lease {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct Registry {
-    /// Whether the lease is renewed.
+    /// Whether the lease is renewed, and what this hub holds is listed since.
     pub(crate) status: Health,
     /// Seconds since the renewal the lease counts from, or since the start when
     /// this hub holds none; null in mode `off`.

@@ -82,6 +82,8 @@ impl Readiness {
             if shared.counts.lease_held_by_other.get() {
                 reasons.push(Reason::ReplicaIdTwice);
             }
+        } else if hub.control().is_recovering(now) {
+            reasons.push(Reason::RegistryRecovering);
         }
         let state = if draining {
             State::Draining
@@ -119,7 +121,7 @@ impl Readiness {
             mode: hub.mode(),
             mesh: Mesh { status: healthy(mesh_healthy), links },
             registry: Registry {
-                status: healthy(registry_healthy),
+                status: healthy(hub.control().registry_ready(now)),
                 lease_age_seconds: (!off).then(|| lease_age(hub, now)),
             },
         }
