@@ -58,6 +58,9 @@ impl Wire {
         let (fence, mut stale) = (ledger.fence, false);
         if let Body::Open(open) = body {
             self.points.push(Point::Open);
+            if self.forbidden.contains(&cid) {
+                return broken("O1", format!("{}: a hostile hub's OPEN that had to be refused", g.what(cid)));
+            }
             if ledger.plane == Plane::Tunnel {
                 let named = Fence { epoch, nonce: open.nonce };
                 if end == 0 {
@@ -87,6 +90,10 @@ impl Wire {
                 self.hostile.insert(cid);
                 return Ok(());
             }
+            if self.strangers.contains(&cid.incarnation()) {
+                self.marks.push(Mark::HostileOpenCarried);
+                return Ok(());
+            }
             self.recent.push_back((cid, epoch));
             if self.recent.len() > 32 {
                 self.recent.pop_front();
@@ -105,6 +112,7 @@ impl Wire {
         if self.hostile.contains(&cid) {
             return Ok(());
         }
+        let strangers = self.strangers.contains(&cid.incarnation());
         if matches!(body, Body::Rst { code: RstCode::Unknown, .. }) {
             // An answer in the words of the question, whoever asked it.
             return Ok(());
@@ -132,7 +140,8 @@ impl Wire {
                 if result.is_ok() && !connected {
                     return broken("S7", format!("{}: OPEN_ACK ok, its target was never connected", g.what(cid)));
                 }
-                if result.is_err() && connected && !g.node().is_hub() {
+                // Its cids may be used again, and the first target be the one that was.
+                if result.is_err() && connected && !strangers && !g.node().is_hub() {
                     return broken("S7", format!("{}: refused, but its target was connected", g.what(cid)));
                 }
                 if s.stale && result.is_ok() {
@@ -187,7 +196,8 @@ impl Wire {
                     let text = format!("{}: CREDIT says {consumed} consumed, the socket took {took}", g.what(cid));
                     return broken("B1", text);
                 }
-                if *limit > consumed + g.window_max() {
+                // A hostile hub may grant what it likes to those that write to it.
+                if *limit > consumed.saturating_add(g.window_max()) && !(strangers && end == s.opener) {
                     return broken("B1", format!("{}: CREDIT {consumed}/{limit} is above any window", g.what(cid)));
                 }
                 (s.granted[end], s.consumed[end]) = (*limit, *consumed);
