@@ -337,7 +337,7 @@ impl Control {
             return;
         }
         let newer = notice.epoch > self.epochs.highest(&notice.agent_id);
-        self.learn_epoch(now, &notice.agent_id, notice.epoch, notice.firm);
+        self.learn_epoch_of_peer(now, &notice.agent_id, notice.epoch, notice.firm);
         self.heard_elsewhere(&notice.agent_id, notice.instance);
         if newer {
             let before = self.attachments.get(&notice.agent_id).map(|a| a.instance);

@@ -408,6 +408,15 @@ impl Control {
         }
     }
 
+    /// Another hub says that it has an attachment under this epoch. One that no
+    /// registry can have granted by now counts as the highest that it can
+    /// (attack 50), and none tells this hub where the floor is.
+    pub(super) fn learn_epoch_of_peer(&mut self, now: Instant, agent_id: &AgentId, named: Epoch, firm: bool) {
+        let honest = self.honest(now);
+        let bounded = named.min(honest.max(self.epochs.highest(agent_id)));
+        self.epochs.learn(agent_id, bounded, firm, honest);
+    }
+
     /// What no honest epoch lies above.
     fn honest(&self, now: Instant) -> Epoch {
         self.known_floor(now).map_or(Epoch(SEEN_UNCHECKED_MAX), |f| seen_clamped(f, Epoch(u64::MAX)))

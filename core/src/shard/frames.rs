@@ -210,6 +210,18 @@ impl Shard {
                 return self.refuse(session, cid, epoch, code, out);
             }
         };
+        // A cid that an earlier link of this origin carried to the agent: there it
+        // would be a replay without an answer, and wait for one here for ever (B7).
+        if let Admitted::Tunnel(tunnel) = to
+            && let Err(refusal) = self.dedup.admit(tunnel, cid)
+        {
+            let code = match refusal {
+                Refusal::Replay => RstCode::Protocol,
+                Refusal::TooManyLanes => RstCode::Busy,
+            };
+            self.counters.duplicates += u64::from(refusal == Refusal::Replay);
+            return self.refuse(session, cid, epoch, code, out);
+        }
         let max = self.limits.stream_window_max_bytes;
         let granted = self.limits.stream_window_initial_bytes;
         let mut up = Half { granted, ..Half::new() };

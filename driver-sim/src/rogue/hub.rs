@@ -291,9 +291,17 @@ impl World {
         }
     }
 
+    /// The next OPEN of its run. One that counts anew may be allowed what was
+    /// not before.
+    fn rogue_open(&mut self, ix: u32, there: &[Located]) -> Option<(Cid, Frame)> {
+        let open = self.rogues[ix as usize].open(there)?;
+        self.check.wire.forbidden.remove(&open.0);
+        Some(open)
+    }
+
     /// An OPEN under the true fence: its own stream, and its own business.
     fn rogue_opens(&mut self, ix: u32, there: &[Located]) {
-        let Some((cid, frame)) = self.rogues[ix as usize].open(there) else { return };
+        let Some((cid, frame)) = self.rogue_open(ix, there) else { return };
         let r = &mut self.rogues[ix as usize];
         let mut frames = vec![frame];
         if r.streams.len() > STREAMS_MAX
@@ -384,8 +392,8 @@ impl World {
         self.line(None, || format!("hostile hub {ix} opens and resets {pairs} streams"));
         let mut frames = Vec::new();
         for n in 0..pairs {
+            let Some((cid, frame)) = self.rogue_open(ix, there) else { return };
             let r = &mut self.rogues[ix as usize];
-            let Some((cid, frame)) = r.open(there) else { return };
             let epoch = r.streams.remove(&cid).map_or(Epoch(0), |s| s.epoch);
             frames.push(frame);
             frames.push(Frame::stream(cid, epoch, Body::Rst { code: RstCode::Cancelled, final_off: 0 }));
@@ -417,8 +425,8 @@ impl World {
         self.line(None, || format!("hostile hub {ix} opens {count} streams at once"));
         let (mut frames, mut flood) = (Vec::new(), Vec::new());
         for n in 0..count {
+            let Some((cid, frame)) = self.rogue_open(ix, there) else { return };
             let r = &mut self.rogues[ix as usize];
-            let Some((cid, frame)) = r.open(there) else { return };
             flood.extend(r.streams.remove(&cid).map(|s| (cid, s.epoch)));
             frames.push(frame);
             if frames.len() >= BATCH || n + 1 == count {
