@@ -403,6 +403,16 @@ pub const BUGS: &[Bug] = &[
         "a link that is away for seconds",
     ),
     further(2024, "a listener counts as ready before anybody can be asked", "agents that start late"),
+    further(
+        2025,
+        "a hub may open streams under the cids of another hub's run",
+        "a hostile hub that has heard of cids of others (attack 46)",
+    ),
+    further(
+        2026,
+        "an OPEN of another hub that it resets before the answer goes on counting as one without an answer",
+        "a hub that opens and resets many streams at once (attack 45)",
+    ),
 ];
 
 /// The bug with this number.
@@ -496,7 +506,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_number_once() {
-        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2024);
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2026);
         assert!(BUGS.iter().map(|b| b.id).eq(expected));
     }
 

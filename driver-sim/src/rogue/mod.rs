@@ -72,7 +72,7 @@ impl RoguePlan {
     /// Draws a hub.
     #[must_use]
     pub fn draw_hub(l: &mut Lane, hubs: u64, safety_ns: u64) -> Self {
-        Self { is_hub: true, ..Self::draw(l, hubs, safety_ns) }
+        Self { is_hub: true, gap: l.spread(100, 3000) * MS, ..Self::draw(l, hubs, safety_ns) }
     }
 
     const fn plane(self) -> Plane {
@@ -111,6 +111,8 @@ pub(crate) struct Rogue {
     run: u64,
     /// What only a hub knows.
     of_hub: hub::Known,
+    /// Times it has opened many streams at once.
+    crowds: u32,
 }
 
 /// What an act must come to.
@@ -144,6 +146,7 @@ impl World {
                 guilty: false,
                 run,
                 of_hub: hub::Known::default(),
+                crowds: 0,
             });
             self.at(plan.at, Event::Rogue { ix: ix as u32 });
         }
