@@ -11,12 +11,12 @@ use std::time::Duration;
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::{AgentId, ConnKey, Epoch, Incarnation, Instance, Nonce, Secret};
+use nowconnect_core::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Nonce, Secret};
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
 use nowconnect_core::registry::{
-    Claim, RegistryOp, RegistryReply, RegistryResult, SEEN_AHEAD_MAX, SEEN_UNCHECKED_MAX, Token,
+    Claim, HubRun, Located, RegistryOp, RegistryReply, RegistryResult, SEEN_AHEAD_MAX, SEEN_UNCHECKED_MAX, Token,
 };
 use nowconnect_core::rng::Seed;
 use nowconnect_core::session::TxBatch;
@@ -98,10 +98,14 @@ impl Bench {
     }
 
     fn says(&mut self, agent: &str, replica: &str, epoch: u64) {
+        self.says_of(Instance(7), agent, replica, epoch);
+    }
+
+    fn says_of(&mut self, instance: Instance, agent: &str, replica: &str, epoch: u64) {
         self.said += 1;
         let notice = EpochNotice {
             agent_id: AgentId::new(agent).unwrap(),
-            instance: Instance(7),
+            instance,
             replica_id: name(replica),
             epoch: Epoch(epoch),
             nonce: Nonce(1),
@@ -153,6 +157,40 @@ fn an_epoch_in_the_name_of_another_hub_ends_the_link() {
     assert!(told, "and it is counted");
     let claim = b.claims(10, "plant-7", 5000);
     assert_eq!(claim.seen, Epoch(1000), "what it said there is not believed");
+}
+
+/// A peer that says another process of an agent took over is not believed on its
+/// word while the registry can be asked.
+#[test]
+fn an_attachment_ends_for_another_instance_when_the_registry_lists_it() {
+    for listed in [false, true] {
+        let mut b = Bench::new();
+        let fence = Fence { epoch: Epoch(5000), nonce: b.claims(10, "plant-1", 5000).nonce };
+        let tunnel = ConnKey { ix: 10, generation: 0 };
+        b.out.registry.clear();
+        b.says_of(Instance(9), "plant-1", "hub-b", 6000);
+        assert!(b.hub.mux().carried_by(tunnel).is_some(), "nothing was asked yet");
+        let asked = b.out.registry.iter().filter(|(_, op)| matches!(op, RegistryOp::Agent { .. })).count();
+        assert_eq!(asked, 1);
+        let ours = Located {
+            agent_id: AgentId::new("plant-1").unwrap(),
+            instance: Instance(7),
+            hub: b.hub.run().clone(),
+            fence,
+            connectors: Vec::new(),
+            region: None,
+        };
+        let other = HubRun { replica_id: name("hub-b"), incarnation: Incarnation(5) };
+        let theirs = Located {
+            instance: Instance(9),
+            hub: other,
+            fence: Fence { epoch: Epoch(6000), nonce: Nonce(1) },
+            ..ours.clone()
+        };
+        let answer = vec![if listed { theirs } else { ours }];
+        b.answer(|op| matches!(op, RegistryOp::Agent { .. }).then(|| RegistryReply::Attachments(answer.clone())));
+        assert_eq!(b.hub.mux().carried_by(tunnel).is_some(), !listed);
+    }
 }
 
 /// Attack 50, from a hub: an epoch that no registry can have granted is believed

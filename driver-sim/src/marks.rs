@@ -125,6 +125,7 @@ marks! {
     HostileOpenCarried = "an OPEN of a hostile hub was carried to an agent";
     HostileOpenRefused = "an OPEN of a hostile hub that named no attachment was refused";
     HostileCidRefused = "an OPEN of a hostile hub with a cid that was used was not carried";
+    HostileFloodRefused = "a hostile hub opened more streams than may wait for an answer";
     HostileHubLied = "a hostile hub lied about agents or about itself";
     RapidReset = "a hostile hub opened and reset many streams at once and went on";
     RegistryAtMoment = "the registry failed just as it was asked for a claim or a lease";

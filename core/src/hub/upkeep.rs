@@ -171,7 +171,8 @@ impl Control {
             self.release(now, agent_id, fence, out);
         }
         let Some((session, instance, fence)) = held else { return };
-        if listed.iter().any(|l| l.instance != instance && l.fence > fence) {
+        if let Some(l) = listed.iter().find(|l| l.instance != instance && l.fence > fence) {
+            self.learn_holder(now, agent_id, l.instance, Some(instance), out);
             return self.lose(now, session, CloseCode::Superseded, mux, notes, out);
         }
         if !listed.iter().any(|l| l.hub == self.run && l.fence == fence)

@@ -99,6 +99,7 @@ impl Known {
         let (refused, again) = (self.refused.remove(&cid), self.again.remove(&cid));
         match result {
             Ok(()) => None,
+            Err(RstCode::Busy) => Some(Mark::HostileFloodRefused),
             Err(_) if refused => Some(Mark::HostileOpenRefused),
             Err(_) => again.then_some(Mark::HostileCidRefused),
         }
@@ -428,7 +429,7 @@ impl World {
     fn rogue_floods(&mut self, ix: u32, hub: u16, there: &[Located]) {
         let most = self.nodes[usize::from(hub)].hub().map_or(0, |h| h.control().config().limits.max_pending_opens);
         let r = &mut self.rogues[ix as usize];
-        let beyond = !r.of_hub.flooded && r.lane.chance(1, 40);
+        let beyond = !r.of_hub.flooded && r.lane.chance(1, 80);
         r.of_hub.flooded |= beyond;
         let count = if beyond { u64::from(most) + 100 } else { r.lane.spread(16, 300) };
         self.line(None, || format!("hostile hub {ix} opens {count} streams at once"));
@@ -460,6 +461,9 @@ impl World {
     fn rogue_lies(&mut self, ix: u32, there: &[Located]) {
         let hubs = self.plan.hubs.len() as u64;
         let r = &mut self.rogues[ix as usize];
+        let hub = self.nodes[usize::from(r.plan.hub)].hub();
+        // Without the registry a hub takes its peers' word for it.
+        let asked = hub.is_some_and(|h| h.control().registry_healthy());
         let mut outcome = Outcome::Borne;
         let frame = if r.lane.chance(1, 4) {
             Frame::Status(Status {
@@ -471,6 +475,10 @@ impl World {
         } else {
             let any = r.lane.pick(there).cloned();
             let (agent, instance, epoch) = match &any {
+                // Another process of an agent that is there has taken over.
+                Some(l) if asked && r.lane.chance(1, 4) => {
+                    (l.agent_id.clone(), Instance(r.lane.next_u64()), l.fence.epoch)
+                }
                 Some(l) if r.lane.chance(3, 4) => (l.agent_id.clone(), l.instance, l.fence.epoch),
                 _ => (agent_id(&format!("agent-{}", 90 + r.lane.below(1000))), Instance(r.lane.next_u64()), Epoch(1)),
             };
