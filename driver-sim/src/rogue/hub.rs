@@ -32,6 +32,8 @@ use crate::world::World;
 
 /// It dials no more often than this.
 const DIALS_EVERY: u64 = 500 * MS;
+/// Lanes of OPENs that may be carried; above are those of OPENs that may not.
+const LANES: u8 = 240;
 /// OPENs it remembers, to say them again.
 const OPENS_KEPT: usize = 16;
 /// Streams of its own that it leaves alone.
@@ -76,6 +78,9 @@ pub(super) struct Known {
     /// What it was answered last.
     pub(super) welcome: Option<Welcome>,
     minted: u64,
+    /// The same for OPENs that must be refused, in lanes of their own: it never
+    /// counts those anew, so none of their cids is ever a good one.
+    minted_in_vain: u64,
     /// OPENs that it said, the latest last.
     opens: VecDeque<(Cid, Epoch, Open)>,
     /// OPENs that must be refused and are not answered yet, and those that
@@ -301,17 +306,9 @@ impl World {
         }
     }
 
-    /// The next OPEN of its run. One that counts anew may be allowed what was
-    /// not before.
-    fn rogue_open(&mut self, ix: u32, there: &[Located]) -> Option<(Cid, Frame)> {
-        let open = self.rogues[ix as usize].open(there)?;
-        self.check.wire.forbidden.remove(&open.0);
-        Some(open)
-    }
-
     /// An OPEN under the true fence: its own stream, and its own business.
     fn rogue_opens(&mut self, ix: u32, there: &[Located]) {
-        let Some((cid, frame)) = self.rogue_open(ix, there) else { return };
+        let Some((cid, frame)) = self.rogues[ix as usize].open(there) else { return };
         let r = &mut self.rogues[ix as usize];
         let mut frames = vec![frame];
         if r.streams.len() > STREAMS_MAX
@@ -327,7 +324,9 @@ impl World {
     /// there: refused, and carried to nobody (O1, O4).
     fn rogue_opens_what_is_refused(&mut self, ix: u32, there: &[Located], elsewhere: &[Located]) {
         let r = &mut self.rogues[ix as usize];
-        let cid = r.mint();
+        r.of_hub.minted_in_vain += 1;
+        let lane = LANES + r.lane.below(u64::from(u8::MAX - LANES)) as u8;
+        let cid = Cid::new(Incarnation(r.run), lane, r.of_hub.minted_in_vain);
         let any = r.lane.pick(there).or_else(|| r.lane.pick(elsewhere)).cloned();
         let (mut epoch, mut open) = match &any {
             Some(l) => r.open_for(l),
@@ -402,7 +401,7 @@ impl World {
         self.line(None, || format!("hostile hub {ix} opens and resets {pairs} streams"));
         let mut frames = Vec::new();
         for n in 0..pairs {
-            let Some((cid, frame)) = self.rogue_open(ix, there) else { return };
+            let Some((cid, frame)) = self.rogues[ix as usize].open(there) else { return };
             let r = &mut self.rogues[ix as usize];
             let epoch = r.streams.remove(&cid).map_or(Epoch(0), |s| s.epoch);
             frames.push(frame);
@@ -435,7 +434,7 @@ impl World {
         self.line(None, || format!("hostile hub {ix} opens {count} streams at once"));
         let (mut frames, mut flood) = (Vec::new(), Vec::new());
         for n in 0..count {
-            let Some((cid, frame)) = self.rogue_open(ix, there) else { return };
+            let Some((cid, frame)) = self.rogues[ix as usize].open(there) else { return };
             let r = &mut self.rogues[ix as usize];
             flood.extend(r.streams.remove(&cid).map(|s| (cid, s.epoch)));
             frames.push(frame);
@@ -506,7 +505,7 @@ impl Rogue {
     /// The next cid of its run: in one lane as a rule, in any now and then.
     fn mint(&mut self) -> Cid {
         self.of_hub.minted += 1 + self.lane.below(3);
-        let lane = if self.lane.chance(1, 16) { self.lane.below(256) as u8 } else { 0 };
+        let lane = if self.lane.chance(1, 16) { self.lane.below(u64::from(LANES)) as u8 } else { 0 };
         Cid::new(Incarnation(self.run), lane, self.of_hub.minted)
     }
 

@@ -54,6 +54,9 @@ impl Wire {
         body: &Body,
     ) -> Result<(), Violation> {
         let end = g.end;
+        let strangers = self.is_strangers(cid);
+        // Its run counts anew: an earlier target of this cid may be the one that was.
+        let again = strangers && self.hops(cid).len() > 1;
         let Some(ledger) = self.sessions.get_mut(session as usize) else { return Ok(()) };
         let (fence, mut stale) = (ledger.fence, false);
         if let Body::Open(open) = body {
@@ -90,7 +93,7 @@ impl Wire {
                 self.hostile.insert(cid);
                 return Ok(());
             }
-            if self.strangers.contains(&cid.incarnation()) {
+            if strangers {
                 self.marks.push(Mark::HostileOpenCarried);
                 return Ok(());
             }
@@ -112,7 +115,6 @@ impl Wire {
         if self.hostile.contains(&cid) {
             return Ok(());
         }
-        let strangers = self.strangers.contains(&cid.incarnation());
         if matches!(body, Body::Rst { code: RstCode::Unknown, .. }) {
             // An answer in the words of the question, whoever asked it.
             return Ok(());
@@ -140,8 +142,7 @@ impl Wire {
                 if result.is_ok() && !connected {
                     return broken("S7", format!("{}: OPEN_ACK ok, its target was never connected", g.what(cid)));
                 }
-                // Its cids may be used again, and the first target be the one that was.
-                if result.is_err() && connected && !strangers && !g.node().is_hub() {
+                if result.is_err() && connected && !again && !g.node().is_hub() {
                     return broken("S7", format!("{}: refused, but its target was connected", g.what(cid)));
                 }
                 if s.stale && result.is_ok() {
