@@ -1,7 +1,7 @@
 //! A hub against a hub made by hand that is who it says and lies about others
 //! (attack 33): what it may say of agents, and how far it is believed.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
 
 mod world;
 
@@ -22,8 +22,8 @@ use nowconnect_core::rng::Seed;
 use nowconnect_core::session::TxBatch;
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{
-    Auth, Codec, ConnectorAd, Dialect, EpochNotice, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, WireLimits,
-    decode, encode_message,
+    Codec, ConnectorAd, Dialect, EpochNotice, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, WireLimits, decode,
+    encode_message,
 };
 use world::{hub_config, name};
 
@@ -58,7 +58,7 @@ impl Bench {
         b.hello(LINK, MESH, role);
         let welcome = b.heard(LINK);
         assert!(matches!(welcome[..], [Frame::Welcome(_)]), "{welcome:?}");
-        let auth = Frame::Auth(Box::new(Auth::default()));
+        let auth = Frame::Auth(Box::default());
         b.input(Input::Message { conn: LINK, message: encode_message(MESH, 0, &[auth]) });
         assert!(b.hub.mux().carried_by(LINK).is_some());
         b
