@@ -3,7 +3,8 @@
 //! Two memories with different jobs. The *high-water mark* per (session, origin
 //! incarnation, lane) decides whether an OPEN may be admitted: a counter at or
 //! below it that is not live is closed for ever, so no eviction ever readmits a
-//! replay (S6, S8, B6). The *tombstones*, a bounded LRU of terminal causes, only
+//! replay (S6, S8, B6). An owner keeps one for what it passes on as well, per
+//! tunnel: what its agent would not execute is not sent there. The *tombstones*, a bounded LRU of terminal causes, only
 //! tell late frames of finished streams from frames of streams never heard of.
 
 use std::collections::BTreeMap;
@@ -51,7 +52,8 @@ impl Dedup {
         Self { high: BTreeMap::new(), tombstones: LruCache::with_hasher(cap, rustc_hash::FxBuildHasher) }
     }
 
-    /// Admits an OPEN that arrived on `session`, raising its lane's mark.
+    /// Admits an OPEN that arrived on `session`, or is to be passed on there,
+    /// raising its lane's mark.
     ///
     /// # Errors
     /// When its counter was opened before, or the session names too many lanes.

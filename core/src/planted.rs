@@ -408,6 +408,27 @@ pub const BUGS: &[Bug] = &[
         "the registry counts as ready with the first renewal after an outage, whatever it still lists",
         "a registry that is out and loses data, while agents are attached",
     ),
+    further(
+        2026,
+        "a hub may open streams under the cids of another hub's run",
+        "a hostile hub that has heard of cids of others (attack 46)",
+    ),
+    further(
+        2027,
+        "an OPEN of another hub that it resets before the answer goes on counting as one without an answer",
+        "a hub that opens and resets many streams at once (attack 45)",
+    ),
+    further(
+        2028,
+        "the next candidate is asked whatever the one before answered",
+        "tunnels and links that are lost while a target is slow",
+    ),
+    further(2029, "a node that is closed takes OPENs", "a drain, or an agent that leaves, while other hubs open there"),
+    further(
+        2030,
+        "candidates are asked without regard to their rank",
+        "agents of different priorities, at different hubs",
+    ),
 ];
 
 /// The bug with this number.
@@ -501,7 +522,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_number_once() {
-        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2025);
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2030);
         assert!(BUGS.iter().map(|b| b.id).eq(expected));
     }
 

@@ -158,7 +158,8 @@ impl World {
         let node = &self.nodes[usize::from(ix)];
         let run = node.run;
         let Some(cid) = node.agent().and_then(|a| a.shard().stream(stream)).map(|s| s.cid) else { return };
-        let client = self.cids.get(&cid).copied();
+        let stranger = self.check.wire.is_strangers(cid).then_some(rogue::CLIENT);
+        let client = self.cids.get(&cid).copied().or(stranger);
         let withdrawn = |a: &nowconnect_core::agent::Agent| a.targets().any(|t| t.connector == wanted && !t.up);
         if node.agent().is_some_and(withdrawn) {
             return self.fail("I1", format!("node {ix} connects {wanted}, which it has withdrawn"));
@@ -232,7 +233,7 @@ impl World {
         if let Some(cid) = cid {
             self.check.on_target_connected(cid, actor);
         }
-        if let Some(c) = client {
+        if let Some(c) = client.filter(|c| *c != rogue::CLIENT) {
             let pair = self.pairs.entry(c).or_default();
             if let Some(before) = pair[1].replace(actor)
                 && self.actors[before as usize].is_alive()
@@ -362,7 +363,7 @@ impl World {
             freed = true;
             let at = self.actors[ix as usize].read;
             if client == rogue::CLIENT {
-                // Whatever a hostile agent says to its own.
+                // Whatever a hostile peer says to its own.
             } else if let Err(e) = payload::check(half, at, &piece) {
                 self.fail("S1", format!("{} {client} read {} bytes: {e}", side(is_client), piece.len()));
                 return false;

@@ -154,7 +154,7 @@ pub(crate) fn judge(plan: &Plan) -> Result<(), String> {
         return Err("at most 8 shards a hub are expected".to_owned());
     }
     if let Some(r) = plan.rogues.iter().find(|r| !hub(r.hub)) {
-        return Err(format!("a hostile agent is at hub-{}, which is not there", r.hub));
+        return Err(format!("a hostile peer is at hub-{}, which is not there", r.hub));
     }
     let mut ids = BTreeSet::new();
     for c in &plan.clients {

@@ -58,7 +58,7 @@ pub(crate) enum Event {
     Note { node: u16, run: u32, to: Addressee },
     /// Fault number n of the plan.
     Fault { ix: u32 },
-    /// A hostile agent has its turn.
+    /// A hostile peer has its turn.
     Rogue { ix: u32 },
     /// The end of something lasting.
     Undo(Undo),

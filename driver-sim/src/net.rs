@@ -60,7 +60,7 @@ pub(crate) struct Conn {
     pub(crate) target: TargetIx,
     /// The dialler gave up before it heard of it.
     pub(crate) given_up: bool,
-    /// It is a hostile agent's, by number.
+    /// It is a hostile peer's, by number.
     pub(crate) rogue: Option<u32>,
     /// The certificate of an end is not its own, or of a CA the other one does
     /// not know.
@@ -225,8 +225,8 @@ impl World {
         }
     }
 
-    /// A hostile agent's connection, which no network carries.
-    pub(crate) fn rogue_conn(&mut self, ix: u32, from: u16, to: u16) -> u32 {
+    /// A hostile peer's connection, which no network carries.
+    pub(crate) fn rogue_conn(&mut self, ix: u32, from: u16, to: u16, plane: Plane) -> u32 {
         let conn = self.conns.len() as u32;
         let pipes = self.pipes_of(conn, from, to);
         self.conns.push(Conn {
@@ -236,7 +236,7 @@ impl World {
             dirty: [false; 2],
             closing: [None; 2],
             pipes,
-            dialect: Dialect { codec: Codec::BinaryV2, plane: Plane::Tunnel },
+            dialect: Dialect { codec: Codec::BinaryV2, plane },
             target: TargetIx(0),
             given_up: true,
             rogue: Some(ix),

@@ -255,7 +255,7 @@ pub(crate) fn hub_config(plan: &Plan, ix: usize, h: &HubPlan) -> HubConfig {
         listeners: (0..plan.connectors)
             .map(connector)
             // Of hostile agents alone; the last one.
-            .chain((!plan.rogues.is_empty()).then(|| name(crate::rogue::CONNECTOR)))
+            .chain(plan.rogues.iter().any(|r| !r.is_hub).then(|| name(crate::rogue::CONNECTOR)))
             .enumerate()
             .map(|(c, connector)| ListenerConfig {
                 name: name(&format!("l{c}")),

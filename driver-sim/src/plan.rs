@@ -57,7 +57,7 @@ pub struct Plan {
     /// Chance that a message carries a forged frame too, in 10,000.
     #[serde(default)]
     pub hostile: u32,
-    /// Hostile agents (G8).
+    /// Hostile agents and hubs (G8).
     #[serde(default)]
     pub rogues: Vec<crate::rogue::RoguePlan>,
     /// Vulnerable moments that did something, by (point, occurrence); `Some`

@@ -204,7 +204,7 @@ pub const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "rogue",
-        what: "hostile agents break every rule; nothing else goes wrong, for anybody",
+        what: "hostile agents and hubs break every rule; nothing else goes wrong, for anybody",
         script: Some(scenario::rogue),
         ..SCENARIO
     },

@@ -427,11 +427,17 @@ pub(crate) fn short_tokens(plan: &mut Plan, l: &mut Lane) {
     }
 }
 
-/// {hostile agents at every hub, from early on}.
+/// {hostile agents at every hub, from early on, and hostile hubs at most}.
 pub(crate) fn rogue(plan: &mut Plan, l: &mut Lane) {
     for hub in 0..plan.hubs.len() as u64 {
         let drawn = RoguePlan::draw(l, 1, 20_000 * MS);
         plan.rogues.push(RoguePlan { hub: hub as u8, ..drawn });
+    }
+    for hub in 0..plan.hubs.len() as u64 {
+        let drawn = RoguePlan::draw_hub(l, 1, 20_000 * MS);
+        if l.chance(3, 4) {
+            plan.rogues.push(RoguePlan { hub: hub as u8, ..drawn });
+        }
     }
 }
 

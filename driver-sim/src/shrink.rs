@@ -254,6 +254,11 @@ impl Shrinker<'_> {
 
     /// Whatever need not be special is not.
     fn simplify(&mut self) {
+        for n in (0..self.best.rogues.len()).rev() {
+            self.attempt(|p| {
+                p.rogues.remove(n);
+            });
+        }
         self.attempt(|p| p.shuffle = false);
         self.attempt(|p| p.late_timers_ns = 0);
         self.attempt(|p| p.v1 = 0);

@@ -160,7 +160,7 @@ impl Control {
     }
 
     /// This instance holds the agent now.
-    fn learn_holder(
+    pub(super) fn learn_holder(
         &mut self,
         now: Instant,
         agent_id: &AgentId,
@@ -337,10 +337,13 @@ impl Control {
             return;
         }
         let newer = notice.epoch > self.epochs.highest(&notice.agent_id);
-        self.learn_epoch(now, &notice.agent_id, notice.epoch, notice.firm);
+        self.learn_epoch_of_peer(now, &notice.agent_id, notice.epoch, notice.firm);
         self.heard_elsewhere(&notice.agent_id, notice.instance);
-        if newer {
-            let before = self.attachments.get(&notice.agent_id).map(|a| a.instance);
+        // Who would end what is held here has to be listed: the registry can be
+        // asked, and a peer that lies could part everybody's agents otherwise.
+        let before = self.attachments.get(&notice.agent_id).map(|a| a.instance);
+        let unsure = self.registry_healthy && before.is_some_and(|before| before != notice.instance);
+        if newer && !unsure {
             self.learn_holder(now, &notice.agent_id, notice.instance, before, out);
         }
         // The pair is what orders two claims: after a loss of data epochs may be equal.
@@ -349,8 +352,10 @@ impl Control {
             .attachments
             .get(&notice.agent_id)
             .and_then(|a| (a.instance != notice.instance && a.fence < fence).then_some(a.session));
-        if let Some(key) = superseded {
-            self.lose(now, key, CloseCode::Superseded, mux, notes, out);
+        match superseded {
+            Some(_) if unsure => self.ask_owners(now, &notice.agent_id, out),
+            Some(key) => self.lose(now, key, CloseCode::Superseded, mux, notes, out),
+            None => {}
         }
         self.forget_lookups(now, notice, out);
     }

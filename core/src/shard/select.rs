@@ -82,7 +82,13 @@ impl Shard {
             .min_by_key(|(class, distance, c)| {
                 let class = if held_back.contains(&c.fence) { Class::HeldBack } else { *class };
                 let streams = self.load.get(&c.fence).copied().unwrap_or(0);
-                (class, c.rank, *distance, (streams + 1) * 1000 / u64::from(c.weight.max(1)), c.fence)
+                (
+                    class,
+                    if planted::on(2030) { 0 } else { c.rank },
+                    *distance,
+                    (streams + 1) * 1000 / u64::from(c.weight.max(1)),
+                    c.fence,
+                )
             })
             .map(|(.., c)| c.clone())
     }

@@ -141,6 +141,9 @@ impl World {
     pub(super) fn judge_ending(&mut self, ix: u32) {
         let a = &self.actors[ix as usize];
         let (client, is_client, fate) = (a.client, a.is_client, a.fate);
+        if client == crate::rogue::CLIENT {
+            return;
+        }
         let came = self.client_plan(client).at;
         if fate == Fate::Reset(Some(RstCode::Shutdown)) && self.check.ended.values().all(|at| *at < came) {
             let text = format!("the {} of client {client} was reset with SHUTDOWN, and nobody ends", side(is_client));

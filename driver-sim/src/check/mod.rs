@@ -209,10 +209,13 @@ impl Check {
         _wanted: &Name,
         _agent: Option<&nowconnect_core::agent::Agent>,
     ) -> Result<(), Violation> {
+        // A hub that starts counting anew hurts streams of its own: one target
+        // for each session that took it for a new one.
+        let most = if self.wire.is_strangers(cid) { self.wire.hops(cid).len().max(1) as u32 } else { 1 };
         let n = self.wanted.entry(cid).or_insert(0);
         *n += 1;
-        if *n > 1 {
-            return Err(Violation::new("S6", format!("the target of {cid} is connected a second time")));
+        if *n > most {
+            return Err(Violation::new("S6", format!("the target of {cid} is connected for the {n}th time")));
         }
         if let Some(client) = client.filter(|client| self.opening.is_given_up(*client, cid)) {
             let text = format!("the target of {cid} is connected; client {client} was asked for as another since");
@@ -263,7 +266,7 @@ impl World {
         match event {
             Observed::Stream(record) => self.ghost_record(ix, &record),
             Observed::RegistryHealth { healthy } => self.ghost_health(ix, healthy),
-            // What a hostile agent does to its session is no excuse for others.
+            // What a hostile peer does to its session is no excuse for others.
             Observed::SessionLost { peer, .. } | Observed::SessionSuspended { peer, .. }
                 if peer.starts_with(crate::rogue::PEER) => {}
             Observed::SessionLost { plane, peer, .. } => {
@@ -324,7 +327,7 @@ impl World {
                 self.check.withdrawn.insert((ix, connector), Some(self.now));
             }
             Observed::ProtocolViolation { plane, kind, detail } => {
-                if plane == Plane::Tunnel && self.rogue_blamed(ix) {
+                if self.rogue_blamed(ix, plane) {
                     return;
                 }
                 self.fail(

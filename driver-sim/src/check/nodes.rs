@@ -54,10 +54,13 @@ pub(crate) struct NodeGhost {
     highest: Epoch,
     /// Another run holds its lease, as it was told last.
     pub(super) fenced: bool,
-    /// Violations of limits that hostile agents owe it.
+    /// Violations of limits that hostile peers owe it.
     pub(crate) flow_owed: u64,
-    /// Breaches of the protocol by hostile agents that it may still find.
-    pub(crate) breaches_owed: u64,
+    /// Breaches of the protocol by hostile peers that it may still find: on
+    /// tunnels, on links.
+    pub(crate) breaches_owed: [u64; 2],
+    /// A hostile hub shows it a proof that is none.
+    pub(crate) unproven: bool,
     /// Agents whose token ran out on their tunnel, when by the hub's clock.
     pub(super) expired: BTreeMap<AgentId, Instant>,
     /// When each agent's token runs out, by the hub's clock.
@@ -302,7 +305,9 @@ impl World {
     }
 
     fn check_hub(&self, ix: u16, hub: &Hub) -> Option<(&'static str, String)> {
-        let configured = |name: &str| (0..self.plan.hubs.len()).any(|n| name == format!("hub-{n}"));
+        // Who proved its name by a certificate of the mesh is a peer.
+        let configured =
+            |name: &str| (0..self.plan.hubs.len()).any(|n| name == format!("hub-{n}")) || self.is_rogue_hub(name);
         if let Some((name, _)) = hub.violations_by_peer().iter().find(|(n, _)| !configured(n.as_str())) {
             return Some(("B10", format!("`{name}` is a label and no configured peer")));
         }

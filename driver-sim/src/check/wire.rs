@@ -16,7 +16,7 @@ use bytes::Bytes;
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::{CloseCode, ProtocolError};
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::{AgentId, Cid, Epoch, Fence, Nonce, SessionId};
+use nowconnect_core::id::{AgentId, Cid, Epoch, Fence, Incarnation, Nonce, SessionId};
 use nowconnect_core::wire::{Body, Dialect, Frame, HelloRole, Plane, WireLimits, decode};
 
 use crate::faults::{At, Point};
@@ -143,6 +143,11 @@ pub(crate) struct Wire {
     granted: BTreeMap<(At, Epoch), Nonce>,
     /// Streams that end at a hostile agent, whose own they are.
     hostile: BTreeSet<Cid>,
+    /// Runs of hostile hubs: streams of theirs have neither a client nor what it
+    /// wrote.
+    pub(crate) strangers: BTreeSet<Incarnation>,
+    /// What hostile hubs opened and no agent may hear of.
+    pub(crate) forbidden: BTreeSet<Cid>,
     /// Frames that arrived lately, if anybody wants them.
     pub(crate) seen: Option<VecDeque<Seen>>,
     pub(super) points: Vec<Point>,
@@ -588,6 +593,11 @@ impl Wire {
     /// Its OPEN was accepted, so that no further session will carry it.
     pub(crate) fn is_answered(&self, cid: Cid) -> bool {
         self.sessions.iter().any(|l| l.streams.get(&cid).is_some_and(|s| s.ack == Some(Ok(()))))
+    }
+
+    /// Whether a stream is a hostile hub's.
+    pub(crate) fn is_strangers(&self, cid: Cid) -> bool {
+        self.strangers.contains(&cid.incarnation())
     }
 
     /// The session of a connection.

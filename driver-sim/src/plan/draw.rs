@@ -91,6 +91,7 @@ impl Plan {
         plan.draw_burst(&mut tape.lane("burst", 0));
         plan.draw_faults(tape, profile);
         plan.draw_rogues(&mut tape.lane("rogues", 0), profile);
+        plan.draw_rogue_hubs(&mut tape.lane("rogue hubs", 0));
         plan.draw_frozen(&mut tape.lane("frozen", 0));
         let mut l = tape.lane("script", 0);
         // Everything drawn includes what chance alone finds seldom.
@@ -130,6 +131,13 @@ impl Plan {
             for _ in 0..l.between(1, 2) {
                 self.rogues.push(RoguePlan::draw(l, self.hubs.len() as u64, self.safety_ns));
             }
+        }
+    }
+
+    /// Where hostile agents are about a hub may be hostile too.
+    fn draw_rogue_hubs(&mut self, l: &mut Lane) {
+        if !self.rogues.is_empty() && l.chance(2, 3) {
+            self.rogues.push(RoguePlan::draw_hub(l, self.hubs.len() as u64, self.safety_ns));
         }
     }
 

@@ -74,13 +74,8 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Draining,
-        Self::MeshLinkDown,
-        Self::RegistryUnhealthy,
-        Self::RegistryRecovering,
-        Self::ReplicaIdTwice,
-    ];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Draining, Self::MeshLinkDown, Self::RegistryUnhealthy, Self::RegistryRecovering, Self::ReplicaIdTwice];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {

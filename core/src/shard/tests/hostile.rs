@@ -186,6 +186,32 @@ fn an_open_of_a_finished_cid_is_not_executed() {
     assert!(b.outs[AGENT].targets.is_empty() && b.outs[AGENT].frames.is_empty(), "S6, S8");
 }
 
+/// Attack 46: the agent would not execute it, nor answer.
+#[test]
+fn a_cid_that_an_earlier_link_carried_is_not_passed_on_again() {
+    let (mut b, cid, _, _) = opened();
+    let again = session(9);
+    b.note(OWNER, ControlNote::SessionLost { session: LINK_W });
+    b.note(OWNER, up(again, Plane::Mesh, Some(1)));
+    b.outs[OWNER] = ShardOut::default();
+    let ask = |b: &mut Bench, cid| {
+        b.shards[OWNER].on_frame(b.now, again, cid, FENCE.epoch, open("plant-7", "ldap", 70), &mut b.outs[OWNER]);
+        b.shards[OWNER].check_invariants();
+        std::mem::take(&mut b.outs[OWNER].frames)
+    };
+    let refused = Body::OpenAck { result: Err(RstCode::Protocol) };
+    assert_eq!(ask(&mut b, cid), [(again, Frame::stream(cid, FENCE.epoch, refused))]);
+    assert_eq!(
+        (b.shards[OWNER].streams(), b.shards[OWNER].pending_opens()),
+        (0, 0),
+        "nothing waits for an answer (B7)"
+    );
+    // The next one of that run is as good as any.
+    let next = Cid::new(cid.incarnation(), cid.lane(), cid.counter() + 1);
+    let sent = ask(&mut b, next);
+    assert!(matches!(sent[..], [(TUNNEL_W, Frame::Stream { body: Body::Open(_), .. })]), "{sent:?}");
+}
+
 #[test]
 fn a_session_that_breaks_limits_again_and_again_is_closed() {
     let mut b = Bench::new();

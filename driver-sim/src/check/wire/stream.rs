@@ -54,10 +54,16 @@ impl Wire {
         body: &Body,
     ) -> Result<(), Violation> {
         let end = g.end;
+        let strangers = self.is_strangers(cid);
+        // Its run counts anew: an earlier target of this cid may be the one that was.
+        let again = strangers && self.hops(cid).len() > 1;
         let Some(ledger) = self.sessions.get_mut(session as usize) else { return Ok(()) };
         let (fence, mut stale) = (ledger.fence, false);
         if let Body::Open(open) = body {
             self.points.push(Point::Open);
+            if self.forbidden.contains(&cid) {
+                return broken("O1", format!("{}: a hostile hub's OPEN that had to be refused", g.what(cid)));
+            }
             if ledger.plane == Plane::Tunnel {
                 let named = Fence { epoch, nonce: open.nonce };
                 if end == 0 {
@@ -85,6 +91,10 @@ impl Wire {
             }
             if open.connector.as_str() == crate::rogue::CONNECTOR {
                 self.hostile.insert(cid);
+                return Ok(());
+            }
+            if strangers {
+                self.marks.push(Mark::HostileOpenCarried);
                 return Ok(());
             }
             self.recent.push_back((cid, epoch));
@@ -132,7 +142,7 @@ impl Wire {
                 if result.is_ok() && !connected {
                     return broken("S7", format!("{}: OPEN_ACK ok, its target was never connected", g.what(cid)));
                 }
-                if result.is_err() && connected && !g.node().is_hub() {
+                if result.is_err() && connected && !again && !g.node().is_hub() {
                     return broken("S7", format!("{}: refused, but its target was connected", g.what(cid)));
                 }
                 if s.stale && result.is_ok() {
@@ -187,7 +197,8 @@ impl Wire {
                     let text = format!("{}: CREDIT says {consumed} consumed, the socket took {took}", g.what(cid));
                     return broken("B1", text);
                 }
-                if *limit > consumed + g.window_max() {
+                // A hostile hub may grant what it likes to those that write to it.
+                if *limit > consumed.saturating_add(g.window_max()) && !(strangers && end == s.opener) {
                     return broken("B1", format!("{}: CREDIT {consumed}/{limit} is above any window", g.what(cid)));
                 }
                 (s.granted[end], s.consumed[end]) = (*limit, *consumed);

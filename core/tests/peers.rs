@@ -1,0 +1,215 @@
+//! A hub against a hub made by hand that is who it says and lies about others
+//! (attack 33): what it may say of agents, and how far it is believed.
+
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
+
+mod world;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nowconnect_core::config::Mode;
+use nowconnect_core::error::CloseCode;
+use nowconnect_core::hub::Hub;
+use nowconnect_core::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Nonce, Secret};
+use nowconnect_core::mux::{Input, NodeOut};
+use nowconnect_core::observed::Observed;
+use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
+use nowconnect_core::registry::{
+    Claim, HubRun, Located, RegistryOp, RegistryReply, RegistryResult, SEEN_AHEAD_MAX, SEEN_UNCHECKED_MAX, Token,
+};
+use nowconnect_core::rng::Seed;
+use nowconnect_core::session::TxBatch;
+use nowconnect_core::time::Instant;
+use nowconnect_core::wire::{
+    Codec, ConnectorAd, Dialect, EpochNotice, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, WireLimits, decode,
+    encode_message,
+};
+use world::{hub_config, name};
+
+const MESH: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Mesh };
+const TUNNEL: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Tunnel };
+const LINK: ConnKey = ConnKey { ix: 1, generation: 0 };
+
+/// A hub with a link to hub-b, which is this test.
+struct Bench {
+    hub: Hub,
+    out: NodeOut,
+    now: Instant,
+    said: u64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut out = NodeOut::default();
+        let now = Instant::from_nanos(1);
+        let config = Arc::new(hub_config("hub-a", Mode::Active, &[]));
+        let hub = Hub::new(config, Seed::from_u64(1), now, &mut out);
+        let mut b = Self { hub, out, now, said: 0 };
+        b.answer(|op| matches!(op, RegistryOp::Renew { .. }).then_some(RegistryReply::Renewed));
+        b.input(Input::Accepted { conn: LINK, dialect: MESH, principal: Principal::Hub(HubGrant::default()) });
+        let role = HelloRole::Hub(HelloHub {
+            replica_id: name("hub-b"),
+            incarnation: Incarnation(5),
+            namespace: name("default"),
+            region: None,
+            sessions: Vec::new(),
+        });
+        b.hello(LINK, MESH, role);
+        let welcome = b.heard(LINK);
+        assert!(matches!(welcome[..], [Frame::Welcome(_)]), "{welcome:?}");
+        let auth = Frame::Auth(Box::default());
+        b.input(Input::Message { conn: LINK, message: encode_message(MESH, 0, &[auth]) });
+        assert!(b.hub.mux().carried_by(LINK).is_some());
+        b
+    }
+
+    fn hello(&mut self, conn: ConnKey, dialect: Dialect, role: HelloRole) {
+        let (challenge, capabilities) = (Secret([3; 16]), Vec::new());
+        let hello = Hello { role, challenge, initial_window: 65536, capabilities, resume: None };
+        let message = encode_message(dialect, 0, &[Frame::Hello(Box::new(hello))]);
+        self.input(Input::Message { conn, message });
+    }
+
+    fn input(&mut self, input: Input) {
+        self.hub.handle(self.now, input, &mut self.out);
+        self.hub.check_invariants();
+    }
+
+    fn heard(&mut self, conn: ConnKey) -> Vec<Frame> {
+        let mut batch = TxBatch::default();
+        self.hub.poll_transmit(self.now, conn, usize::MAX, &mut batch, &mut self.out);
+        let mut frames = Vec::new();
+        for m in batch.messages {
+            decode(MESH, &m.to_bytes(), &WireLimits::ESTABLISHED, &mut frames).unwrap();
+        }
+        frames
+    }
+
+    /// What was asked of the registry; the answers to it.
+    fn answer(&mut self, reply: impl Fn(&RegistryOp) -> Option<RegistryReply>) {
+        let asked: Vec<(Token, RegistryOp)> = self.out.registry.drain(..).collect();
+        for (token, op) in asked {
+            match reply(&op) {
+                Some(reply) => self.input(Input::Registry { token, result: RegistryResult::Ok(reply) }),
+                None => self.out.registry.push((token, op)),
+            }
+        }
+    }
+
+    fn says(&mut self, agent: &str, replica: &str, epoch: u64) {
+        self.says_of(Instance(7), agent, replica, epoch);
+    }
+
+    fn says_of(&mut self, instance: Instance, agent: &str, replica: &str, epoch: u64) {
+        self.said += 1;
+        let notice = EpochNotice {
+            agent_id: AgentId::new(agent).unwrap(),
+            instance,
+            replica_id: name(replica),
+            epoch: Epoch(epoch),
+            nonce: Nonce(1),
+            firm: true,
+        };
+        let message = encode_message(MESH, self.said, &[Frame::Epoch(Box::new(notice))]);
+        self.input(Input::Message { conn: LINK, message });
+    }
+
+    /// What the hub claims for an agent that comes for the first time; it is
+    /// granted `epoch`.
+    fn claims(&mut self, conn: u32, agent: &str, epoch: u64) -> Claim {
+        let conn = ConnKey { ix: conn, generation: 0 };
+        let grant = AgentGrant { subject: agent.to_owned(), connectors: Some(vec![name("ldap")]), expires: None };
+        self.out.registry.clear();
+        self.input(Input::Accepted { conn, dialect: TUNNEL, principal: Principal::Agent(grant) });
+        let role = HelloRole::Agent(HelloAgent {
+            agent_id: AgentId::new(agent).unwrap(),
+            instance: Instance(7),
+            connectors: vec![ConnectorAd { name: name("ldap"), priority: 0, weight: 1 }],
+            seen: Epoch(0),
+            sessions: Vec::new(),
+        });
+        self.hello(conn, TUNNEL, role);
+        let claim = self.out.registry.iter().find_map(|(_, op)| match op {
+            RegistryOp::Claim(claim) => Some((**claim).clone()),
+            _ => None,
+        });
+        let claim = claim.expect("a claim");
+        let nonce = claim.nonce;
+        self.answer(|op| {
+            let granted = RegistryReply::Claimed { epoch: Epoch(epoch), nonce, superseded: Vec::new() };
+            matches!(op, RegistryOp::Claim(_)).then_some(granted)
+        });
+        claim
+    }
+}
+
+/// I3: who speaks for another hub is in breach of the protocol.
+#[test]
+fn an_epoch_in_the_name_of_another_hub_ends_the_link() {
+    let mut b = Bench::new();
+    b.says("plant-7", "hub-b", 1000);
+    assert!(b.hub.mux().carried_by(LINK).is_some(), "its own it may tell");
+    b.says("plant-7", "hub-c", 2000);
+    assert!(b.hub.mux().carried_by(LINK).is_none());
+    assert!(b.out.close.iter().any(|(conn, code)| (*conn, *code) == (LINK, CloseCode::Protocol)), "{:?}", b.out.close);
+    let told = b.out.observed.iter().any(|o| matches!(o, Observed::ProtocolViolation { plane: Plane::Mesh, .. }));
+    assert!(told, "and it is counted");
+    let claim = b.claims(10, "plant-7", 5000);
+    assert_eq!(claim.seen, Epoch(1000), "what it said there is not believed");
+}
+
+/// A peer that says another process of an agent took over is not believed on its
+/// word while the registry can be asked.
+#[test]
+fn an_attachment_ends_for_another_instance_when_the_registry_lists_it() {
+    for listed in [false, true] {
+        let mut b = Bench::new();
+        let fence = Fence { epoch: Epoch(5000), nonce: b.claims(10, "plant-1", 5000).nonce };
+        let tunnel = ConnKey { ix: 10, generation: 0 };
+        b.out.registry.clear();
+        b.says_of(Instance(9), "plant-1", "hub-b", 6000);
+        assert!(b.hub.mux().carried_by(tunnel).is_some(), "nothing was asked yet");
+        let asked = b.out.registry.iter().filter(|(_, op)| matches!(op, RegistryOp::Agent { .. })).count();
+        assert_eq!(asked, 1);
+        let ours = Located {
+            agent_id: AgentId::new("plant-1").unwrap(),
+            instance: Instance(7),
+            hub: b.hub.run().clone(),
+            fence,
+            connectors: Vec::new(),
+            region: None,
+        };
+        let other = HubRun { replica_id: name("hub-b"), incarnation: Incarnation(5) };
+        let theirs = Located {
+            instance: Instance(9),
+            hub: other,
+            fence: Fence { epoch: Epoch(6000), nonce: Nonce(1) },
+            ..ours.clone()
+        };
+        let answer = vec![if listed { theirs } else { ours }];
+        b.answer(|op| matches!(op, RegistryOp::Agent { .. }).then(|| RegistryReply::Attachments(answer.clone())));
+        assert_eq!(b.hub.mux().carried_by(tunnel).is_some(), !listed);
+    }
+}
+
+/// Attack 50, from a hub: an epoch that no registry can have granted is believed
+/// as far as one can.
+#[test]
+fn a_poisonous_epoch_of_a_peer_is_bounded_and_moves_nobody_elses() {
+    let mut b = Bench::new();
+    b.says("plant-1", "hub-b", u64::MAX);
+    let unchecked = b.claims(10, "plant-1", 1 << 50);
+    assert!(unchecked.seen.0 <= SEEN_UNCHECKED_MAX && unchecked.granted.0 <= SEEN_UNCHECKED_MAX, "{unchecked:?}");
+    // From here on the hub knows about where the registry's floor is.
+    let floor = 1 << 50;
+    for round in 0..100 {
+        b.now = b.now.after(Duration::from_millis(1));
+        b.says("plant-2", "hub-b", u64::MAX);
+        b.says(&format!("plant-{}", 100 + round), "hub-b", u64::MAX);
+    }
+    let day = floor + SEEN_AHEAD_MAX + (1 << 20);
+    let claim = b.claims(11, "plant-2", floor + 10);
+    assert!(claim.seen.0 <= day && claim.granted.0 <= day, "a day, however often it is said: {claim:?}");
+    assert_eq!(b.claims(12, "plant-3", floor + 20).seen, Epoch(0), "others are not touched");
+}
