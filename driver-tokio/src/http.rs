@@ -11,6 +11,7 @@
 //! sessions nor what makes a hub ready.
 
 mod gate;
+mod rate;
 mod upgrade;
 
 use std::convert::Infallible;
@@ -32,12 +33,13 @@ use nowconnect_core::principal::{HubGrant, Principal};
 use nowconnect_core::wire::{Dialect, MESSAGE_MAX_BEFORE_AUTH_BYTES, Plane};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::net;
 use crate::ws::{Io, WsConn};
 use gate::{Gate, Pass};
+use rate::Rate;
 
 /// TLS of a listener; storing another one applies to connections accepted
 /// from then on (certificate reload).
@@ -61,6 +63,9 @@ pub struct HttpLimits {
     /// Connections at once from one IPv4 address or IPv6 /64 (attack 3).
     /// Behind a balancer all share one address: raise it to `connections_max`.
     pub connections_per_ip_max: usize,
+    /// Connections a second, as many at once; beyond it they wait for their
+    /// turn, the next ones in the kernel's queue (attack 3).
+    pub connections_per_second: u32,
 }
 
 impl Default for HttpLimits {
@@ -72,7 +77,8 @@ impl Default for HttpLimits {
             head_max_bytes: 16 * 1024,
             headers_max: 64,
             connections_max: 1000,
-            connections_per_ip_max: 256,
+            connections_per_ip_max: 250,
+            connections_per_second: 1000,
         }
     }
 }
@@ -99,6 +105,16 @@ impl Routes {
     pub const MESH: Self = Self { tunnel: false, mesh: true, health: false, ready: false, metrics: false };
     /// `metrics.bind` (attack 60).
     pub const METRICS: Self = Self { tunnel: false, mesh: false, health: true, ready: false, metrics: true };
+
+    /// The key that says where these are served.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self { tunnel: true, .. } => "http.bind",
+            Self { mesh: true, .. } => "ha.mesh.listen",
+            Self { .. } => "metrics.bind",
+        }
+    }
 }
 
 /// A refusal of the application.
@@ -216,6 +232,9 @@ pub trait HttpApp {
     /// Counts a refusal.
     fn refused(&self, why: Refusal);
 
+    /// Counts a connection that has to wait for its turn, at the port `key` names.
+    fn throttled(&self, key: &'static str);
+
     /// `TCP_USER_TIMEOUT` of the sockets accepted from now on.
     fn user_timeout(&self) -> Duration {
         net::SESSION_USER_TIMEOUT
@@ -250,6 +269,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let gate = Gate::new(setting.limits.connections_max, setting.limits.connections_per_ip_max);
+    let mut rate = Rate::new(setting.limits.connections_per_second, Instant::now());
     let server = Rc::new(Server { setting, app });
     let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -266,6 +286,18 @@ pub async fn serve(
         };
         if shed {
             server.app.refused(Refusal::Shed);
+        }
+        // Who is refused costs nobody else a turn.
+        if let Some(wait) = rate.take(Instant::now()) {
+            server.app.throttled(server.setting.routes.key());
+            let mut turn = std::pin::pin!(sleep(wait));
+            loop {
+                tokio::select! {
+                    () = &mut turn => break,
+                    Some(_) = tasks.join_next() => {}
+                    () = &mut shutdown => return,
+                }
+            }
         }
         let id = pass.id();
         let task = tasks.spawn_local(Box::pin(Rc::clone(&server).connection(tcp, remote, pass)));

@@ -110,6 +110,7 @@ families! {
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
     HandshakeFailures = Counter "nowconnect_handshake_failures_total" ["plane", "cause"] "Handshakes on tunnels and links that came to nothing, by the code of their end.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
+    HttpThrottled = Counter "nowconnect_http_throttled_total" [] "Connections to http.bind, ha.mesh.listen and metrics.bind that had to wait because more came than limits.handshake_rate.";
     JwksFetches = Counter "nowconnect_jwks_fetches_total" ["result"] "Fetches of auth.jwt.jwks_url: ok, connect, tls, timeout, http, status, redirect, too_large or content.";
     JwksAge = Gauge "nowconnect_jwks_age_seconds" ["source"] "Age of the key set in use, by where it comes from (url).";
     RegistryHealthy = Gauge "nowconnect_registry_healthy" [] "1 while this hub's lease is renewed in time, else 0.";

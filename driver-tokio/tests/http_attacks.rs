@@ -6,16 +6,17 @@
 
 mod transport;
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nowconnect::dial::{WsUrl, dial};
 use nowconnect::http::{HttpLimits, Refusal, Routes};
+use nowconnect::net;
 use nowconnect::ws::{PING_BURST, WsEvent};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use transport::{Ca, Echo, next, run, send, start, tunnel};
+use transport::{Ca, Echo, next, run, send, serve_on, start, tunnel};
 use tungstenite::protocol::Role;
 use tungstenite::{Message, WebSocket};
 
@@ -392,6 +393,48 @@ fn idle_connections_are_capped() {
         works(addr).await;
         assert_eq!(*app.refused.borrow(), [Refusal::Shed; 48], "attack 3: the oldest go");
         assert_eq!(idle[0].read(&mut [0]).await.unwrap_or(0), 0);
+    });
+}
+
+#[test]
+fn connections_beyond_the_rate_wait_and_none_is_refused() {
+    run(async {
+        // All of them are in the kernel's queue before the first is accepted.
+        let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into(), 128).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            let mut tcp = TcpStream::connect(addr).await.unwrap();
+            tcp.write_all(&get("/healthz", &["Host: hub\r\n"])).await.unwrap();
+            clients.push(tcp);
+        }
+        let began = Instant::now();
+        let app = serve_on(listener, HttpLimits { connections_per_second: 2, ..HttpLimits::default() });
+        for (n, mut tcp) in clients.into_iter().enumerate() {
+            let mut answer = Vec::new();
+            tcp.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(status(&answer), 200);
+            let least = Duration::from_millis([0, 0, 500, 1000][n]);
+            assert!(began.elapsed() >= least, "attack 3: answer {n} after {:?}", began.elapsed());
+        }
+        assert!(!app.throttled.borrow().is_empty());
+        assert!(app.throttled.borrow().iter().all(|key| *key == "http.bind"));
+        assert!(app.refused.borrow().is_empty());
+    });
+}
+
+#[test]
+fn who_is_refused_uses_up_nobodys_turn() {
+    run(async {
+        let limits = HttpLimits { connections_per_ip_max: 1, connections_per_second: 2, ..HttpLimits::default() };
+        let (addr, app) = start(Routes::METRICS, None, limits);
+        let idle = TcpStream::connect(addr).await.unwrap();
+        for _ in 0..20 {
+            assert!(talk(addr, b"").await.is_empty());
+        }
+        assert_eq!(*app.refused.borrow(), [Refusal::PerIp; 20]);
+        assert!(app.throttled.borrow().is_empty());
+        drop(idle);
     });
 }
 

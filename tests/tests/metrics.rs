@@ -132,7 +132,7 @@ async fn every_documented_family_appears_and_moves() {
         agent_extra,
         // One check of each target, which withdraws nothing.
         connector_extra: ", health: { kind: tcp, interval: 1h }".to_owned(),
-        hub_extra: "selection: { fall: 1, eject: 1h, eject_max: 2h }\n".to_owned(),
+        hub_extra: "selection: { fall: 1, eject: 1h, eject_max: 2h }\nlimits: { handshake_rate: 100 }\n".to_owned(),
         ..Plan::default()
     };
     let mut cluster = plan.connector("t", target.addr).connector("closed", closed.addr).start().await;
@@ -267,6 +267,17 @@ async fn every_documented_family_appears_and_moves() {
     cluster.kill_agent();
     cluster.start_agent();
     bounded("the reset of a stream that ignored its limit", LONG_PATIENCE, overrunning).await.unwrap();
+
+    // More connections than a second brings.
+    eventually("some have to wait", PATIENCE, || async {
+        let mut many = Vec::new();
+        for _ in 0..200 {
+            many.push(TcpStream::connect(hub).await.unwrap());
+        }
+        (cluster.metrics(0).await.sum("nowconnect_http_throttled_total", &[])? >= 1.0).then_some(())
+    })
+    .await;
+    cluster.hubs[0].running().wait_line("handshakes_throttled", PATIENCE).await;
 
     // The registry goes away.
     cluster.redis.process.kill();

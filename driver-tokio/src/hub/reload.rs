@@ -42,7 +42,9 @@ pub const RESTART: &[&str] = &[
     "ha.redis_url",
     "ha.replica_id",
     "http.bind",
+    "limits.handshake_rate",
     "limits.max_handshakes",
+    "limits.max_handshakes_per_address",
     "limits.stream_window_initial_bytes",
     "metrics.bind",
     "registry.op_timeout",
@@ -155,7 +157,9 @@ fn keep(new: &mut HubSetup, old: &HubSetup) -> Vec<&'static str> {
         "ha.namespace": core.namespace;
         "ha.replica_id": core.replica_id;
         "http.bind": http_bind;
+        "limits.handshake_rate": handshake_rate;
         "limits.max_handshakes": core.limits.max_handshakes;
+        "limits.max_handshakes_per_address": max_handshakes_per_address;
         "limits.stream_window_initial_bytes": core.limits.stream_window_initial_bytes;
         "metrics.bind": metrics_bind;
         "registry.op_timeout": core.registry.op_timeout;
@@ -339,7 +343,7 @@ ha:
   redis_tls: { ca_bundle: c, cert_file: c, key_file: c }
   mesh: { listen: '127.0.0.1:3', listen_tls: native, tls: { ca_bundle: b, cert_file: b, key_file: b } }
 registry: { op_timeout: 400ms, lease: 20s }
-limits: { max_handshakes: 5, stream_window_initial_bytes: 16384, max_streams: 7 }
+limits: { handshake_rate: 5, max_handshakes: 5, max_handshakes_per_address: 5, stream_window_initial_bytes: 16384, max_streams: 7 }
 ";
         let mut new = setup(everything);
         assert_eq!(keep(&mut new, &old), RESTART);
