@@ -96,7 +96,7 @@ families! {
     OwnershipChanges = Counter "nowconnect_ownership_changes_total" ["change", "cause"] "Attachments gained (claim, provisional, reclaim, takeover) and lost (code of the session's end) here.";
     LeaseAge = Fraction "nowconnect_registry_lease_age_seconds" [] "Seconds since the renewal that this hub's lease counts from; since the start when it holds none.";
     LimitUsed = Fraction "nowconnect_limit_used_ratio" ["limit", "listener"] "Used share of each limit, 0 to 1; of limits of a session, in the fullest one.";
-    CertificateNotAfter = Gauge "nowconnect_certificate_not_after_timestamp_seconds" ["use"] "End of the certificate in use that ends first, seconds since 1970, by use: http, mesh, mesh_ca, tunnel_ca.";
+    CertificateNotAfter = Gauge "nowconnect_certificate_not_after_timestamp_seconds" ["use"] "End of the certificate in use that ends first, seconds since 1970, by use: http, mesh, mesh_ca, tunnel_ca, jwks_ca.";
     TokenNotAfter = Gauge "nowconnect_token_not_after_timestamp_seconds" ["holder"] "End of the token, seconds since 1970: an agent's own (self); of those attached to a hub the one that ends first (attached).";
     Readiness = Gauge "nowconnect_readiness" ["state"] "State of readiness (0 or 1): ready, degraded, draining.";
     ReadinessReason = Gauge "nowconnect_readiness_reason" ["reason"] "Reasons not to be ready (0 or 1), those of /readyz.";

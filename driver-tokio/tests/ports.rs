@@ -227,6 +227,11 @@ fn a_start_with_a_file_it_cannot_use_names_key_and_file_and_leaves_nothing_open(
                 redis(&format!("  redis_tls: {{ ca_bundle: {crt}, cert_file: {absent}, key_file: {key} }}\n")),
             ),
             (
+                "ha.redis_tls.cert_file",
+                &secret,
+                redis(&format!("  redis_tls: {{ ca_bundle: {crt}, cert_file: {secret}, key_file: {key} }}\n")),
+            ),
+            (
                 "ha.redis_tls.key_file",
                 &absent,
                 redis(&format!("  redis_tls: {{ ca_bundle: {crt}, cert_file: {crt}, key_file: {absent} }}\n")),

@@ -62,12 +62,12 @@ mod tests {
         let mut fast = Rate::new(1_000_000, start);
         assert!((0..1_000_000).all(|_| fast.take(start).is_none()));
         assert_eq!(fast.take(start), Some(MS / 1000));
-        // A rate that does not divide a second is not exceeded in the long run.
+        // One that does not divide a second is cut to whole nanoseconds, no more.
         let mut odd = Rate::new(3, start);
         let mut now = start;
         for _ in 0..303 {
             now += odd.take(now).unwrap_or_default();
         }
-        assert!(now - start >= Duration::from_nanos(99_999_999_900), "{:?}", now - start);
+        assert_eq!(now - start, Duration::from_nanos(303 * 333_333_333) - SECOND);
     }
 }
