@@ -62,7 +62,7 @@ pub struct HttpLimits {
     pub connections_max: usize,
     /// Connections at once from one IPv4 address or IPv6 /64 (attack 3).
     /// Behind a balancer all share one address: raise it to `connections_max`.
-    pub connections_per_ip_max: usize,
+    pub connections_per_address_max: usize,
     /// Connections a second, as many at once; beyond it they wait for their
     /// turn, the next ones in the kernel's queue (attack 3).
     pub connections_per_second: u32,
@@ -77,7 +77,7 @@ impl Default for HttpLimits {
             head_max_bytes: 16 * 1024,
             headers_max: 64,
             connections_max: 1000,
-            connections_per_ip_max: 250,
+            connections_per_address_max: 250,
             connections_per_second: 1000,
         }
     }
@@ -132,7 +132,7 @@ pub struct Reject {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refusal {
     /// Too many connections from one address.
-    PerIp,
+    PerAddress,
     /// The oldest was shed for a newer one.
     Shed,
     /// The TLS handshake failed.
@@ -160,7 +160,7 @@ pub enum Refusal {
 impl Refusal {
     /// Every reason.
     pub const ALL: [Self; 12] = [
-        Self::PerIp,
+        Self::PerAddress,
         Self::Shed,
         Self::Tls,
         Self::Timeout,
@@ -178,7 +178,7 @@ impl Refusal {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::PerIp => "per_ip",
+            Self::PerAddress => "per_address",
             Self::Shed => "shed",
             Self::Tls => "tls",
             Self::Timeout => "timeout",
@@ -268,7 +268,7 @@ pub async fn serve(
     app: Rc<dyn HttpApp>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let gate = Gate::new(setting.limits.connections_max, setting.limits.connections_per_ip_max);
+    let gate = Gate::new(setting.limits.connections_max, setting.limits.connections_per_address_max);
     let mut rate = Rate::new(setting.limits.connections_per_second, Instant::now());
     let server = Rc::new(Server { setting, app });
     let mut tasks = JoinSet::new();
@@ -280,7 +280,7 @@ pub async fn serve(
             () = &mut shutdown => return,
         };
         let Some((pass, shed)) = gate.admit(remote.ip()) else {
-            server.app.refused(Refusal::PerIp);
+            server.app.refused(Refusal::PerAddress);
             net::abort(tcp);
             continue;
         };

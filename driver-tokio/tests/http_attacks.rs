@@ -372,14 +372,14 @@ fn slow_peers_are_closed() {
 #[test]
 fn idle_connections_are_capped() {
     run(async {
-        let limits = HttpLimits { connections_per_ip_max: 3, ..HttpLimits::default() };
+        let limits = HttpLimits { connections_per_address_max: 3, ..HttpLimits::default() };
         let (addr, app) = start(Routes::PUBLIC, None, limits);
         let mut idle = Vec::new();
         for _ in 0..3 {
             idle.push(TcpStream::connect(addr).await.unwrap());
         }
         assert!(talk(addr, b"").await.is_empty(), "attack 3: a fourth from one address");
-        assert_eq!(*app.refused.borrow(), [Refusal::PerIp]);
+        assert_eq!(*app.refused.borrow(), [Refusal::PerAddress]);
         idle.clear();
         // Their ends are noticed in accept order, before the next is served.
         while dial(tunnel(&WsUrl::parse(&format!("ws://{addr}/tunnel")).unwrap())).await.is_err() {}
@@ -426,13 +426,13 @@ fn connections_beyond_the_rate_wait_and_none_is_refused() {
 #[test]
 fn who_is_refused_uses_up_nobodys_turn() {
     run(async {
-        let limits = HttpLimits { connections_per_ip_max: 1, connections_per_second: 2, ..HttpLimits::default() };
+        let limits = HttpLimits { connections_per_address_max: 1, connections_per_second: 2, ..HttpLimits::default() };
         let (addr, app) = start(Routes::METRICS, None, limits);
         let idle = TcpStream::connect(addr).await.unwrap();
         for _ in 0..20 {
             assert!(talk(addr, b"").await.is_empty());
         }
-        assert_eq!(*app.refused.borrow(), [Refusal::PerIp; 20]);
+        assert_eq!(*app.refused.borrow(), [Refusal::PerAddress; 20]);
         assert!(app.throttled.borrow().is_empty());
         drop(idle);
     });
@@ -441,7 +441,7 @@ fn who_is_refused_uses_up_nobodys_turn() {
 #[test]
 fn an_upgraded_connection_does_not_count_as_waiting() {
     run(async {
-        let limits = HttpLimits { connections_per_ip_max: 1, ..HttpLimits::default() };
+        let limits = HttpLimits { connections_per_address_max: 1, ..HttpLimits::default() };
         let (addr, app) = start(Routes::PUBLIC, None, limits);
         let url = WsUrl::parse(&format!("ws://{addr}/tunnel")).unwrap();
         let mut open = Vec::new();
