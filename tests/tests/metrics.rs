@@ -406,7 +406,7 @@ async fn status_shows_sessions_epochs_and_streams() {
     assert_eq!((&a["role"], &a["mode"], &a["status"]), (&"hub".into(), &"active".into(), &"ready".into()));
     assert_eq!((&b["replica"], &b["registry"]["status"]), (&"hub-b".into(), &"healthy".into()));
     assert_ne!(a["incarnation"], b["incarnation"]);
-    assert_eq!((&b["links"][0]["replica"], &b["links"][0]["state"]), (&"hub-a".into(), &"established".into()));
+    assert_eq!((&b["links"][0]["peer"], &b["links"][0]["state"]), (&"hub-a".into(), &"established".into()));
     assert_eq!(b["links"][0]["session"]["state"], "connected");
     assert!(b["links"][0]["session"]["rtt_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{b}");
     assert_eq!(a["tunnels"][0]["agent"], AGENT);
