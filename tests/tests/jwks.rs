@@ -191,6 +191,7 @@ async fn the_cas_of_the_url_are_read_again_and_broken_ones_leave_the_last_good_o
     // Nobody has to say that the file is another one.
     fs::copy(new.bundle(), &bundle).unwrap();
     fetched(&cluster, "ok").await;
+    cluster.wait_metric(0, "nowconnect_certificate_not_after_timestamp_seconds", &[("use", "jwks_ca")], 1.0).await;
     // Broken: said, and the last good ones stay.
     fs::write(&bundle, "no certificates").unwrap();
     let hub = cluster.hubs[0].running();

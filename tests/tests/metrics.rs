@@ -161,9 +161,11 @@ async fn every_documented_family_appears_and_moves() {
     })
     .await;
     cluster.wait_metric(1, "nowconnect_memory_held_bytes", &[], 1.0).await;
-    // The agent holds what its hub has not acknowledged.
-    let mut download = ask(cluster.listener(0, "t"), Op::Source, 51, 64 << 20).await.unwrap();
+    // The agent holds what its hub has not acknowledged. The client reads on: a
+    // transfer that rests when its tunnel stalls has nothing under way.
+    let mut download = ask(cluster.listener(0, "t"), Op::Source, 51, 256 << 20).await.unwrap();
     download.readable().await.unwrap();
+    let downloading = tokio::spawn(async move { receive(&mut download, 51, 256 << 20).await });
     cluster.tunnel_proxies[0].stall();
     eventually("the agent holds what it has sent", PATIENCE, || async {
         let held = cluster.agent_metrics().await.sum("nowconnect_memory_held_bytes", &[])?;
@@ -171,7 +173,7 @@ async fn every_documented_family_appears_and_moves() {
     })
     .await;
     cluster.tunnel_proxies[0].heal();
-    assert_eq!(bounded("the download", LONG_PATIENCE, receive(&mut download, 51, 64 << 20)).await, Ok(()));
+    assert_eq!(bounded("the download", LONG_PATIENCE, downloading).await.unwrap(), Ok(()));
     let mut pingers = Vec::new();
     for hub in [0, 1] {
         pingers.push(Pinger::open(cluster.listener(hub, "t"), 60 + hub as u64).await.unwrap());
