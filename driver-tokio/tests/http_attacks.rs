@@ -7,7 +7,7 @@
 mod transport;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use nowconnect::dial::{WsUrl, dial};
@@ -16,6 +16,7 @@ use nowconnect::net;
 use nowconnect::ws::{PING_BURST, WsEvent};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use transport::{Ca, Echo, next, run, send, serve_on, start, tunnel};
 use tungstenite::protocol::Role;
 use tungstenite::{Message, WebSocket};

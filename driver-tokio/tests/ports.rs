@@ -7,7 +7,7 @@ mod transport;
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nowconnect::cli::RunError;
 use nowconnect::config::{ParseOptions, parse_hub};
@@ -17,6 +17,7 @@ use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Instant;
 use transport::run;
 
 /// Starts a hub with `limits`; what it reads lies in the directory.
