@@ -124,7 +124,7 @@ pub(crate) fn table(status: &Value) -> String {
     ];
     let with_session = |own: &[(&'static str, &'static str)]| [own, &session].concat();
     let tables = [
-        ("links", with_session(&[("LINK", "/replica"), ("URL", "/url"), ("STATE", "/state")])),
+        ("links", with_session(&[("LINK", "/peer"), ("URL", "/url"), ("STATE", "/state")])),
         ("tunnels", with_session(&[("TUNNEL", "/agent"), ("EPOCH", "/epoch"), ("FIRM", "/firm")])),
         ("hubs", with_session(&[("HUB", "/url"), ("REPLICA", "/replica"), ("STATE", "/state"), ("EPOCH", "/epoch")])),
         (
@@ -190,8 +190,8 @@ mod tests {
             "registry": {"status": "healthy"}, "status": "degraded", "reasons": ["mesh: the link to hub-b is backoff"],
             "streams": 2, "memory": {"held_bytes": 5, "budget_bytes": 10},
             "links": [
-                {"replica": "hub-b", "url": null, "state": "backoff", "session": null},
-                {"replica": null, "url": "wss://c/mesh", "state": "backoff", "session": null},
+                {"peer": "hub-b", "url": null, "state": "backoff", "session": null},
+                {"peer": null, "url": "wss://c/mesh", "state": "backoff", "session": null},
             ],
             "tunnels": [{"agent": "plant-7\u{1b}[2J", "epoch": "12", "firm": true, "session": session}],
             "listeners": [],

@@ -34,6 +34,8 @@ pub(crate) struct Set {
     http: Option<Arc<ServerConfig>>,
     mesh: Option<Arc<ServerConfig>>,
     dialer: Option<Arc<ClientConfig>>,
+    /// For `auth.jwt.jwks_url`, with a CA bundle of its own.
+    jwks: Option<Arc<ClientConfig>>,
     /// Whom dialled and accepted peers must descend from.
     roots: Option<Arc<RootCertStore>>,
     /// What a hub signs with on the mesh, and whom it believes.
@@ -74,6 +76,13 @@ impl Set {
             set.identity = Some(Arc::new(MeshIdentity::load(files)?));
             set.end("mesh", "ha.mesh.tls.cert_file", &files.cert_file)?;
             set.end("mesh_ca", "ha.mesh.tls.ca_bundle", &files.ca_bundle)?;
+        }
+        let https = setup.auth.jwks.as_ref().filter(|j| j.url.starts_with("https:"));
+        if let Some(bundle) = https.and_then(|j| j.ca_bundle.as_ref()) {
+            const KEY: &str = "auth.jwt.jwks_ca_bundle";
+            set.stamp([bundle]);
+            set.jwks = Some(tls::https_client(KEY, Some(bundle))?);
+            set.end("jwks_ca", KEY, bundle)?;
         }
         Ok(set)
     }
@@ -142,6 +151,11 @@ impl Certs {
     /// TLS of the next dial.
     pub(crate) fn dialer(&self) -> Option<Arc<ClientConfig>> {
         self.set.borrow().dialer.clone()
+    }
+
+    /// TLS of the next fetch of the key set, when its CAs are in a bundle.
+    pub(crate) fn jwks(&self) -> Option<Arc<ClientConfig>> {
+        self.set.borrow().jwks.clone()
     }
 
     /// What a hub signs with on the mesh, and whom it believes, from the next

@@ -11,6 +11,7 @@
 //! sessions nor what makes a hub ready.
 
 mod gate;
+mod rate;
 mod upgrade;
 
 use std::convert::Infallible;
@@ -32,12 +33,13 @@ use nowconnect_core::principal::{HubGrant, Principal};
 use nowconnect_core::wire::{Dialect, MESSAGE_MAX_BEFORE_AUTH_BYTES, Plane};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::net;
 use crate::ws::{Io, WsConn};
 use gate::{Gate, Pass};
+use rate::Rate;
 
 /// TLS of a listener; storing another one applies to connections accepted
 /// from then on (certificate reload).
@@ -60,7 +62,10 @@ pub struct HttpLimits {
     pub connections_max: usize,
     /// Connections at once from one IPv4 address or IPv6 /64 (attack 3).
     /// Behind a balancer all share one address: raise it to `connections_max`.
-    pub connections_per_ip_max: usize,
+    pub connections_per_address_max: usize,
+    /// Connections a second, as many at once; beyond it they wait for their
+    /// turn, the next ones in the kernel's queue (attack 3).
+    pub connections_per_second: u32,
 }
 
 impl Default for HttpLimits {
@@ -72,7 +77,8 @@ impl Default for HttpLimits {
             head_max_bytes: 16 * 1024,
             headers_max: 64,
             connections_max: 1000,
-            connections_per_ip_max: 256,
+            connections_per_address_max: 250,
+            connections_per_second: 1000,
         }
     }
 }
@@ -99,6 +105,16 @@ impl Routes {
     pub const MESH: Self = Self { tunnel: false, mesh: true, health: false, ready: false, metrics: false };
     /// `metrics.bind` (attack 60).
     pub const METRICS: Self = Self { tunnel: false, mesh: false, health: true, ready: false, metrics: true };
+
+    /// The key that says where these are served.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self { tunnel: true, .. } => "http.bind",
+            Self { mesh: true, .. } => "ha.mesh.listen",
+            Self { .. } => "metrics.bind",
+        }
+    }
 }
 
 /// A refusal of the application.
@@ -116,7 +132,7 @@ pub struct Reject {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refusal {
     /// Too many connections from one address.
-    PerIp,
+    PerAddress,
     /// The oldest was shed for a newer one.
     Shed,
     /// The TLS handshake failed.
@@ -144,7 +160,7 @@ pub enum Refusal {
 impl Refusal {
     /// Every reason.
     pub const ALL: [Self; 12] = [
-        Self::PerIp,
+        Self::PerAddress,
         Self::Shed,
         Self::Tls,
         Self::Timeout,
@@ -162,7 +178,7 @@ impl Refusal {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::PerIp => "per_ip",
+            Self::PerAddress => "per_address",
             Self::Shed => "shed",
             Self::Tls => "tls",
             Self::Timeout => "timeout",
@@ -216,6 +232,9 @@ pub trait HttpApp {
     /// Counts a refusal.
     fn refused(&self, why: Refusal);
 
+    /// Counts a connection that has to wait for its turn, at the port `key` names.
+    fn throttled(&self, key: &'static str);
+
     /// `TCP_USER_TIMEOUT` of the sockets accepted from now on.
     fn user_timeout(&self) -> Duration {
         net::SESSION_USER_TIMEOUT
@@ -249,7 +268,8 @@ pub async fn serve(
     app: Rc<dyn HttpApp>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let gate = Gate::new(setting.limits.connections_max, setting.limits.connections_per_ip_max);
+    let gate = Gate::new(setting.limits.connections_max, setting.limits.connections_per_address_max);
+    let mut rate = Rate::new(setting.limits.connections_per_second, Instant::now());
     let server = Rc::new(Server { setting, app });
     let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -260,12 +280,24 @@ pub async fn serve(
             () = &mut shutdown => return,
         };
         let Some((pass, shed)) = gate.admit(remote.ip()) else {
-            server.app.refused(Refusal::PerIp);
+            server.app.refused(Refusal::PerAddress);
             net::abort(tcp);
             continue;
         };
         if shed {
             server.app.refused(Refusal::Shed);
+        }
+        // Who is refused costs nobody else a turn.
+        if let Some(wait) = rate.take(Instant::now()) {
+            server.app.throttled(server.setting.routes.key());
+            let mut turn = std::pin::pin!(sleep(wait));
+            loop {
+                tokio::select! {
+                    () = &mut turn => break,
+                    Some(_) = tasks.join_next() => {}
+                    () = &mut shutdown => return,
+                }
+            }
         }
         let id = pass.id();
         let task = tasks.spawn_local(Box::pin(Rc::clone(&server).connection(tcp, remote, pass)));

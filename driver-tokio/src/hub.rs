@@ -234,7 +234,8 @@ pub async fn start(
     let serve = |socket: TcpListener, routes: Routes, tls: Option<TlsSource>| {
         let limits = HttpLimits {
             connections_max: setup.core.limits.max_handshakes as usize,
-            connections_per_ip_max: setup.core.limits.max_handshakes as usize,
+            connections_per_address_max: setup.handshakes_per_address() as usize,
+            connections_per_second: setup.handshake_rate,
             ..HttpLimits::default()
         };
         let setting = HttpListener { routes, tls, limits };

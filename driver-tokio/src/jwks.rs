@@ -106,7 +106,7 @@ struct Set {
 /// One URL with its key set.
 pub struct Jwks {
     setup: JwksSetup,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    tls: RefCell<Option<Arc<rustls::ClientConfig>>>,
     /// A token named a key that nobody knows.
     wanted: Cell<bool>,
     wake: Notify,
@@ -191,7 +191,7 @@ impl Jwks {
         };
         Ok(Self {
             setup: setup.clone(),
-            tls,
+            tls: RefCell::new(tls),
             wanted: Cell::new(false),
             wake: Notify::new(),
             set: RefCell::default(),
@@ -219,6 +219,17 @@ impl Jwks {
                 tracing::warn!(event = "jwks_copy_unusable", file = %path.display(), "auth.jwt.jwks_cache_file: {why}");
             }
         }
+    }
+
+    /// The next fetch trusts what `tls` does: the CA bundle has changed.
+    pub(crate) fn trust(&self, tls: Arc<rustls::ClientConfig>) {
+        self.tls.replace(Some(tls));
+    }
+
+    /// What a fetch trusts now.
+    #[cfg(test)]
+    pub(crate) fn tls(&self) -> Option<Arc<rustls::ClientConfig>> {
+        self.tls.borrow().clone()
     }
 
     /// A token named an unknown key: look soon, at most once in 30 s.
@@ -312,13 +323,14 @@ impl Jwks {
     async fn fetch(&self) -> Result<Bytes, FetchFault> {
         let uri: Uri = self.setup.url.parse().map_err(|_| FetchFault::Connect)?;
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = uri.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
+        let tls = self.tls.borrow().clone();
+        let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
         let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|_| FetchFault::Connect)?;
-        match &self.tls {
+        match tls {
             None => exchange(tcp, &uri).await,
             Some(config) => {
                 let name = ServerName::try_from(host).map_err(|_| FetchFault::Tls)?;
-                let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
+                let connector = tokio_rustls::TlsConnector::from(config);
                 let tls = connector.connect(name, tcp).await.map_err(|_| FetchFault::Tls)?;
                 exchange(tls, &uri).await
             }

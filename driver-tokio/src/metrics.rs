@@ -96,7 +96,7 @@ families! {
     OwnershipChanges = Counter "nowconnect_ownership_changes_total" ["change", "cause"] "Attachments gained (claim, provisional, reclaim, takeover) and lost (code of the session's end) here.";
     LeaseAge = Fraction "nowconnect_registry_lease_age_seconds" [] "Seconds since the renewal that this hub's lease counts from; since the start when it holds none.";
     LimitUsed = Fraction "nowconnect_limit_used_ratio" ["limit", "listener"] "Used share of each limit, 0 to 1; of limits of a session, in the fullest one.";
-    CertificateNotAfter = Gauge "nowconnect_certificate_not_after_timestamp_seconds" ["use"] "End of the certificate in use that ends first, seconds since 1970, by use: http, mesh, mesh_ca, tunnel_ca.";
+    CertificateNotAfter = Gauge "nowconnect_certificate_not_after_timestamp_seconds" ["use"] "End of the certificate in use that ends first, seconds since 1970, by use: http, mesh, mesh_ca, tunnel_ca, jwks_ca.";
     TokenNotAfter = Gauge "nowconnect_token_not_after_timestamp_seconds" ["holder"] "End of the token, seconds since 1970: an agent's own (self); of those attached to a hub the one that ends first (attached).";
     Readiness = Gauge "nowconnect_readiness" ["state"] "State of readiness (0 or 1): ready, degraded, draining.";
     ReadinessReason = Gauge "nowconnect_readiness_reason" ["reason"] "Reasons not to be ready (0 or 1), those of /readyz.";
@@ -110,6 +110,7 @@ families! {
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
     HandshakeFailures = Counter "nowconnect_handshake_failures_total" ["plane", "cause"] "Handshakes on tunnels and links that came to nothing, by the code of their end.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
+    HttpThrottled = Counter "nowconnect_http_throttled_total" [] "Connections to http.bind, ha.mesh.listen and metrics.bind that had to wait because more came than limits.handshake_rate.";
     JwksFetches = Counter "nowconnect_jwks_fetches_total" ["result"] "Fetches of auth.jwt.jwks_url: ok, connect, tls, timeout, http, status, redirect, too_large or content.";
     JwksAge = Gauge "nowconnect_jwks_age_seconds" ["source"] "Age of the key set in use, by where it comes from (url).";
     RegistryHealthy = Gauge "nowconnect_registry_healthy" [] "1 while this hub's lease is renewed in time, else 0.";

@@ -35,8 +35,8 @@ pub enum TlsError {
         problem: String,
     },
     /// The system has no usable CA certificate.
-    #[error("the system has no usable CA certificates; name a bundle with tls.ca_bundle")]
-    NoSystemRoots,
+    #[error("the system has no usable CA certificates; name a bundle with {0}")]
+    NoSystemRoots(&'static str),
     /// rustls refused the combination.
     #[error("TLS cannot be set up: {0}")]
     Setup(String),
@@ -63,7 +63,16 @@ fn setup(e: impl std::fmt::Display) -> TlsError {
 /// When it cannot be read or holds none.
 pub fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let bytes = std::fs::read(path).map_err(|e| TlsError::file(key, path, format!("cannot be read: {e}")))?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    certificates_in(key, path, &bytes)
+}
+
+/// The same of a file that was read already.
+pub(crate) fn certificates_in(
+    key: &'static str,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(TlsError::file(key, path, "expected PEM with at least one CERTIFICATE block, there is none")),
@@ -195,7 +204,7 @@ pub fn https_client(key: &'static str, ca_bundle: Option<&Path>) -> Result<Arc<C
             }
             let (added, _) = roots.add_parsable_certificates(native.certs);
             if added == 0 {
-                return Err(TlsError::NoSystemRoots);
+                return Err(TlsError::NoSystemRoots(key));
             }
             Arc::new(roots)
         }

@@ -6,16 +6,18 @@
 
 mod transport;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
 use nowconnect::dial::{WsUrl, dial};
 use nowconnect::http::{HttpLimits, Refusal, Routes};
+use nowconnect::net;
 use nowconnect::ws::{PING_BURST, WsEvent};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use transport::{Ca, Echo, next, run, send, start, tunnel};
+use tokio::time::Instant;
+use transport::{Ca, Echo, next, run, send, serve_on, start, tunnel};
 use tungstenite::protocol::Role;
 use tungstenite::{Message, WebSocket};
 
@@ -371,14 +373,14 @@ fn slow_peers_are_closed() {
 #[test]
 fn idle_connections_are_capped() {
     run(async {
-        let limits = HttpLimits { connections_per_ip_max: 3, ..HttpLimits::default() };
+        let limits = HttpLimits { connections_per_address_max: 3, ..HttpLimits::default() };
         let (addr, app) = start(Routes::PUBLIC, None, limits);
         let mut idle = Vec::new();
         for _ in 0..3 {
             idle.push(TcpStream::connect(addr).await.unwrap());
         }
         assert!(talk(addr, b"").await.is_empty(), "attack 3: a fourth from one address");
-        assert_eq!(*app.refused.borrow(), [Refusal::PerIp]);
+        assert_eq!(*app.refused.borrow(), [Refusal::PerAddress]);
         idle.clear();
         // Their ends are noticed in accept order, before the next is served.
         while dial(tunnel(&WsUrl::parse(&format!("ws://{addr}/tunnel")).unwrap())).await.is_err() {}
@@ -396,9 +398,51 @@ fn idle_connections_are_capped() {
 }
 
 #[test]
+fn connections_beyond_the_rate_wait_and_none_is_refused() {
+    run(async {
+        // All of them are in the kernel's queue before the first is accepted.
+        let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into(), 128).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            let mut tcp = TcpStream::connect(addr).await.unwrap();
+            tcp.write_all(&get("/healthz", &["Host: hub\r\n"])).await.unwrap();
+            clients.push(tcp);
+        }
+        let began = Instant::now();
+        let app = serve_on(listener, HttpLimits { connections_per_second: 2, ..HttpLimits::default() });
+        for (n, mut tcp) in clients.into_iter().enumerate() {
+            let mut answer = Vec::new();
+            tcp.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(status(&answer), 200);
+            let least = Duration::from_millis([0, 0, 500, 1000][n]);
+            assert!(began.elapsed() >= least, "attack 3: answer {n} after {:?}", began.elapsed());
+        }
+        assert!(!app.throttled.borrow().is_empty());
+        assert!(app.throttled.borrow().iter().all(|key| *key == "http.bind"));
+        assert!(app.refused.borrow().is_empty());
+    });
+}
+
+#[test]
+fn who_is_refused_uses_up_nobodys_turn() {
+    run(async {
+        let limits = HttpLimits { connections_per_address_max: 1, connections_per_second: 2, ..HttpLimits::default() };
+        let (addr, app) = start(Routes::METRICS, None, limits);
+        let idle = TcpStream::connect(addr).await.unwrap();
+        for _ in 0..20 {
+            assert!(talk(addr, b"").await.is_empty());
+        }
+        assert_eq!(*app.refused.borrow(), [Refusal::PerAddress; 20]);
+        assert!(app.throttled.borrow().is_empty());
+        drop(idle);
+    });
+}
+
+#[test]
 fn an_upgraded_connection_does_not_count_as_waiting() {
     run(async {
-        let limits = HttpLimits { connections_per_ip_max: 1, ..HttpLimits::default() };
+        let limits = HttpLimits { connections_per_address_max: 1, ..HttpLimits::default() };
         let (addr, app) = start(Routes::PUBLIC, None, limits);
         let url = WsUrl::parse(&format!("ws://{addr}/tunnel")).unwrap();
         let mut open = Vec::new();

@@ -43,10 +43,9 @@ impl Ingress {
             while let Ok((tcp, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
                 tokio::spawn(async move {
-                    let (Ok(mut near), Ok(mut far)) = (acceptor.accept(tcp).await, TcpStream::connect(upstream).await)
-                    else {
-                        return;
-                    };
+                    // Who gives up in TLS is nothing upstream hears of.
+                    let Ok(mut near) = acceptor.accept(tcp).await else { return };
+                    let Ok(mut far) = TcpStream::connect(upstream).await else { return };
                     // How a connection ends is the business of its two ends.
                     let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
                 });

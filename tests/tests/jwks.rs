@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,8 +12,10 @@ use std::sync::{Arc, Mutex};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nowconnect_tests::actors::Pinger;
+use nowconnect_tests::certs::Authority;
 use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
-use nowconnect_tests::process::{nowconnect, run};
+use nowconnect_tests::ingress::Ingress;
+use nowconnect_tests::process::{Signal, nowconnect, run};
 use nowconnect_tests::target::Target;
 use nowconnect_tests::token;
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
@@ -34,6 +37,7 @@ enum Mood {
 }
 
 struct Idp {
+    addr: SocketAddr,
     url: String,
     mood: Arc<Mutex<Mood>>,
     asked: Arc<AtomicU64>,
@@ -42,7 +46,8 @@ struct Idp {
 impl Idp {
     async fn start(first: Mood) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/keys", listener.local_addr().unwrap());
+        let addr = listener.local_addr().unwrap();
+        let url = format!("http://{addr}/keys");
         let (mood, asked) = (Arc::new(Mutex::new(first)), Arc::new(AtomicU64::new(0)));
         let shared = (Arc::clone(&mood), Arc::clone(&asked));
         tokio::spawn(async move {
@@ -80,7 +85,7 @@ impl Idp {
                 });
             }
         });
-        Self { url, mood, asked }
+        Self { addr, url, mood, asked }
     }
 
     fn set(&self, mood: Mood) {
@@ -161,5 +166,46 @@ async fn a_server_that_misbehaves_costs_no_tunnel_and_a_new_key_is_taken() {
     bounded("a fetch that hangs is given up", LONG_PATIENCE, fetched(&cluster, "timeout")).await;
     assert!(idp.asked.load(Ordering::SeqCst) > asked);
     assert_eq!(cluster.hubs[0].running().log.find("eyJ"), None, "a token is in a log");
+    cluster.assert_alive();
+}
+
+/// Its CAs change under the same name: `auth.jwt.jwks_ca_bundle`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cas_of_the_url_are_read_again_and_broken_ones_leave_the_last_good_ones() {
+    let target = Target::start().await;
+    let dir = TempDir::with_prefix("nowconnect-jwks-").unwrap();
+    let idp = Idp::start(Mood::Set(signer(dir.path(), "one").await.set)).await;
+    let (old, new) = (Authority::create(dir.path(), "old"), Authority::create(dir.path(), "new"));
+    let edge = Ingress::start(idp.addr, &new.issue("idp", &["localhost"])).await;
+    let bundle = dir.path().join("bundle.pem");
+    let jwt_extra = format!(
+        ", jwks_url: 'https://localhost:{}/keys', jwks_refresh: 1s, jwks_ca_bundle: {}",
+        edge.addr.port(),
+        bundle.display()
+    );
+    fs::copy(old.bundle(), &bundle).unwrap();
+    let mut cluster = Plan { hubs: 1, jwt_extra, ..Plan::default() }.connector("t", target.addr).start().await;
+    fetched(&cluster, "tls").await;
+    assert_eq!(idp.asked.load(Ordering::SeqCst), 0, "its certificate is of another CA");
+
+    // Nobody has to say that the file is another one.
+    fs::copy(new.bundle(), &bundle).unwrap();
+    fetched(&cluster, "ok").await;
+    cluster.wait_metric(0, "nowconnect_certificate_not_after_timestamp_seconds", &[("use", "jwks_ca")], 1.0).await;
+    // Broken: said, and the last good ones stay.
+    fs::write(&bundle, "no certificates").unwrap();
+    let hub = cluster.hubs[0].running();
+    let said = hub.wait_line("certificates_unusable", PATIENCE).await;
+    assert!(said.contains("auth.jwt.jwks_ca_bundle"), "{said}");
+    fetched(&cluster, "ok").await;
+    hub.signal(Signal::HUP);
+    let said = hub.wait_line("config_refused", PATIENCE).await;
+    assert!(said.contains("auth.jwt.jwks_ca_bundle"), "{said}");
+    fetched(&cluster, "ok").await;
+    // And the old ones again, by a reload.
+    fs::copy(old.bundle(), &bundle).unwrap();
+    hub.signal(Signal::HUP);
+    cluster.wait_metric(0, "nowconnect_config_reloads_total", &[("result", "applied")], 1.0).await;
+    fetched(&cluster, "tls").await;
     cluster.assert_alive();
 }

@@ -132,7 +132,7 @@ async fn every_documented_family_appears_and_moves() {
         agent_extra,
         // One check of each target, which withdraws nothing.
         connector_extra: ", health: { kind: tcp, interval: 1h }".to_owned(),
-        hub_extra: "selection: { fall: 1, eject: 1h, eject_max: 2h }\n".to_owned(),
+        hub_extra: "selection: { fall: 1, eject: 1h, eject_max: 2h }\nlimits: { handshake_rate: 100 }\n".to_owned(),
         ..Plan::default()
     };
     let mut cluster = plan.connector("t", target.addr).connector("closed", closed.addr).start().await;
@@ -161,9 +161,11 @@ async fn every_documented_family_appears_and_moves() {
     })
     .await;
     cluster.wait_metric(1, "nowconnect_memory_held_bytes", &[], 1.0).await;
-    // The agent holds what its hub has not acknowledged.
-    let mut download = ask(cluster.listener(0, "t"), Op::Source, 51, 64 << 20).await.unwrap();
+    // The agent holds what its hub has not acknowledged. The client reads on: a
+    // transfer that rests when its tunnel stalls has nothing under way.
+    let mut download = ask(cluster.listener(0, "t"), Op::Source, 51, 256 << 20).await.unwrap();
     download.readable().await.unwrap();
+    let downloading = tokio::spawn(async move { receive(&mut download, 51, 256 << 20).await });
     cluster.tunnel_proxies[0].stall();
     eventually("the agent holds what it has sent", PATIENCE, || async {
         let held = cluster.agent_metrics().await.sum("nowconnect_memory_held_bytes", &[])?;
@@ -171,7 +173,7 @@ async fn every_documented_family_appears_and_moves() {
     })
     .await;
     cluster.tunnel_proxies[0].heal();
-    assert_eq!(bounded("the download", LONG_PATIENCE, receive(&mut download, 51, 64 << 20)).await, Ok(()));
+    assert_eq!(bounded("the download", LONG_PATIENCE, downloading).await.unwrap(), Ok(()));
     let mut pingers = Vec::new();
     for hub in [0, 1] {
         pingers.push(Pinger::open(cluster.listener(hub, "t"), 60 + hub as u64).await.unwrap());
@@ -267,6 +269,17 @@ async fn every_documented_family_appears_and_moves() {
     cluster.kill_agent();
     cluster.start_agent();
     bounded("the reset of a stream that ignored its limit", LONG_PATIENCE, overrunning).await.unwrap();
+
+    // More connections than a second brings.
+    eventually("some have to wait", PATIENCE, || async {
+        let mut many = Vec::new();
+        for _ in 0..200 {
+            many.push(TcpStream::connect(hub).await.unwrap());
+        }
+        (cluster.metrics(0).await.sum("nowconnect_http_throttled_total", &[])? >= 1.0).then_some(())
+    })
+    .await;
+    cluster.hubs[0].running().wait_line("handshakes_throttled", PATIENCE).await;
 
     // The registry goes away.
     cluster.redis.process.kill();
@@ -395,7 +408,7 @@ async fn status_shows_sessions_epochs_and_streams() {
     assert_eq!((&a["role"], &a["mode"], &a["status"]), (&"hub".into(), &"active".into(), &"ready".into()));
     assert_eq!((&b["replica"], &b["registry"]["status"]), (&"hub-b".into(), &"healthy".into()));
     assert_ne!(a["incarnation"], b["incarnation"]);
-    assert_eq!((&b["links"][0]["replica"], &b["links"][0]["state"]), (&"hub-a".into(), &"established".into()));
+    assert_eq!((&b["links"][0]["peer"], &b["links"][0]["state"]), (&"hub-a".into(), &"established".into()));
     assert_eq!(b["links"][0]["session"]["state"], "connected");
     assert!(b["links"][0]["session"]["rtt_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{b}");
     assert_eq!(a["tunnels"][0]["agent"], AGENT);

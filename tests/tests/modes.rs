@@ -4,14 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use nowconnect_tests::actors::{Pinger, Transfer};
+use nowconnect_tests::actors::{Failure, Pinger, Transfer};
 use nowconnect_tests::cluster::{Cluster, Plan};
 use nowconnect_tests::process::{Signal, nowconnect, run};
 use nowconnect_tests::target::Target;
-use nowconnect_tests::wait::{PATIENCE, eventually};
+use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
 
 /// Writes the mode into a hub's file.
 fn write_mode(cluster: &Cluster, ix: usize, mode: &str) {
@@ -40,6 +42,86 @@ async fn mesh_frames(cluster: &Cluster, ix: usize) -> f64 {
     sum(cluster, ix, "nowconnect_mesh_frames_total", &[]).await
 }
 
+/// Both hubs are in one mode; a number of its own for each time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Phase(u64);
+
+impl Phase {
+    /// A hub is about to change, or one has and the other has not.
+    const BETWEEN: Self = Self(0);
+
+    fn new(number: u64, mode: &str) -> Self {
+        Self(2 * number + u64::from(mode == "active"))
+    }
+
+    const fn is_active(self) -> bool {
+        self.0 % 2 == 1
+    }
+}
+
+/// Clients that come to hub B all the time for the agent of hub A, whatever the mode.
+#[derive(Default)]
+struct Crossing {
+    phase: AtomicU64,
+    /// The phase in which a client was last treated as its mode says.
+    served: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Crossing {
+    fn phase(&self) -> Phase {
+        Phase(self.phase.load(Ordering::SeqCst))
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(phase.0, Ordering::SeqCst);
+    }
+
+    /// One client after the other; how many were carried. Each is carried whole
+    /// or reset before a byte came back, and none that came in `off` or `shadow`
+    /// and was decided on in it is carried.
+    async fn load(self: Arc<Self>, addr: SocketAddr, first: u64) -> Result<u64, String> {
+        // A load, and no benchmark.
+        const REST: Duration = Duration::from_millis(5);
+        let mut carried = 0;
+        for n in first.. {
+            if self.stop.load(Ordering::SeqCst) {
+                break;
+            }
+            let before = self.phase();
+            let opened = bounded("a client's fate", LONG_PATIENCE, Pinger::open(addr, n)).await;
+            let phase = Some(before).filter(|p| *p == self.phase() && *p != Phase::BETWEEN);
+            match (opened, phase) {
+                (Ok(_), Some(phase)) if !phase.is_active() => {
+                    return Err(format!("client {n} was carried in off or shadow"));
+                }
+                (Ok(mut pinger), phase) => {
+                    for piece in 0..20 {
+                        tokio::time::sleep(REST).await;
+                        let echo = bounded("an echo", LONG_PATIENCE, pinger.ping(1000)).await;
+                        echo.map_err(|e| format!("client {n} was cut after {piece} pieces: {e}"))?;
+                    }
+                    pinger.close().await.map_err(|e| format!("the end of client {n}: {e}"))?;
+                    carried += 1;
+                    self.has_served(phase);
+                }
+                (Err(Failure::Reset), phase) => {
+                    self.has_served(phase.filter(|p| !p.is_active()));
+                    tokio::time::sleep(REST).await;
+                }
+                (Err(other), _) => return Err(format!("client {n} was neither carried nor reset: {other}")),
+            }
+        }
+        Ok(carried)
+    }
+
+    fn has_served(&self, phase: Option<Phase>) {
+        if let Some(phase) = phase {
+            self.served.store(phase.0, Ordering::SeqCst);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_rounds_of_flips_under_load_lose_and_reroute_no_stream() {
     let target = Target::start().await;
@@ -48,7 +130,8 @@ async fn twenty_rounds_of_flips_under_load_lose_and_reroute_no_stream() {
     for hub in [0, 1, 0, 1] {
         open.push(Pinger::open(cluster.listener(hub, "t"), open.len() as u64).await.unwrap());
     }
-    let crossing = sum(&cluster, 1, "nowconnect_streams_total", &[("path", "mesh")]).await;
+    let opened = async |cluster: &Cluster| sum(cluster, 1, "nowconnect_streams_total", &[("path", "mesh")]).await;
+    let mut crossed = opened(&cluster).await;
     // Clients of the agent's own hub come and go all the while: no mode may touch them.
     let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let load = tokio::spawn({
@@ -61,28 +144,51 @@ async fn twenty_rounds_of_flips_under_load_lose_and_reroute_no_stream() {
             Ok::<(), String>(())
         }
     });
+    let crossing = Arc::<Crossing>::default();
+    let crossers = [1, 2].map(|n| tokio::spawn(Arc::clone(&crossing).load(cluster.listener(1, "t"), n << 32)));
+    // One that crosses is opened in each `active`, and stays until the next.
+    let mut stays: Option<Pinger> = None;
+    let mut phases = 0;
     for round in 0..20 {
         for mode in ["off", "shadow", "active", "shadow"] {
+            crossing.enter(Phase::BETWEEN);
             for hub in [round % 2, 1 - round % 2] {
                 flip(&cluster, hub, mode).await;
-                for (ix, pinger) in open.iter_mut().enumerate() {
+                for (ix, pinger) in open.iter_mut().chain(&mut stays).enumerate() {
                     assert_eq!(pinger.ping(2000).await, Ok(()), "stream {ix}, round {round}, {mode}");
+                }
+            }
+            phases += 1;
+            let phase = Phase::new(phases, mode);
+            crossing.enter(phase);
+            eventually(&format!("clients of hub B see {mode}, round {round}"), PATIENCE, || async {
+                let seen = crossing.served.load(Ordering::SeqCst) == phase.0;
+                (seen || crossers.iter().any(tokio::task::JoinHandle::is_finished)).then_some(())
+            })
+            .await;
+            if phase.is_active() {
+                let next = Pinger::open(cluster.listener(1, "t"), phases).await.unwrap();
+                crossed += 1.0;
+                if let Some(before) = stays.replace(next) {
+                    assert_eq!(before.close().await, Ok(()), "round {round}");
                 }
             }
         }
     }
     stop.store(true, Ordering::Relaxed);
+    crossing.stop.store(true, Ordering::SeqCst);
     assert_eq!(load.await.unwrap(), Ok(()));
+    for crosser in crossers {
+        let carried = crosser.await.unwrap().unwrap();
+        assert!(carried >= 1, "both cross");
+        crossed += carried as f64;
+    }
     assert!(served.load(Ordering::Relaxed) > 1);
     for ix in [0, 1] {
         assert_eq!(sum(&cluster, ix, "nowconnect_sessions_lost_total", &[("plane", "tunnel")]).await, 0.0);
         assert_eq!(sum(&cluster, ix, "nowconnect_config_reloads_total", &[("result", "applied")]).await, 80.0);
     }
-    assert_eq!(
-        sum(&cluster, 1, "nowconnect_streams_total", &[("path", "mesh")]).await,
-        crossing,
-        "none was opened anew"
-    );
+    assert_eq!(opened(&cluster).await, crossed, "none was opened anew, and none but what clients saw carried");
     for hub in [0, 1] {
         flip(&cluster, hub, "active").await;
     }
@@ -90,7 +196,7 @@ async fn twenty_rounds_of_flips_under_load_lose_and_reroute_no_stream() {
     for hub in [0, 1] {
         assert_eq!(Transfer::Echo.run(cluster.listener(hub, "t"), 900 + hub as u64, 100_000).await, Ok(()));
     }
-    for pinger in open {
+    for pinger in open.into_iter().chain(stays) {
         assert_eq!(pinger.close().await, Ok(()));
     }
     cluster.assert_alive();

@@ -47,8 +47,14 @@ impl Silence {
         self.asked.load(Ordering::Relaxed)
     }
 
-    async fn is_asked(&self) {
+    /// The first hub asks them, and a signal ends it before it is through.
+    async fn ends_with_sigterm(&self, cluster: &mut Cluster) {
         eventually("the registry is asked", PATIENCE, || async { (self.asked() > 0).then_some(()) }).await;
+        let hub = cluster.hubs[0].process.as_mut().unwrap();
+        hub.signal(Signal::TERM);
+        let status = hub.wait_exit(LONG_PATIENCE).await;
+        assert!(status.success(), "{status}");
+        assert!(self.asked() < Self::NODES, "it had asked all of them first");
     }
 }
 
@@ -57,12 +63,7 @@ async fn a_hub_that_waits_for_its_registry_at_the_start_hears_sigterm() {
     let silence = Silence::start().await;
     let plan = Plan { hubs: 1, redis_url: Some(silence.url.clone()), ..Plan::default() };
     let mut cluster = plan.connector("t", "127.0.0.1:1").start_processes().await;
-    silence.is_asked().await;
-    let hub = cluster.hubs[0].process.as_mut().unwrap();
-    hub.signal(Signal::TERM);
-    let status = hub.wait_exit(LONG_PATIENCE).await;
-    assert!(status.success(), "{status}");
-    assert!(silence.asked() < Silence::NODES, "it had asked all of them first");
+    silence.ends_with_sigterm(&mut cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -79,12 +80,7 @@ async fn a_hub_that_waits_for_a_registry_in_a_reload_hears_sigterm() {
     assert_ne!(elsewhere, active);
     fs::write(cluster.hub_file(0), elsewhere).unwrap();
     cluster.hubs[0].running().signal(Signal::HUP);
-    silence.is_asked().await;
-    let hub = cluster.hubs[0].process.as_mut().unwrap();
-    hub.signal(Signal::TERM);
-    let status = hub.wait_exit(LONG_PATIENCE).await;
-    assert!(status.success(), "{status}");
-    assert!(silence.asked() < Silence::NODES, "it had asked all of them first");
+    silence.ends_with_sigterm(&mut cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

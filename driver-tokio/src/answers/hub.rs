@@ -113,7 +113,7 @@ pub(crate) struct RegistryBrief {
 #[schemars(deny_unknown_fields)]
 pub(crate) struct Link {
     /// The peer's `ha.replica_id`; null until it told its name.
-    pub(crate) replica: Option<String>,
+    pub(crate) peer: Option<String>,
     /// The URL it is dialled at, as configured, without its query; null for a
     /// hub that dialled this one.
     pub(crate) url: Option<String>,

@@ -9,7 +9,8 @@ use nowconnect_core::id::AgentId;
 use nowconnect_core::route::WEIGHT_MAX;
 use nowconnect_core::wire::Plane;
 
-use super::hub::{BUDGET_MIN, SharedLimits, place};
+use super::hub::{BUDGET_MIN, place};
+use super::limits::SharedLimits;
 use super::raw::{self, AgentFile};
 use super::subst::Env;
 use super::value::{At, Leaf, Milli, Wire};

@@ -64,6 +64,10 @@ pub struct HubSetup {
     pub redis_identity: Option<ServerTlsFiles>,
     /// Leaving.
     pub drain: DrainTimes,
+    /// Connections a second that a port of HTTP takes.
+    pub handshake_rate: u32,
+    /// Handshakes at once from one address, when the file says how many.
+    pub max_handshakes_per_address: Option<u32>,
     /// Whether the file gives `limits.memory_budget_bytes`; the default bows
     /// to the container's memory limit ([`HubSetup::fit_budget`]).
     pub memory_budget_given: bool,
@@ -79,6 +83,13 @@ impl HubSetup {
             let budget = &mut self.core.limits.memory_budget_bytes;
             *budget = (*budget).min((limit / 2).max(BUDGET_MIN));
         }
+    }
+
+    /// Handshakes at once from one IPv4 address or IPv6 /64: a quarter of all
+    /// unless the file says otherwise, so that one address cannot take all.
+    #[must_use]
+    pub fn handshakes_per_address(&self) -> u32 {
+        self.max_handshakes_per_address.unwrap_or(self.core.limits.max_handshakes.div_ceil(4))
     }
 }
 
@@ -213,7 +224,7 @@ pub fn parse_hub(text: &str, env: Env<'_>, options: ParseOptions) -> Result<HubS
         super::value::OnExpiry::Keep => OnExpiry::Keep,
     };
     super::selection::apply(&mut check, &mut setup.core.selection, &file.selection.unwrap_or_default());
-    limits(&mut check, &mut setup, &file.limits.unwrap_or_default());
+    super::limits::apply(&mut check, &mut setup, &file.limits.unwrap_or_default());
     super::ha::apply(&mut check, &mut setup, &file.ha.unwrap_or_default());
     binds(&mut check, &setup, &stand);
     if let Some(workers) = check.value("workers", file.workers.as_ref())
@@ -279,6 +290,8 @@ fn defaults() -> HubSetup {
         redis_ca_bundle: None,
         redis_identity: None,
         drain: DrainTimes::default(),
+        handshake_rate: 1000,
+        max_handshakes_per_address: None,
         memory_budget_given: false,
         warnings: Vec::new(),
     }
@@ -555,75 +568,6 @@ fn timers(check: &mut Check<'_>, setup: &mut HubSetup, s: &TimerSections<'_>) {
         &mut setup.drain.lameduck,
     );
     check.duration("drain.timeout", s.drain.timeout.as_ref(), Duration::ZERO..=60 * MINUTE, &mut setup.drain.timeout);
-}
-
-/// Bounds the keys of `limits` that hubs and agents share are held to.
-pub(super) struct SharedLimits<'a> {
-    pub(super) budget: Option<&'a super::Leaf<u64>>,
-    pub(super) window_initial: Option<&'a super::Leaf<u64>>,
-    pub(super) window_max: Option<&'a super::Leaf<u64>>,
-    pub(super) max_streams: Option<&'a super::Leaf<u32>>,
-    pub(super) tombstones: Option<&'a super::Leaf<u32>>,
-    pub(super) max_pending_opens: Option<&'a super::Leaf<u32>>,
-}
-
-impl SharedLimits<'_> {
-    pub(super) fn apply(&self, check: &mut Check<'_>, limits: &mut Limits) {
-        check.number("limits.memory_budget_bytes", self.budget, BUDGET_MIN..=1 << 40, &mut limits.memory_budget_bytes);
-        let initial = self.window_initial;
-        check.number(
-            "limits.stream_window_initial_bytes",
-            initial,
-            16 << 10..=16 << 20,
-            &mut limits.stream_window_initial_bytes,
-        );
-        check.number(
-            "limits.stream_window_max_bytes",
-            self.window_max,
-            16 << 10..=64 << 20,
-            &mut limits.stream_window_max_bytes,
-        );
-        if limits.stream_window_max_bytes < limits.stream_window_initial_bytes {
-            check.error(
-                place(self.window_max).or(place(initial)),
-                "limits.stream_window_max_bytes",
-                format!(
-                    "expected at least limits.stream_window_initial_bytes ({}), got {}",
-                    limits.stream_window_initial_bytes, limits.stream_window_max_bytes
-                ),
-            );
-        }
-        if limits.memory_budget_bytes < 2 * limits.stream_window_max_bytes {
-            check.error(
-                place(self.budget).or(place(self.window_max)),
-                "limits.memory_budget_bytes",
-                format!(
-                    "expected at least twice limits.stream_window_max_bytes ({}), got {}: one stream would use it up",
-                    limits.stream_window_max_bytes, limits.memory_budget_bytes
-                ),
-            );
-        }
-        check.number("limits.max_streams", self.max_streams, 1..=10_000_000, &mut limits.max_streams);
-        check.number("limits.tombstones", self.tombstones, 1..=16_777_216, &mut limits.tombstones);
-        check.number("limits.max_pending_opens", self.max_pending_opens, 1..=1_000_000, &mut limits.max_pending_opens);
-    }
-}
-
-fn limits(check: &mut Check<'_>, setup: &mut HubSetup, s: &raw::HubLimitsSection) {
-    check.unknown("limits", s);
-    let limits = &mut setup.core.limits;
-    setup.memory_budget_given = s.memory_budget_bytes.is_some();
-    SharedLimits {
-        budget: s.memory_budget_bytes.as_ref(),
-        window_initial: s.stream_window_initial_bytes.as_ref(),
-        window_max: s.stream_window_max_bytes.as_ref(),
-        max_streams: s.max_streams.as_ref(),
-        tombstones: s.tombstones.as_ref(),
-        max_pending_opens: s.max_pending_opens.as_ref(),
-    }
-    .apply(check, limits);
-    check.number("limits.max_sessions", s.max_sessions.as_ref(), 1..=1_000_000, &mut limits.max_sessions);
-    check.number("limits.max_handshakes", s.max_handshakes.as_ref(), 1..=100_000, &mut limits.max_handshakes);
 }
 
 /// Where the addresses stand that a hub binds.

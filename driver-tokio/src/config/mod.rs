@@ -10,6 +10,7 @@
 mod agent;
 mod ha;
 mod hub;
+mod limits;
 mod raw;
 mod selection;
 mod subst;

@@ -355,6 +355,10 @@ sections! {
         max_sessions: Leaf<u32>,
         /// Connections still in their handshake.
         max_handshakes: Leaf<u32>,
+        /// The same from one IPv4 address or IPv6 /64.
+        max_handshakes_per_address: Leaf<u32>,
+        /// Connections a second that a port of HTTP takes.
+        handshake_rate: Leaf<u32>,
     }
 
     /// Configuration of `nowconnect agent`.

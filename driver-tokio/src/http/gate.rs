@@ -16,17 +16,17 @@ use tokio::task::AbortHandle;
 struct Inner {
     /// By age.
     waiting: BTreeMap<u64, (IpAddr, Option<AbortHandle>)>,
-    per_ip: BTreeMap<IpAddr, usize>,
+    per_address: BTreeMap<IpAddr, usize>,
     next: u64,
 }
 
 impl Inner {
     fn leave(&mut self, id: u64) -> Option<AbortHandle> {
         let (ip, task) = self.waiting.remove(&id)?;
-        if let Some(count) = self.per_ip.get_mut(&ip) {
+        if let Some(count) = self.per_address.get_mut(&ip) {
             *count -= 1;
             if *count == 0 {
-                self.per_ip.remove(&ip);
+                self.per_address.remove(&ip);
             }
         }
         task
@@ -38,7 +38,7 @@ impl Inner {
 pub(super) struct Gate {
     inner: Rc<RefCell<Inner>>,
     total_max: usize,
-    per_ip_max: usize,
+    per_address_max: usize,
 }
 
 /// One admitted connection; leaves when dropped.
@@ -55,8 +55,8 @@ impl Drop for Pass {
 }
 
 impl Gate {
-    pub(super) fn new(total_max: usize, per_ip_max: usize) -> Self {
-        Self { inner: Rc::default(), total_max: total_max.max(1), per_ip_max: per_ip_max.max(1) }
+    pub(super) fn new(total_max: usize, per_address_max: usize) -> Self {
+        Self { inner: Rc::default(), total_max: total_max.max(1), per_address_max: per_address_max.max(1) }
     }
 
     /// Admits a connection from `ip`, or not when its address has too many.
@@ -68,7 +68,7 @@ impl Gate {
             IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
         };
         let mut inner = self.inner.borrow_mut();
-        if inner.per_ip.get(&ip).is_some_and(|count| *count >= self.per_ip_max) {
+        if inner.per_address.get(&ip).is_some_and(|count| *count >= self.per_address_max) {
             return None;
         }
         let mut shed = None;
@@ -80,7 +80,7 @@ impl Gate {
         let id = inner.next;
         inner.next += 1;
         inner.waiting.insert(id, (ip, None));
-        *inner.per_ip.entry(ip).or_default() += 1;
+        *inner.per_address.entry(ip).or_default() += 1;
         drop(inner);
         let had_to_shed = shed.is_some();
         if let Some(task) = shed {

@@ -26,6 +26,8 @@ use crate::node::Node;
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) refused: Totals<&'static str>,
+    /// Connections that had to wait for their turn.
+    pub(crate) throttled: Cell<u64>,
     pub(crate) protocol_errors: Totals<(&'static str, &'static str)>,
     /// Handshakes that came to nothing, by plane and cause.
     pub(crate) handshakes: Totals<(&'static str, &'static str)>,
@@ -153,6 +155,19 @@ impl HttpApp for App {
 
     fn refused(&self, why: Refusal) {
         self.shared.counts.refusal(why.name());
+    }
+
+    fn throttled(&self, key: &'static str) {
+        let throttled = &self.shared.counts.throttled;
+        throttled.set(throttled.get() + 1);
+        if let Some(suppressed) = self.shared.lines.allow("handshakes_throttled", key) {
+            tracing::warn!(
+                event = "handshakes_throttled",
+                port = key,
+                suppressed,
+                "more connections than limits.handshake_rate: they wait for their turn"
+            );
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use nowconnect_core::principal::AgentGrant;
 
@@ -71,6 +72,14 @@ impl Keys {
     pub(crate) fn begin(&self) {
         let run = |j: &Rc<Jwks>| tokio::task::spawn_local(Rc::clone(j).run(Rc::clone(&self.auth)));
         self.fetching.replace(self.jwks.as_ref().map(run));
+    }
+
+    /// The CA bundle of the key set by URL was read again: what its next fetch
+    /// trusts. What was fetched stays.
+    pub(crate) fn trust(&self, tls: Option<Arc<rustls::ClientConfig>>) {
+        if let (Some(jwks), Some(tls)) = (&self.jwks, tls) {
+            jwks.trust(tls);
+        }
     }
 
     /// Key files are looked at again at most once a second.

@@ -42,7 +42,9 @@ pub const RESTART: &[&str] = &[
     "ha.redis_url",
     "ha.replica_id",
     "http.bind",
+    "limits.handshake_rate",
     "limits.max_handshakes",
+    "limits.max_handshakes_per_address",
     "limits.stream_window_initial_bytes",
     "metrics.bind",
     "registry.op_timeout",
@@ -155,7 +157,9 @@ fn keep(new: &mut HubSetup, old: &HubSetup) -> Vec<&'static str> {
         "ha.namespace": core.namespace;
         "ha.replica_id": core.replica_id;
         "http.bind": http_bind;
+        "limits.handshake_rate": handshake_rate;
         "limits.max_handshakes": core.limits.max_handshakes;
+        "limits.max_handshakes_per_address": max_handshakes_per_address;
         "limits.stream_window_initial_bytes": core.limits.stream_window_initial_bytes;
         "metrics.bind": metrics_bind;
         "registry.op_timeout": core.registry.op_timeout;
@@ -280,6 +284,7 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
         shared.registry.replace(registry);
     }
     shared.certs.install(set);
+    shared.keys().trust(shared.certs.jwks());
     shared.setup.replace(Rc::new(new));
     // The sockets that are not wanted any more close here.
     drop(shared.open.replace(open));
@@ -298,6 +303,7 @@ pub(super) async fn watch(node: Node<Hub>, shared: Rc<Shared>) {
         tokio::time::sleep(certs::LOOK_EVERY).await;
         let certs: &Certs = &shared.certs;
         if certs.renew(&node, || certs::Set::of_hub(&shared.setup())) {
+            shared.keys().trust(certs.jwks());
             trust::judge_links(&node, certs);
         }
     }
@@ -339,7 +345,7 @@ ha:
   redis_tls: { ca_bundle: c, cert_file: c, key_file: c }
   mesh: { listen: '127.0.0.1:3', listen_tls: native, tls: { ca_bundle: b, cert_file: b, key_file: b } }
 registry: { op_timeout: 400ms, lease: 20s }
-limits: { max_handshakes: 5, stream_window_initial_bytes: 16384, max_streams: 7 }
+limits: { handshake_rate: 5, max_handshakes: 5, max_handshakes_per_address: 5, stream_window_initial_bytes: 16384, max_streams: 7 }
 ";
         let mut new = setup(everything);
         assert_eq!(keep(&mut new, &old), RESTART);
@@ -380,6 +386,42 @@ limits: { max_handshakes: 5, stream_window_initial_bytes: 16384, max_streams: 7 
             let turn = hub.shared.reloads.turn().await;
             assert!(matches!(run(&hub.node, &hub.shared, turn).await, Outcome::Applied(_)));
             assert_eq!(both(), (60, vec![60]));
+        };
+        Box::pin(local.run_until(test)).await;
+    }
+
+    /// A bundle with other CAs under the same name, and one that cannot be used.
+    #[tokio::test]
+    async fn a_reload_reads_the_cas_of_the_key_set_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name).display().to_string();
+        let own = rcgen::generate_simple_self_signed(["idp".to_owned()]).unwrap().cert.pem();
+        std::fs::write(file("ca"), &own).unwrap();
+        std::fs::write(file("secret"), [b'a'; 32]).unwrap();
+        let text = format!(
+            "{{ http: {{ bind: '127.0.0.1:0' }}, auth: {{ jwt: {{ issuer: i, hmac_secret_file: {}, jwks_url: \
+             'https://127.0.0.1:1/keys', jwks_ca_bundle: {} }} }} }}",
+            file("secret"),
+            file("ca")
+        );
+        let local = tokio::task::LocalSet::new();
+        let test = async move {
+            let again = text.clone();
+            let source: crate::hub::Source = Box::new(move || Ok(setup(&again)));
+            let hub = crate::hub::start(setup(&text), Some(source), None, None).await.unwrap();
+            let trusted = || hub.shared.keys().jwks.as_ref().and_then(|jwks| jwks.tls()).unwrap();
+            let first = trusted();
+            // Nobody else looks: the reload has to.
+            hub.watch.abort();
+            let turn = hub.shared.reloads.turn().await;
+            assert!(matches!(run(&hub.node, &hub.shared, turn).await, Outcome::Applied(_)));
+            let second = trusted();
+            assert!(!std::sync::Arc::ptr_eq(&first, &second), "the bundle was not read again");
+            std::fs::write(file("ca"), "none").unwrap();
+            let turn = hub.shared.reloads.turn().await;
+            let Outcome::Refused(why) = run(&hub.node, &hub.shared, turn).await else { panic!("a broken bundle") };
+            assert!(why.contains("auth.jwt.jwks_ca_bundle"), "{why}");
+            assert!(std::sync::Arc::ptr_eq(&second, &trusted()), "the last good one stays");
         };
         Box::pin(local.run_until(test)).await;
     }

@@ -50,6 +50,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Snapshot {
     for (reason, n) in shared.counts.refused.borrow().iter() {
         s.add(Family::AuthRejects, &[reason], *n);
     }
+    s.add(Family::HttpThrottled, &[], shared.counts.throttled.get());
     for ((plane, kind), n) in shared.counts.protocol_errors.borrow().iter() {
         s.add(Family::ProtocolErrors, &[plane, kind], *n);
     }

@@ -19,7 +19,7 @@ pub(super) fn take(node: &Node<Hub>, shared: &Shared) -> Status {
         let (control, mux) = (hub.control(), hub.mux());
         let links = (control.links(mux).into_iter())
             .map(|l| Link {
-                replica: l.replica.map(ToString::to_string),
+                peer: l.replica.map(ToString::to_string),
                 url: l.url.and_then(WsUrl::shown),
                 state: Word(l.state),
                 session: status::session(mux, l.session, now),

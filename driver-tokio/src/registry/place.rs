@@ -16,7 +16,7 @@ use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo as _, TlsCertificates, Value,
 };
 
-use crate::secret;
+use crate::{secret, tls};
 
 /// Longest password.
 const PASSWORD_MAX_BYTES: u64 = 4096;
@@ -248,15 +248,23 @@ impl Servers {
         }
         let client_tls = match &self.place.identity {
             Some((cert, key)) => Some(ClientTlsConfig {
-                client_cert: pem("ha.redis_tls.cert_file", cert)?,
+                client_cert: certificates("ha.redis_tls.cert_file", cert)?,
                 client_key: pem("ha.redis_tls.key_file", key)?,
             }),
             None => None,
         };
-        let root_cert = self.place.ca_bundle.as_deref().map(|ca| pem("ha.redis_tls.ca_bundle", ca)).transpose()?;
+        let root_cert =
+            self.place.ca_bundle.as_deref().map(|ca| certificates("ha.redis_tls.ca_bundle", ca)).transpose()?;
         Client::build_with_tls(info, TlsCertificates { client_tls, root_cert })
             .map_err(|e| format!("ha.redis_tls: these files cannot be used: {}", e.category()))
     }
+}
+
+/// A PEM file with certificates: without any, nobody would be trusted or shown.
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<u8>, String> {
+    let bytes = pem(key, path)?;
+    tls::certificates_in(key, path, &bytes).map_err(|e| e.to_string())?;
+    Ok(bytes)
 }
 
 fn pem(key: &str, path: &Path) -> Result<Vec<u8>, String> {

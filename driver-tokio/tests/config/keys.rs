@@ -164,6 +164,8 @@ const HUB_KEYS: &[(&str, &str)] = &[
     ("limits.max_pending_opens", "limits: { max_pending_opens: 5 }"),
     ("limits.max_sessions", "limits: { max_sessions: 5 }"),
     ("limits.max_handshakes", "limits: { max_handshakes: 5 }"),
+    ("limits.max_handshakes_per_address", "limits: { max_handshakes_per_address: 5 }"),
+    ("limits.handshake_rate", "limits: { handshake_rate: 5 }"),
 ];
 
 const AGENT_KEYS: &[(&str, &str)] = &[

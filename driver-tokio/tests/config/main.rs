@@ -162,6 +162,15 @@ fn seeds() {
 }
 
 #[test]
+fn one_address_has_a_quarter_of_the_handshakes_unless_the_file_says_otherwise() {
+    let of = |limits: &str| hub(&format!("limits: {{ {limits} }}\n")).unwrap().handshakes_per_address();
+    assert_eq!(of(""), 250);
+    assert_eq!(of("max_handshakes: 5"), 2, "rounded up");
+    assert_eq!(of("max_handshakes_per_address: 1000"), 1000, "as many as all may have");
+    assert_eq!(of("max_handshakes: 5, max_handshakes_per_address: 4"), 4);
+}
+
+#[test]
 fn examples() {
     let env = |name: &str| (name == "HOSTNAME").then(|| "hub-a".to_owned());
     for text in [include_str!("../../../deploy/examples/hub.yaml"), include_str!("../../../deploy/examples/cloud.yaml")]

@@ -161,6 +161,13 @@ fn bad_hubs() {
             1,
             "expected at least limits.stream_window_initial_bytes",
         ),
+        ("limits: { handshake_rate: 0 }\n", 1, "limits.handshake_rate: expected 1 to 1000000, got 0"),
+        ("limits: { max_handshakes_per_address: 0 }\n", 1, "limits.max_handshakes_per_address: expected 1 to 100000"),
+        (
+            "limits:\n  max_handshakes: 4\n  max_handshakes_per_address: 5\n",
+            3,
+            "limits.max_handshakes_per_address: expected at most limits.max_handshakes (4), got 5",
+        ),
         ("limits: { max_streams: 1_000 }\n", 1, "expected a whole number"),
         ("limits: { max_streams: 99999999999999999999 }\n", 1, "expected a whole number up to"),
         ("resume_window: ${NOT_SET}\n", 1, "resume_window: environment variable NOT_SET is not set"),

@@ -22,6 +22,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::net::TcpListener;
 
 /// A stuck test ends with this; nothing is asserted about time.
 const GUARD: Duration = Duration::from_secs(60);
@@ -36,6 +37,8 @@ pub fn run<T>(work: impl Future<Output = T>) -> T {
 #[derive(Default)]
 pub struct Echo {
     pub refused: RefCell<Vec<Refusal>>,
+    /// Ports of connections that had to wait for their turn.
+    pub throttled: RefCell<Vec<&'static str>>,
     pub ended: Rc<RefCell<Vec<&'static str>>>,
     pub accepted: Cell<u32>,
     pub principals: RefCell<Vec<Principal>>,
@@ -100,6 +103,10 @@ impl HttpApp for Echo {
         self.refused.borrow_mut().push(why);
     }
 
+    fn throttled(&self, key: &'static str) {
+        self.throttled.borrow_mut().push(key);
+    }
+
     fn user_timeout(&self) -> Duration {
         self.user_timeout.get().unwrap_or(net::SESSION_USER_TIMEOUT)
     }
@@ -136,11 +143,18 @@ pub async fn send(conn: &mut WsConn, bytes: impl Into<Bytes>) {
 
 pub fn start(routes: Routes, tls: Option<TlsSource>, limits: HttpLimits) -> (SocketAddr, Rc<Echo>) {
     let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into(), 128).unwrap();
-    let addr = listener.local_addr().unwrap();
+    (listener.local_addr().unwrap(), accept_on(listener, HttpListener { routes, tls, limits }))
+}
+
+/// The public port on a socket that listens already.
+pub fn serve_on(listener: TcpListener, limits: HttpLimits) -> Rc<Echo> {
+    accept_on(listener, HttpListener { routes: Routes::PUBLIC, tls: None, limits })
+}
+
+fn accept_on(listener: TcpListener, setting: HttpListener) -> Rc<Echo> {
     let app = Rc::new(Echo::default());
-    let setting = HttpListener { routes, tls, limits };
     tokio::task::spawn_local(serve(listener, setting, Rc::<Echo>::clone(&app), std::future::pending()));
-    (addr, app)
+    app
 }
 
 pub fn tunnel(url: &WsUrl) -> Dial<'_> {
