@@ -127,6 +127,8 @@ pub(super) enum Asked {
         agent_id: AgentId,
         session: SessionKey,
         claim_id: ClaimId,
+        /// Asked before, under this id; the outcome is unknown.
+        again: bool,
     },
     SetConnectors {
         agent_id: AgentId,

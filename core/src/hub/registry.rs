@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::control::{Asked, Control, PendingOp, Remote};
 use crate::config::{Mode, OnOutage};
 use crate::error::RstCode;
-use crate::id::{Fence, Name};
+use crate::id::{AgentId, Fence, Name};
 use crate::mux::{Mux, NodeOut};
 use crate::observed::Observed;
 use crate::planted;
@@ -116,8 +116,8 @@ impl Control {
             Asked::Leases { replicas, sent } => self.on_leases(now, &replicas, sent, &result),
             Asked::Claim { conn, agent_id } => self.on_claimed(now, conn, agent_id, result, mux, notes, out),
             Asked::Lookup { connector } => self.on_looked_up(now, &connector, result, notes, out),
-            Asked::Reclaim { agent_id, session, claim_id } => {
-                self.on_reclaimed(now, &agent_id, session, claim_id, result, mux, notes, out);
+            Asked::Reclaim { agent_id, session, claim_id, again } => {
+                self.on_reclaimed(now, &agent_id, session, (claim_id, again), result, mux, notes, out);
             }
             Asked::SetConnectors { agent_id, fence } => self.on_audited(now, &agent_id, fence, &result, out),
             Asked::Owners { agent_id } => self.on_owners(now, &agent_id, result, mux, notes, out),
@@ -290,6 +290,9 @@ impl Control {
         out: &mut NodeOut,
     ) {
         let refusal = if result.is_ok() { self.refusal() } else { RstCode::RegistryDown };
+        if let Ok(RegistryReply::Attachments(located)) = &result {
+            self.find_leftovers(now, located);
+        }
         let Some(remote) = self.remote.get_mut(connector) else { return };
         remote.asking = false;
         // Also after a failure: a registry that refuses at once must not be
@@ -313,6 +316,17 @@ impl Control {
         let result =
             if ok && remote.knows_other_than(&self.run) || self.exposes(connector) { Ok(()) } else { Err(refusal) };
         self.answer_wanted(connector, result, notes);
+    }
+
+    /// What is listed of this run and not held, no answer told of: its release
+    /// went to another registry, or never arrived. Looked after (L5).
+    fn find_leftovers(&mut self, now: Instant, located: &[Located]) {
+        let left = located.iter().filter(|l| l.hub == self.run && !self.attachments.contains_key(&l.agent_id));
+        let left: Vec<AgentId> =
+            left.filter(|l| !self.may_be_ours(&l.agent_id, l.fence)).map(|l| l.agent_id.clone()).collect();
+        for agent_id in left {
+            self.orphan(now, agent_id);
+        }
     }
 
     /// Answers every shard that waits for this connector.

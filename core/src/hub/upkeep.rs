@@ -181,7 +181,7 @@ impl Control {
 
     /// Whether a fence is that of the attachment, or of a claim for it or for
     /// an agent in its handshake.
-    fn may_be_ours(&self, agent_id: &AgentId, fence: Fence) -> bool {
+    pub(super) fn may_be_ours(&self, agent_id: &AgentId, fence: Fence) -> bool {
         self.attachments
             .get(agent_id)
             .is_some_and(|a| a.fence == fence || a.claim.as_ref().is_some_and(|c| c.nonce == fence.nonce))
@@ -196,6 +196,7 @@ impl Control {
         let granted = self.epochs.granted(agent_id);
         let hub = self.run.clone();
         let Some(a) = self.attachments.get_mut(agent_id) else { return };
+        let again = a.claim.is_some();
         let claim = a.claim.get_or_insert_with(|| {
             Box::new(Claim {
                 agent_id: agent_id.clone(),
@@ -208,7 +209,8 @@ impl Control {
                 connectors: if a.expired { Vec::new() } else { a.connectors.clone() },
             })
         });
-        let asked = Asked::Reclaim { agent_id: agent_id.clone(), session: a.session, claim_id: claim.claim_id };
+        let claim_id = claim.claim_id;
+        let asked = Asked::Reclaim { agent_id: agent_id.clone(), session: a.session, claim_id, again };
         let op = RegistryOp::Claim(claim.clone());
         self.ask(now, op, asked, out);
     }
@@ -219,7 +221,7 @@ impl Control {
         now: Instant,
         agent_id: &AgentId,
         session: SessionKey,
-        claim_id: ClaimId,
+        (claim_id, repeated): (ClaimId, bool),
         result: RegistryResult,
         mux: &mut Mux,
         notes: &mut Vec<ControlNote>,
@@ -239,11 +241,17 @@ impl Control {
                 // Not newer, so the agent would not take it: claimed with `seen`.
                 // What was asked before may be out of date: audited.
                 let held = self.attachments.get(agent_id).is_some_and(|a| a.fence == fence);
-                let again = changed || !held;
-                let at = if again { self.soon(now) } else { self.next_audit(now) };
+                // An answer from memory: what the first one listed may be swept by now.
+                let at = if held && repeated {
+                    now
+                } else if changed || !held {
+                    self.soon(now)
+                } else {
+                    self.next_audit(now)
+                };
                 self.upkeep.remove(agent_id.clone());
                 self.upkeep_by(agent_id, at);
-                if held {
+                if held && !repeated {
                     self.looked_after(now, agent_id);
                 }
             }

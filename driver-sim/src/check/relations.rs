@@ -7,6 +7,7 @@
 //! or a claim comes about.
 
 use nowconnect_core::config::Mode;
+use nowconnect_core::hub::TunnelView;
 
 use crate::marks::Mark;
 use crate::plan::MS;
@@ -92,6 +93,15 @@ impl World {
                     if t.firm { "firm" } else { "provisional" }
                 );
                 return self.fail("O6", text);
+            }
+            // And what was released, in vain or late, is gone.
+            let left = listed.iter().find(|l| {
+                let held = |t: &TunnelView<'_>| *t.agent_id == l.agent_id && t.fence == l.fence;
+                l.hub == *hub.run() && !hub.control().tunnels().any(|t| held(&t))
+            });
+            if let Some(l) = left {
+                let text = format!("the registry lists {} at hub-{ix} under {:?}, which holds no such", l.agent_id, l.fence);
+                return self.fail("L5", text);
             }
         }
     }
