@@ -53,6 +53,7 @@ const FOUND: &[Found] = &[
         seed: 1688,
         broke: "L4",
     },
+    Found { name: "listed where it was pointed away from", profile: "swarm", level: Level::L0, seed: 518, broke: "L5" },
     Found { name: "an address asked in vain for ever", profile: "swarm", level: Level::L0, seed: 1944, broke: "L2" },
 ];
 

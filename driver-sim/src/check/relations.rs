@@ -100,7 +100,8 @@ impl World {
                 l.hub == *hub.run() && !hub.control().tunnels().any(|t| held(&t))
             });
             if let Some(l) = left {
-                let text = format!("the registry lists {} at hub-{ix} under {:?}, which holds no such", l.agent_id, l.fence);
+                let text =
+                    format!("the registry lists {} at hub-{ix} under {:?}, which holds no such", l.agent_id, l.fence);
                 return self.fail("L5", text);
             }
         }
