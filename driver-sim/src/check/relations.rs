@@ -7,7 +7,6 @@
 //! or a claim comes about.
 
 use nowconnect_core::config::Mode;
-use nowconnect_core::hub::TunnelView;
 
 use crate::marks::Mark;
 use crate::plan::MS;
@@ -94,14 +93,17 @@ impl World {
                 );
                 return self.fail("O6", text);
             }
-            // And what was released, in vain or late, is gone.
-            let left = listed.iter().find(|l| {
-                let held = |t: &TunnelView<'_>| *t.agent_id == l.agent_id && t.fence == l.fence;
-                l.hub == *hub.run() && !hub.control().tunnels().any(|t| held(&t))
-            });
+            // And what was released, in vain or late, is gone. An agent that is
+            // away may be listed under a fence of before; it is claimed with its
+            // return.
+            let left = listed
+                .iter()
+                .find(|l| l.hub == *hub.run() && !hub.control().tunnels().any(|t| *t.agent_id == l.agent_id));
             if let Some(l) = left {
-                let text =
-                    format!("the registry lists {} at hub-{ix} under {:?}, which holds no such", l.agent_id, l.fence);
+                let text = format!(
+                    "the registry lists {} at hub-{ix} under {:?}, which does not hold it",
+                    l.agent_id, l.fence
+                );
                 return self.fail("L5", text);
             }
         }
