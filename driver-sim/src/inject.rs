@@ -547,6 +547,7 @@ impl World {
             self.release(from, to);
         }
         let now = self.wall();
+        self.check.registry_hurt = self.now;
         self.registry.heal_all(now, &mut self.registry_draws);
         self.check.quiet_from = self.now;
         for ix in 0..self.nodes.len() as u16 {

@@ -93,7 +93,7 @@ pub(crate) struct Check {
     parted: BTreeMap<u16, u64>,
     /// Every fault so far was over by then.
     pub(crate) quiet_from: u64,
-    /// When something was done to the registry last.
+    /// When something was done to the registry last, or a hub was led to another.
     pub(crate) registry_hurt: u64,
     /// When a process died last, told to or not.
     pub(super) crashed: BTreeMap<u16, u64>,

@@ -106,6 +106,7 @@ impl World {
             self.stop(ix);
         }
         let now = self.wall();
+        self.check.registry_hurt = self.now;
         self.registry.point_elsewhere(now, usize::from(ix), &mut self.registry_draws);
         if restart {
             self.boot(ix);
@@ -120,6 +121,7 @@ impl World {
             self.stop(ix);
         }
         let now = self.wall();
+        self.check.registry_hurt = self.now;
         self.registry.point_back(now, usize::from(ix), &mut self.registry_draws);
         if restart {
             self.boot(ix);
