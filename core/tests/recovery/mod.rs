@@ -173,3 +173,20 @@ fn who_is_asked_under_a_fence_that_it_does_not_hold_looks_what_is_listed() {
     assert_eq!(echo(&mut w, b, 100), Ok(()));
     assert!(w.now.since(claimed) < LEASE * 3 / 5, "the next audit would be later");
 }
+
+/// A registry that came back from a backup, or that the hub was led away from
+/// and back to, lists what the hub has let go since.
+#[test]
+fn what_the_registry_lists_in_vain_is_released_by_the_hub_that_finds_it() {
+    let (mut w, a, _, g) = two_hubs(Codec::BinaryV2);
+    let old = w.registry.clone();
+    w.crash(g);
+    w.run_for(60 * SECOND);
+    assert_eq!(w.located("ldap"), 0, "its session is over");
+    w.registry = old;
+    w.run_for(2 * SECOND);
+    assert_eq!(w.located("ldap"), 1);
+    assert!(echo(&mut w, a, 100).is_err());
+    w.run_for(3 * SECOND);
+    assert_eq!(w.located("ldap"), 0);
+}
