@@ -475,6 +475,9 @@ impl World {
             self.check_readiness();
             self.check_silence();
             self.start_probes();
+        } else if self.check.probed && alive == 0 && !self.is_fast() && self.is_wire_taken() {
+            // Bytes of streams that were broken off.
+            self.check.progress = (self.check.delivered, self.now);
         } else if self.check.probed && alive == 0 {
             if !self.next_probe() {
                 // Late frames, acknowledgements and tombstones settle.

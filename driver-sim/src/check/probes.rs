@@ -114,6 +114,12 @@ impl World {
         self.plan.net.bandwidth.0 >= SLOW_BELOW
     }
 
+    /// Whether what was written before takes some wire for a while yet.
+    pub(super) fn is_wire_taken(&self) -> bool {
+        let until = self.now + 1000 * MS;
+        self.conns.iter().any(|c| c.up == [true; 2] && c.pipes.iter().any(|p| !p.dead && p.free_at > until))
+    }
+
     /// Connects the next new client; false when all were.
     pub(super) fn next_probe(&mut self) -> bool {
         let Some(probe) = self.check.probes.get(self.check.probing).copied() else { return false };
