@@ -313,6 +313,7 @@ impl World {
                 self.ghost_token_anew(ix, &peer);
                 self.vulnerable(Point::Resumed, ix, None);
             }
+            Observed::StartedOver { highest, offered } => self.ghost_started_over(ix, highest, offered),
             Observed::Ejected { .. } => {
                 self.marks.hit(Mark::Ejected);
                 self.check.nodes.entry(ix).or_default().ejected = true;
@@ -346,7 +347,6 @@ impl World {
             | Observed::FewerHubs { .. }
             | Observed::DuplicateAgent { .. }
             | Observed::DuplicateAgentRefused { .. }
-            | Observed::StartedOver { .. }
             | Observed::GaveUp { .. } => {}
         }
     }

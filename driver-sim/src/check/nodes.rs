@@ -18,7 +18,7 @@ use nowconnect_core::registry::{RegistryOp, RegistryReply, RegistryResult, Token
 use nowconnect_core::stream::{End, HalfState};
 use nowconnect_core::time::Instant;
 
-use crate::faults::At;
+use crate::faults::{At, Class};
 use crate::net::{key, place};
 use crate::node::connector;
 use crate::plan::MS;
@@ -324,6 +324,17 @@ impl World {
             ));
         }
         None
+    }
+
+    /// O2 is an instance's: one that is offered less than it had, because the
+    /// registry lost it or a hostile hub claimed too much for it, is over.
+    pub(super) fn ghost_started_over(&mut self, ix: u16, highest: Epoch, offered: Epoch) {
+        let cause = self.faults_done[Class::Registry as usize] > 0 || !self.plan.rogues.is_empty();
+        if offered > highest || !cause {
+            let text = format!("node {ix} starts over, is offered {offered} after {highest}");
+            return self.fail("O2", text);
+        }
+        self.ghost(ix).highest = Epoch(0);
     }
 
     fn check_agent(&self, ix: u16, agent: &Agent) -> Option<(&'static str, String)> {
