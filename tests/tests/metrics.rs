@@ -274,7 +274,8 @@ async fn every_documented_family_appears_and_moves() {
     eventually("some have to wait", PATIENCE, || async {
         let mut many = Vec::new();
         for _ in 0..200 {
-            many.push(TcpStream::connect(hub).await.unwrap());
+            // Those beyond what one address may have are reset.
+            many.extend(TcpStream::connect(hub).await.ok());
         }
         (cluster.metrics(0).await.sum("nowconnect_http_throttled_total", &[])? >= 1.0).then_some(())
     })
