@@ -475,8 +475,8 @@ impl World {
             self.check_readiness();
             self.check_silence();
             self.start_probes();
-        } else if self.check.probed && alive == 0 && !self.is_fast() && self.is_wire_taken() {
-            // Bytes of streams that were broken off.
+        } else if self.check.probed && self.is_wire_taken() && since <= self.check.settle_ns + SLOWEST {
+            // By bytes of streams that were broken off, perhaps.
             self.check.progress = (self.check.delivered, self.now);
         } else if self.check.probed && alive == 0 {
             if !self.next_probe() {

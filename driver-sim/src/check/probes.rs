@@ -114,8 +114,11 @@ impl World {
         self.plan.net.bandwidth.0 >= SLOW_BELOW
     }
 
-    /// Whether what was written before takes some wire for a while yet.
+    /// Whether what was written before takes some slow wire for a while yet.
     pub(super) fn is_wire_taken(&self) -> bool {
+        if self.is_fast() {
+            return false;
+        }
         let until = self.now + 1000 * MS;
         self.conns.iter().any(|c| c.up == [true; 2] && c.pipes.iter().any(|p| !p.dead && p.free_at > until))
     }
