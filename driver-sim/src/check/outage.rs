@@ -171,8 +171,10 @@ impl World {
                 self.calm(node).is_some_and(|t| t < since) && self.welcomed(ix, node) < since
             };
             let sure = t.firm || quiet && self.agent_plan(t.agent_id).is_some_and(calm);
-            // Another instance's claim is under way to this hub.
-            let taken = listed.iter().any(|l| l.agent_id == *t.agent_id && l.fence > t.fence);
+            // Another instance's claim is under way to this hub, or that one holds
+            // it at a hub without a lease, which is not listed.
+            let instances = self.nodes.iter().filter(|n| n.is_up() && n.name.starts_with(t.agent_id.as_str())).count();
+            let taken = instances > 1 || listed.iter().any(|l| l.agent_id == *t.agent_id && l.fence > t.fence);
             let found = listed.iter().any(|l| l.agent_id == *t.agent_id && l.hub == *hub.run() && l.fence == t.fence);
             there && sure && !taken && !found
         });
