@@ -105,7 +105,8 @@ pub const BUGS: &[Bug] = &[
         9,
         "a stream takes frames off its session: whoever names its cid is believed",
         // B4: What a stranger says moves offsets: honest peers are found beyond their credit.
-        &["B4", "O1", "O4", "I2", "S8"],
+        // B1: The limit that a hostile one names is passed on.
+        &["B1", "B4", "O1", "O4", "I2", "S8"],
         "frames seen on one session sent again by an authenticated peer on another",
     ),
     core(
