@@ -236,7 +236,16 @@ impl Control {
         if !wins {
             // The session the peer dialled survives; ours was never confirmed.
             mux.close(conn, dialect, CloseCode::Duplicate, 0, out);
-            self.dial_covered(now, target, mux);
+            let survivor = self.links.get(&welcome.replica_id).and_then(|key| mux.get(*key));
+            let same = survivor.is_some_and(
+                |e| matches!(&e.peer, Peer::Hub { incarnation, .. } if *incarnation == welcome.incarnation),
+            );
+            if same {
+                self.dial_covered(now, target, mux);
+            } else {
+                // Another process under that name: its address is not the link's.
+                self.on_dial_failed(now, target, out);
+            }
             return;
         }
         mux.post(conn, encode_message(dialect, 0, &[Frame::Auth(Box::new(auth))]), out);

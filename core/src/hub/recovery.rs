@@ -60,6 +60,12 @@ impl Control {
         r.begun.clear();
         r.waiting = self.attachments.keys().cloned().collect();
         r.wanted = false;
+        // The backstop of those that wait, should those before them get no answer.
+        let waiting: Vec<AgentId> = r.waiting.iter().cloned().collect();
+        for agent_id in waiting {
+            let at = self.next_audit(now);
+            self.upkeep_by(&agent_id, at);
+        }
         self.begin_more(now);
     }
 

@@ -51,9 +51,10 @@ impl Remote {
 }
 
 impl Control {
-    /// Asks the registry. False when too much is under way already.
+    /// Asks the registry. False when too much is under way already; the lease
+    /// is renewed all the same.
     pub(super) fn ask(&mut self, now: Instant, op: RegistryOp, what: Asked, out: &mut NodeOut) -> bool {
-        if self.pending.len() >= PENDING_OPS_MAX {
+        if self.pending.len() >= PENDING_OPS_MAX && !matches!(what, Asked::Renew { .. }) {
             return false;
         }
         self.next_token += 1;

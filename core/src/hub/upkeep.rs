@@ -55,7 +55,7 @@ impl Control {
         Duration::from_nanos(self.rng.below(u64::try_from(below.as_nanos()).unwrap_or(u64::MAX)))
     }
 
-    fn next_audit(&mut self, now: Instant) -> Instant {
+    pub(super) fn next_audit(&mut self, now: Instant) -> Instant {
         let quarter = self.config.registry.lease / 4;
         now.after(quarter * 3 + self.draw(quarter))
     }

@@ -189,3 +189,24 @@ fn what_the_registry_lists_in_vain_is_released_by_the_hub_that_finds_it() {
     w.run_for(3 * SECOND);
     assert_eq!(w.located("ldap"), 0);
 }
+
+/// Attachments of `off` have no turn of their own: part of a registry that does
+/// not answer must not keep the others from being claimed.
+#[test]
+fn after_off_those_that_wait_are_claimed_although_those_before_them_get_no_answer() {
+    let mut w = World::new();
+    let a = w.hub(hub_config("hub-a", Mode::Off, &[]), 1);
+    for n in 0..MANY {
+        w.agent(agent_config(&format!("plant-{n}"), &["hub-a"], 1), 10 + n as u64);
+    }
+    w.run_for(2 * SECOND);
+    w.only_renewals = true;
+    w.reload_hub(a, &hub_config("hub-a", Mode::Active, &[])).unwrap();
+    w.run_for(2 * SECOND);
+    assert_eq!(w.upkeep_waiting().len(), AT_ONCE);
+    w.run_for(LEASE);
+    assert_eq!(w.upkeep_waiting().len(), MANY, "each has been asked for");
+    w.only_renewals = false;
+    w.run_for(2 * SECOND);
+    assert_eq!((firm(&w, a), w.located("ldap")), (MANY, MANY));
+}
