@@ -178,7 +178,11 @@ impl RecvWindow {
         let product = consumed * u128::from(self.shortest_loop_ns) / u128::from(took);
         let target = u64::try_from(product.saturating_mul(2)).unwrap_or(u64::MAX);
         if pressure < Pressure::High && target > self.window {
-            self.window = target.min(self.window.saturating_mul(2)).min(self.max.max(self.window));
+            self.window = target.min(self.window.saturating_mul(2)).min(if crate::planted::on(2055) {
+                u64::MAX
+            } else {
+                self.max.max(self.window)
+            });
         }
     }
 

@@ -14,6 +14,7 @@ use lru::LruCache;
 
 use crate::error::RstCode;
 use crate::id::{Cid, Incarnation, SessionKey};
+use crate::planted;
 
 /// Lanes one session may name; an origin has one lane a shard and one
 /// incarnation a run, so a session meets few.
@@ -96,7 +97,7 @@ impl Dedup {
     /// How a stream ended, if it is still remembered.
     #[must_use]
     pub fn terminal(&self, cid: Cid) -> Option<Terminal> {
-        self.tombstones.peek(&cid).copied()
+        self.tombstones.peek(&cid).copied().filter(|_| !planted::on(2038))
     }
 
     /// Remembers at most `tombstones` terminal causes from now on; beyond it

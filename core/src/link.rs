@@ -294,7 +294,7 @@ impl Link {
                 Some(Action::Dial)
             }
             State::Established => {
-                self.reconnects += u64::from(self.was_established);
+                self.reconnects += u64::from(self.was_established || planted::on(2042));
                 self.was_established = true;
                 None
             }
@@ -343,7 +343,8 @@ impl Link {
     fn spread(&mut self, now: Instant) -> Instant {
         let spread = scale(self.backoff.initial, self.backoff.jitter_milli.min(1000));
         let nanos = u64::try_from(spread.as_nanos()).unwrap_or(u64::MAX);
-        now.after(Duration::from_nanos(self.rng.below(nanos.saturating_add(1))))
+        let nanos = if planted::on(2040) { 0 } else { self.rng.below(nanos.saturating_add(1)) };
+        now.after(Duration::from_nanos(nanos))
     }
 
     /// The peer answers after all: a back-off in progress ends almost at once.
@@ -377,7 +378,8 @@ impl Link {
     fn jittered(&mut self, delay: Duration) -> Duration {
         let share = scale(delay, self.backoff.jitter_milli.min(1000));
         let nanos = u64::try_from(share.as_nanos()).unwrap_or(u64::MAX);
-        delay.saturating_sub(Duration::from_nanos(self.rng.below(nanos.saturating_add(1))))
+        let nanos = if planted::on(2037) { 0 } else { self.rng.below(nanos.saturating_add(1)) };
+        delay.saturating_sub(Duration::from_nanos(nanos))
     }
 
     /// Whether streams wait on the session: then the delay is at most

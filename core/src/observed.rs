@@ -372,11 +372,13 @@ pub struct ShardCounters {
     pub bytes_from_sockets: u64,
     /// Payload bytes written to sockets.
     pub bytes_to_sockets: u64,
-    /// OPEN, RESUME or bound frames under another fence.
+    /// OPENs under another fence than the attachment's.
     pub epoch_mismatch: u64,
+    /// Frames of a stream that is bound under another epoch.
+    pub wrong_epoch: u64,
     /// OPENs and DATA that were duplicates.
     pub duplicates: u64,
-    /// Frames of a stream that is bound elsewhere.
+    /// Frames of a stream that is bound to another session.
     pub wrong_session: u64,
     /// Frames of streams unknown here.
     pub unknown: u64,
@@ -410,6 +412,7 @@ impl ShardCounters {
             bytes_from_sockets,
             bytes_to_sockets,
             epoch_mismatch,
+            wrong_epoch,
             duplicates,
             wrong_session,
             unknown,
@@ -442,6 +445,7 @@ impl ShardCounters {
             (&mut self.bytes_from_sockets, bytes_from_sockets),
             (&mut self.bytes_to_sockets, bytes_to_sockets),
             (&mut self.epoch_mismatch, epoch_mismatch),
+            (&mut self.wrong_epoch, wrong_epoch),
             (&mut self.duplicates, duplicates),
             (&mut self.wrong_session, wrong_session),
             (&mut self.unknown, unknown),

@@ -207,7 +207,7 @@ impl Half {
     pub fn judge_data(&self, off: u64, len: u64) -> DataVerdict {
         let Some(end) = off.checked_add(len) else { return DataVerdict::OverCredit };
         if !matches!(self.state, HalfState::Open) {
-            return if end <= self.next { DataVerdict::Duplicate } else { DataVerdict::AfterFin };
+            return if end <= self.next || planted::on(2039) { DataVerdict::Duplicate } else { DataVerdict::AfterFin };
         }
         if end < self.next || (end == self.next && !planted::on(12)) {
             return DataVerdict::Duplicate;

@@ -361,6 +361,40 @@ fn of_two_simultaneous_dials_one_session_is_left_whoever_is_lower_and_whatever_i
     }
 }
 
+/// The refusal of the dial that is not needed may overtake the news of the one
+/// that survives, so that its dialler goes on dialling for a while. A link that
+/// breaks in that time is resumed all the same, and not replaced: its streams live.
+#[test]
+fn a_link_that_breaks_after_two_simultaneous_dials_is_resumed() {
+    let held = |w: &World, n: usize| -> Vec<_> {
+        w.as_hub(n).mux().iter().map(|(_, e)| (e.session.id(), e.conn.is_some())).collect()
+    };
+    for (first, second) in [("hub-a", "hub-b"), ("hub-b", "hub-a")] {
+        for delay in 0..6 {
+            for seed in 2..8 {
+                let mut w = World::new();
+                let x = w.hub(hub_config(first, Mode::Active, &[second]), 1);
+                for _ in 0..delay {
+                    w.step();
+                }
+                let y = w.hub(hub_config(second, Mode::Active, &[first]), seed);
+                let at = format!("{first} {delay} {seed}");
+                assert!(
+                    w.run_until(Duration::from_secs(5), |w| {
+                        let (x, y) = (held(w, x), held(w, y));
+                        x == y && x.len() == 1 && x[0].1
+                    }),
+                    "{at}: linked"
+                );
+                let before = held(&w, x);
+                w.cut(x, y);
+                w.run_for(Duration::from_secs(5));
+                assert_eq!([held(&w, x), held(&w, y)], [before.clone(), before], "{at}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_hub_among_its_own_peers_is_dropped_once() {
     let mut w = World::new();

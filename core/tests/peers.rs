@@ -29,6 +29,7 @@ use world::{hub_config, name};
 
 const MESH: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Mesh };
 const TUNNEL: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Tunnel };
+const RENEW_EVERY: Duration = Duration::from_secs(1);
 const LINK: ConnKey = ConnKey { ix: 1, generation: 0 };
 
 /// A hub with a link to hub-b, which is this test.
@@ -43,7 +44,9 @@ impl Bench {
     fn new() -> Self {
         let mut out = NodeOut::default();
         let now = Instant::from_nanos(1);
-        let config = Arc::new(hub_config("hub-a", Mode::Active, &[]));
+        let mut config = hub_config("hub-a", Mode::Active, &[]);
+        (config.limits.max_handshakes, config.limits.max_sessions) = (10_000, 10_000);
+        let config = Arc::new(config);
         let hub = Hub::new(config, Seed::from_u64(1), now, &mut out);
         let mut b = Self { hub, out, now, said: 0 };
         b.answer(|op| matches!(op, RegistryOp::Renew { .. }).then_some(RegistryReply::Renewed));
@@ -97,6 +100,21 @@ impl Bench {
         }
     }
 
+    /// Nothing that is asked from now on is answered.
+    fn no_answer_until(&mut self, reached: impl Fn(&Self) -> bool) {
+        for _ in 0..100 {
+            if reached(self) {
+                return;
+            }
+            let due = self.hub.poll_timeout().expect("it renews its lease").at;
+            self.now = self.now.max(due);
+            self.hub.handle_timeout(self.now, &mut self.out);
+            self.hub.check_invariants();
+            self.out.registry.clear();
+        }
+        panic!("not reached after 100 deadlines");
+    }
+
     fn says(&mut self, agent: &str, replica: &str, epoch: u64) {
         self.says_of(Instance(7), agent, replica, epoch);
     }
@@ -115,12 +133,10 @@ impl Bench {
         self.input(Input::Message { conn: LINK, message });
     }
 
-    /// What the hub claims for an agent that comes for the first time; it is
-    /// granted `epoch`.
-    fn claims(&mut self, conn: u32, agent: &str, epoch: u64) -> Claim {
+    /// An agent comes for the first time.
+    fn comes(&mut self, conn: u32, agent: &str) {
         let conn = ConnKey { ix: conn, generation: 0 };
         let grant = AgentGrant { subject: agent.to_owned(), connectors: Some(vec![name("ldap")]), expires: None };
-        self.out.registry.clear();
         self.input(Input::Accepted { conn, dialect: TUNNEL, principal: Principal::Agent(grant) });
         let role = HelloRole::Agent(HelloAgent {
             agent_id: AgentId::new(agent).unwrap(),
@@ -130,6 +146,13 @@ impl Bench {
             sessions: Vec::new(),
         });
         self.hello(conn, TUNNEL, role);
+    }
+
+    /// What the hub claims for an agent that comes for the first time; it is
+    /// granted `epoch`.
+    fn claims(&mut self, conn: u32, agent: &str, epoch: u64) -> Claim {
+        self.out.registry.clear();
+        self.comes(conn, agent);
         let claim = self.out.registry.iter().find_map(|(_, op)| match op {
             RegistryOp::Claim(claim) => Some((**claim).clone()),
             _ => None,
@@ -191,6 +214,101 @@ fn an_attachment_ends_for_another_instance_when_the_registry_lists_it() {
         b.answer(|op| matches!(op, RegistryOp::Agent { .. }).then(|| RegistryReply::Attachments(answer.clone())));
         assert_eq!(b.hub.mux().carried_by(tunnel).is_some(), !listed);
     }
+}
+
+/// What it said in the moments before this hub knew that its registry is out is
+/// not forgotten: two instances would both be served as long as that lasts (O6).
+#[test]
+fn who_took_over_just_before_an_outage_is_believed_when_it_is_noticed() {
+    for told in [false, true] {
+        let mut b = Bench::new();
+        b.claims(10, "plant-1", 5000);
+        b.claims(11, "plant-2", 5001);
+        let [tunnel, other] = [10, 11].map(|ix| ConnKey { ix, generation: 0 });
+        if told {
+            b.says_of(Instance(9), "plant-1", "hub-b", 6000);
+        }
+        assert!(b.hub.mux().carried_by(tunnel).is_some(), "the registry is asked first");
+        b.no_answer_until(|b| !b.hub.control().registry_healthy());
+        assert_eq!(b.hub.mux().carried_by(tunnel).is_some(), !told);
+        assert!(b.hub.mux().carried_by(other).is_some(), "nobody said anything of this one");
+    }
+}
+
+/// B9: however often a peer says it, one question is under way; and what it said
+/// after that was asked is asked for too.
+#[test]
+fn what_a_peer_says_of_an_attachment_is_asked_for_once_at_a_time() {
+    let mut b = Bench::new();
+    b.claims(10, "plant-1", 5000);
+    b.out.registry.clear();
+    let questions = |b: &Bench| b.out.registry.iter().filter(|(_, op)| matches!(op, RegistryOp::Agent { .. })).count();
+    for n in 0..100 {
+        b.says_of(Instance(9), "plant-1", "hub-b", 6000 + n);
+    }
+    assert_eq!(questions(&b), 1);
+    let nobody =
+        |op: &RegistryOp| matches!(op, RegistryOp::Agent { .. }).then(|| RegistryReply::Attachments(Vec::new()));
+    b.answer(nobody);
+    assert_eq!(questions(&b), 1, "it was asked before the last was said");
+    b.answer(nobody);
+    assert_eq!(questions(&b), 0);
+    b.says_of(Instance(9), "plant-1", "hub-b", 7000);
+    assert_eq!(questions(&b), 1, "that is news");
+}
+
+/// M4, O2: an agent that does not take the epoch it was given has another one at
+/// once, above its own, also where no registry can be asked: nobody could be
+/// opened there before. Not as often as it says so.
+#[test]
+fn an_agent_that_refuses_its_epoch_gets_a_provisional_one_above_its_own() {
+    let mut b = Bench::new();
+    let conn = ConnKey { ix: 10, generation: 0 };
+    b.claims(10, "plant-1", 5000);
+    b.out.registry.clear();
+    let held = |b: &Bench| b.hub.control().tunnels().map(|t| (t.fence, t.firm)).next().unwrap();
+    let (given, firm) = held(&b);
+    assert_eq!((given.epoch, firm), (Epoch(5000), true));
+    let refuses = |b: &mut Bench, number: u64, fence: Fence, own: u64| {
+        let notice = EpochNotice {
+            agent_id: AgentId::new("plant-1").unwrap(),
+            instance: Instance(7),
+            replica_id: name("hub-a"),
+            epoch: Epoch(own),
+            nonce: fence.nonce,
+            firm: true,
+        };
+        let message = encode_message(TUNNEL, number, &[Frame::Epoch(Box::new(notice))]);
+        b.input(Input::Message { conn, message });
+    };
+    refuses(&mut b, 1, given, 9000);
+    let (above, firm) = held(&b);
+    assert!(above.epoch > Epoch(9000) && above.nonce != given.nonce && !firm, "{above:?}");
+    refuses(&mut b, 2, above, 20_000);
+    assert_eq!(held(&b), (above, false), "as fast as it answers it gets nothing");
+    b.now = b.now.after(RENEW_EVERY);
+    refuses(&mut b, 3, above, 20_000);
+    assert!(held(&b).0.epoch > Epoch(20_000));
+}
+
+/// O7: however much the registry is asked and does not answer, the lease is
+/// renewed in its time.
+#[test]
+fn no_crowd_of_questions_keeps_a_hub_from_renewing_its_lease() {
+    let mut b = Bench::new();
+    let renews = |b: &Bench| b.out.registry.iter().any(|(_, op)| matches!(op, RegistryOp::Renew { .. }));
+    b.no_answer_until(|b| b.now.since(Instant::from_nanos(1)) > RENEW_EVERY * 2);
+    let next = RENEW_EVERY * 3;
+    b.now = Instant::from_nanos(1).after(next - RENEW_EVERY / 10);
+    for n in 0..5000 {
+        b.comes(100 + n, &format!("plant-{n}"));
+    }
+    let asked = b.out.registry.len();
+    assert!(asked >= 4096 && !renews(&b), "{asked} questions are open");
+    assert!(b.hub.control().tunnels().count() > 0, "who finds no room is attached all the same");
+    b.now = Instant::from_nanos(1).after(next);
+    b.hub.handle_timeout(b.now, &mut b.out);
+    assert!(renews(&b));
 }
 
 /// Attack 50, from a hub: an epoch that no registry can have granted is believed

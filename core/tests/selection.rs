@@ -642,3 +642,52 @@ fn an_agent_that_leaves_checks_nothing_and_exposes_nothing() {
         assert_eq!(lands(&mut w, hub), Ok(second));
     }
 }
+
+/// The hub that a client of hub-o is carried to: one of two that have the agent,
+/// hub-x and hub-y.
+fn carried_to(region: [Option<&str>; 3], distance: [Duration; 2]) -> &'static str {
+    let mut w = World::new();
+    w.target = Target::Accept;
+    let [o, x, y] = [("hub-o", region[0]), ("hub-x", region[1]), ("hub-y", region[2])].map(|(replica, region)| {
+        let others: Vec<&str> = ["hub-o", "hub-x", "hub-y"].into_iter().filter(|other| *other != replica).collect();
+        let config = HubConfig { region: region.map(name), ..hub_config(replica, Mode::Active, &others) };
+        w.hub(config, u64::from(replica.as_bytes()[4]))
+    });
+    for (hub, far) in ["hub-x", "hub-y"].into_iter().zip(distance) {
+        w.distances.push((["hub-o".to_owned(), hub.to_owned()], far));
+    }
+    w.agent(agent_config("plant-7", &["hub-x", "hub-y"], 2), 9);
+    // Until every link has been measured some times.
+    w.run_for(S(60));
+    let carried = |w: &World| [x, y].map(|hub| w.as_hub(hub).shards()[0].counters().carried);
+    for _ in 0..10 {
+        let before = carried(&w);
+        let c = w.client(o).unwrap();
+        let there = w.run_until(S(1), |w| carried(w) != before);
+        assert!(there, "it is carried somewhere");
+        w.abort(o, c);
+        w.run_for(S(1));
+    }
+    match carried(&w) {
+        [10, 0] => "hub-x",
+        [0, 10] => "hub-y",
+        [to_x, to_y] => panic!("{to_x} to hub-x and {to_y} to hub-y"),
+    }
+}
+
+/// Semantics 7: of owners with equal priority those of the origin's own region
+/// come first, and among those the nearer by round trip.
+#[test]
+fn an_owner_in_the_same_region_comes_first_and_then_the_nearer_one() {
+    let (east, west) = (Some("east"), Some("west"));
+    for (region, distance, want) in [
+        ([east, west, east], [MS(1), MS(1)], "hub-y"),
+        ([east, east, west], [MS(1), MS(1)], "hub-x"),
+        ([east, east, west], [MS(50), MS(1)], "hub-x"),
+        ([east, east, east], [MS(50), MS(1)], "hub-y"),
+        ([None, None, None], [MS(1), MS(50)], "hub-x"),
+        ([None, None, None], [MS(50), MS(1)], "hub-y"),
+    ] {
+        assert_eq!(carried_to(region, distance), want, "{region:?}, {distance:?}");
+    }
+}

@@ -89,7 +89,8 @@ impl World {
         match hub.open(at, ListenerIx(plan.connector), sock_key(sock), &mut n.out) {
             Ok(stream) => {
                 self.socks[sock as usize].stream = Some(stream);
-                self.nodes[usize::from(node)].opening.push(plan.id);
+                let n = &mut self.nodes[usize::from(node)];
+                n.opening.push(plan.id, now, n.started);
                 self.settle(node);
                 self.step(actor, plan.latency);
             }
@@ -100,6 +101,7 @@ impl World {
                 if code == RstCode::Draining {
                     self.judge_refused(node, plan.id);
                 }
+                self.judge_turned_away(node, plan.id, code);
                 self.end_actor(actor, Fate::Reset(Some(code)));
             }
         }
@@ -166,7 +168,10 @@ impl World {
         }
         self.judge_taken(ix);
         self.vulnerable(crate::faults::Point::Target, ix, None);
-        if let Err(v) = self.check.on_target_wanted(cid, client, wanted, node_agent(&self.nodes[usize::from(ix)])) {
+        if let Some(text) = self.judge_tenant(ix, cid, client, wanted) {
+            return self.fail("I1", text);
+        }
+        if let Err(v) = self.check.on_target_wanted(cid, client) {
             return self.fail(&v.id, v.text);
         }
         let plan = client.map(|c| self.client_plan(c));
@@ -458,10 +463,6 @@ impl World {
             self.step(ix, next.saturating_sub(now).max(1000));
         }
     }
-}
-
-fn node_agent(node: &crate::node::Node) -> Option<&nowconnect_core::agent::Agent> {
-    node.agent()
 }
 
 pub(crate) const fn side(is_client: bool) -> &'static str {

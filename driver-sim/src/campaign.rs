@@ -65,6 +65,13 @@ pub struct Case {
     pub diff: bool,
 }
 
+/// Behind a command, as a comment of the shell: which commit this is a build of,
+/// where that is known.
+#[must_use]
+pub fn at_commit() -> String {
+    option_env!("NOWCONNECT_COMMIT").map_or_else(String::new, |commit| format!("   # commit {commit}"))
+}
+
 impl Case {
     /// Its plan.
     #[must_use]

@@ -92,6 +92,7 @@ fn even(mut p: Plan) -> Plan {
         | Fault::IngressRestart { .. }
         | Fault::NoDescriptors { .. }
         | Fault::Twin { .. }
+        | Fault::Leave { .. }
         | Fault::Stop { .. } => false,
     });
     let hubs = p.hubs.len() as u8;
@@ -108,6 +109,7 @@ fn even(mut p: Plan) -> Plan {
     for h in &mut p.hubs {
         h.budget = 512 << 20;
         h.shards = 0;
+        h.start_ns = 0;
     }
     // Clients that come while agents still attach see the attaching, which the
     // registry may delay; later ones may not see a difference.

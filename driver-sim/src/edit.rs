@@ -60,6 +60,7 @@ fn renamed(fault: Fault, name: &impl Fn(At) -> Option<At>) -> Option<Fault> {
             Fault::Reload { at: name(at)?, what }
         }
         Fault::Certificate { hub: h, keys } => Fault::Certificate { hub: hub(h)?, keys },
+        Fault::Leave { hub: h, lameduck_ms, timeout_ms } => Fault::Leave { hub: hub(h)?, lameduck_ms, timeout_ms },
         Fault::Twin { hub: h, ms } => Fault::Twin { hub: hub(h)?, ms },
     })
 }

@@ -107,6 +107,10 @@ pub(crate) enum Undo {
     Restart {
         node: u16,
     },
+    /// A hub that leaves for good is gone.
+    Gone {
+        node: u16,
+    },
     Pause {
         node: u16,
     },

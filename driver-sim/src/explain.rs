@@ -92,7 +92,7 @@ pub fn plan(plan: &Plan, clients: &BTreeSet<u32>, triggered: &[crate::faults::Tr
         let _ = writeln!(
             t,
             "  hub-{ix}: {:?}, {split}, region {}, dials {:?}, window {} to {} B, {} frames and {} B in flight, \
-             budget {} B, drift {} ppm{}{}{}",
+             budget {} B, drift {} ppm{}{}{}{}",
             h.mode,
             h.region,
             h.peers,
@@ -102,6 +102,7 @@ pub fn plan(plan: &Plan, clients: &BTreeSet<u32>, triggered: &[crate::faults::Tr
             h.inflight,
             h.budget,
             h.drift_ppm,
+            if h.start_ns > 0 { format!(", starts at {}", seconds(h.start_ns)) } else { String::new() },
             if h.first_byte { ", waits for a first byte" } else { "" },
             if h.cached { ", tries what it knows without the registry" } else { "" },
             match h.on_expiry {

@@ -24,7 +24,7 @@ pub enum Class {
     Slow,
     /// Dials fail, hang, come late or end at another address (N10, N11).
     Dial,
-    /// Processes die and come back (P1, X6).
+    /// Processes die and come back (P1).
     Crash,
     /// Processes stop for a while (P2).
     Pause,
@@ -36,7 +36,7 @@ pub enum Class {
     Agent,
     /// Targets refuse, hang, go away (G5).
     Target,
-    /// Operators drain and stop nodes (X3).
+    /// Operators drain and stop nodes (X3), or take hubs away (X6).
     Operate,
     /// A proxy before a hub cuts idle connections, or restarts (N11).
     Ingress,
@@ -372,6 +372,15 @@ pub enum Fault {
         /// It is back after this long.
         down_ms: u64,
     },
+    /// A hub is drained, stopped and gone for good: also after the healing.
+    Leave {
+        /// The hub.
+        hub: u8,
+        /// It serves as before for this long.
+        lameduck_ms: u64,
+        /// Then open streams have this long.
+        timeout_ms: u64,
+    },
     /// A proxy before a hub cuts every connection through it on which nothing
     /// passed for so long, either way.
     IdleCut {
@@ -451,6 +460,7 @@ impl Fault {
             Self::Targets { .. } | Self::AbortTargets { .. } => Class::Target,
             Self::Drain { .. }
             | Self::Stop { .. }
+            | Self::Leave { .. }
             | Self::Mode { .. }
             | Self::Reload { .. }
             | Self::Certificate { .. } => Class::Operate,
@@ -471,6 +481,7 @@ impl Fault {
             | Self::Reload { .. }
             | Self::Certificate { .. } => 0,
             Self::Flap { times, every_ms, .. } => *times as u64 * *every_ms * MS,
+            Self::Leave { lameduck_ms, timeout_ms, .. } => (*lameduck_ms + *timeout_ms) * MS,
             Self::Crash { down_ms, .. } | Self::Stop { down_ms, .. } => *down_ms * MS,
             Self::Block { ms, .. }
             | Self::Isolate { ms, .. }

@@ -82,6 +82,7 @@ impl World {
         self.marks.hit(how);
         // Now and then as fast as a message can carry it.
         let times = if self.hostile_draws.chance(1, 8) { FLOOD } else { 1 };
+        let mut said = 0;
         for _ in 0..times {
             let before = forged.len();
             if let Some(payload) = encode_frame(dialect, told.number, &frame, &mut forged) {
@@ -92,8 +93,10 @@ impl World {
                 forged.truncate(before);
                 break;
             }
+            said += 1;
             self.check.wire.cause(node, 1);
         }
+        self.expect_odd(conn, to, &frame, how, said);
         forged.freeze()
     }
 
@@ -123,6 +126,7 @@ impl World {
         self.marks.hit(how);
         self.marks.hit(Mark::ForgedV1);
         self.check.wire.cause(node, 1);
+        self.expect_odd(conn, to, &frame, how, 1);
         Some(encode_message(dialect, told.number, &[frame]))
     }
 

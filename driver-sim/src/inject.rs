@@ -1,6 +1,7 @@
 //! Carries out faults, undoes them, and heals the world.
 
 mod apart;
+mod scale;
 
 use std::time::Duration;
 
@@ -174,6 +175,9 @@ impl World {
                         self.after(back * MS, Event::Undo(Undo::Undrain { node }));
                     }
                 }
+            }
+            Fault::Leave { hub, lameduck_ms, timeout_ms } => {
+                self.retire(u16::from(hub), lameduck_ms, timeout_ms, alone, lasts);
             }
             Fault::Mode { hub, mode } => {
                 let node = u16::from(hub);
@@ -466,6 +470,7 @@ impl World {
                     self.boot(node);
                 }
             }
+            Undo::Gone { node } => self.gone(node),
             Undo::Pause { node } => self.wake_up(node),
             Undo::Lag { node } => {
                 self.nodes[usize::from(node)].lag = 0;
@@ -532,9 +537,10 @@ impl World {
         }
     }
 
-    /// The healing left this node out.
+    /// The healing left this node out, or it had left for good.
     pub(crate) fn is_frozen(&self, node: u16) -> bool {
-        self.phase == Phase::Liveness && self.plan.frozen.is_some_and(|f| self.node_of(f.at) == node)
+        let frozen = self.phase == Phase::Liveness && self.plan.frozen.is_some_and(|f| self.node_of(f.at) == node);
+        frozen || self.nodes[usize::from(node)].retired
     }
 
     /// Faults end, for all nodes or all but one; what they left behind stays

@@ -80,6 +80,7 @@ marks! {
     TargetDown = "a target failed its checks and its connector was withdrawn";
     TargetUp = "a withdrawn connector was exposed again";
     Split = "a hub was split and its notes were late";
+    Scaled = "a hub came while others served, and left for good once drained";
     Drained = "a node was drained to its last stream";
     DrainDeadline = "a drained node was stopped with streams left";
     DrainReset = "a drain's deadline passed and what was left was reset";

@@ -354,6 +354,7 @@ impl World {
                     c.given_up = true;
                 }
             }
+            self.pace_failed(ix, run, target);
             self.input(ix, Input::DialFailed { target });
         }
     }

@@ -142,6 +142,9 @@ pub(crate) struct Node {
     /// What its targets do instead of the plan: refuse, or hang.
     pub(crate) targets_down: Option<bool>,
     pub(crate) drained: bool,
+    /// It is on its way out for good, and gone.
+    pub(crate) leaves_for_good: bool,
+    pub(crate) retired: bool,
     /// Notes inside a split hub, and when the last of each queue is due.
     notes: BTreeMap<Addressee, (u64, VecDeque<Note>)>,
     /// Clients whose OPEN is not answered yet.
@@ -355,6 +358,8 @@ impl World {
             keys: Keys::default(),
             targets_down: None,
             drained: false,
+            leaves_for_good: false,
+            retired: false,
             notes: BTreeMap::new(),
             opening: Opening::default(),
             shortages: 0,
@@ -377,7 +382,7 @@ impl World {
     /// When a node of the plan starts.
     pub(crate) fn start_of(&self, ix: u16) -> u64 {
         match self.nodes[usize::from(ix)].at {
-            At::Hub(_) => 0,
+            At::Hub(n) => self.plan.hubs[usize::from(n)].start_ns,
             At::Agent(n) => self.plan.agents[usize::from(n)].start_ns,
         }
     }
@@ -401,7 +406,7 @@ impl World {
     /// Starts a process.
     pub(crate) fn boot(&mut self, ix: u16) {
         let node = &mut self.nodes[usize::from(ix)];
-        if node.machine.is_some() {
+        if node.machine.is_some() || node.retired {
             return;
         }
         node.run += 1;

@@ -150,6 +150,9 @@ pub struct HubPlan {
     /// How long an agent that came back is not preferred, nanoseconds.
     #[serde(default)]
     pub failback_ns: u64,
+    /// When it starts, nanoseconds.
+    #[serde(default)]
+    pub start_ns: u64,
 }
 
 /// What a hub does when the token of a tunnel has run out.

@@ -223,6 +223,15 @@ pub const PROFILES: &[Profile] = &[
         script: Some(scenario::trust),
         ..SCENARIO
     },
+    Profile {
+        name: "scale",
+        what: "one hub becomes several and one again: late ones come, are drained and gone for good",
+        hubs: Some(3),
+        agents: Some(3),
+        clients: Some(48),
+        script: Some(scenario::scale),
+        ..SCENARIO
+    },
 ];
 
 /// The name of the rotation on the command line.

@@ -123,6 +123,40 @@ pub(crate) fn rolling_drain(plan: &mut Plan, l: &mut Lane) {
     }
 }
 
+/// {one hub, then more, then one again: late ones come while it serves, and are
+/// drained and gone before the healing} (X6).
+pub(crate) fn scale(plan: &mut Plan, l: &mut Lane) {
+    let hubs = plan.hubs.len() as u8;
+    for a in &mut plan.agents {
+        a.hubs.clear();
+        a.hubs.extend(0..hubs);
+        a.parallel = l.between(1, u64::from(hubs)) as u16;
+        a.token_ns = 0;
+    }
+    let (mut from, mut until) = (vec![0; plan.hubs.len()], vec![u64::MAX; plan.hubs.len()]);
+    let mut at = l.between(2000, 6000);
+    for (hub, from) in plan.hubs.iter_mut().zip(&mut from).skip(1) {
+        (hub.start_ns, *from) = (at * MS, at);
+        at += l.between(500, 6000);
+    }
+    at += l.between(6000, 10_000);
+    for hub in (1..hubs).rev() {
+        let (lameduck_ms, timeout_ms) = (l.between(0, 3) * l.between(1000, 3000), l.spread(500, 8000));
+        plan_fault(plan, at, Fault::Leave { hub, lameduck_ms, timeout_ms });
+        until[usize::from(hub)] = at + lameduck_ms;
+        at += lameduck_ms + timeout_ms + l.below(6000);
+    }
+    plan.safety_ns = plan.safety_ns.max((at + 4000) * MS);
+    for c in &mut plan.clients {
+        // Where a balancer sends them: to a hub that is there and not leaving.
+        let when = 1000 + l.below(at - 1000);
+        let there = |h: &u8| from[usize::from(*h)] + 1000 < when && when < until[usize::from(*h)];
+        let there: Vec<u8> = (0..hubs).filter(there).collect();
+        c.at = when * MS + l.below(MS);
+        c.hub = l.pick(&there).copied().unwrap_or(0);
+    }
+}
+
 /// {certificates of a new CA for all hubs, in three steps with overlap or in one
 /// without, while hubs start anew and have to prove themselves}.
 pub(crate) fn rotation(plan: &mut Plan, l: &mut Lane) {
@@ -478,4 +512,5 @@ pub(crate) const ALL: &[fn(&mut Plan, &mut Lane)] = &[
     thin_wire,
     short_tokens,
     steady_cuts,
+    scale,
 ];

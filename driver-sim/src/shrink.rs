@@ -280,7 +280,7 @@ impl Shrinker<'_> {
             });
             self.attempt(|p| {
                 let h = &mut p.hubs[n];
-                (h.first_byte, h.drift_ppm, h.region) = (false, 0, 0);
+                (h.first_byte, h.drift_ppm, h.region, h.start_ns) = (false, 0, 0, 0);
             });
         }
         for n in 0..self.best.agents.len() {
@@ -353,6 +353,9 @@ fn halve_fault(fault: &mut Fault) {
         | Fault::Mode { .. }
         | Fault::Reload { .. }
         | Fault::Certificate { .. } => {}
+        Fault::Leave { lameduck_ms, timeout_ms, .. } => {
+            (*lameduck_ms, *timeout_ms) = (*lameduck_ms / 2, *timeout_ms / 2)
+        }
         Fault::Flap { times, .. } => *times = (*times / 2).max(1),
         Fault::Crash { down_ms: ms, .. }
         | Fault::Stop { down_ms: ms, .. }

@@ -188,7 +188,9 @@ fn a_difference_is_a_failure_with_a_line_that_repeats_it() {
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.starts_with("FAILED M2 at event "), "{out}");
     let again = out.lines().find(|l| l.trim_start().starts_with("cargo run")).unwrap();
+    let (again, commit) = again.split_once("   # commit ").unwrap_or((again, ""));
     assert!(again.ends_with(" --profile swarm --diff --planted 50"), "{again}");
+    assert!(commit.chars().all(|c| c.is_ascii_hexdigit()), "{commit}");
     let seed = again.split("--seed ").nth(1).unwrap().split(' ').next().unwrap();
     let (code, told, _) = sim(&format!("explain --seed {seed} --profile swarm --diff --planted 50"));
     assert_eq!(code, 1);
@@ -207,7 +209,15 @@ fn the_failing_run_of_the_readme_is_as_it_is_told_there() {
     let command = "run --seed 0 --profile swarm --planted 16";
     let (code, out, _) = sim(command);
     assert_eq!(code, 1);
-    assert_eq!(block(command), out.lines().collect::<Vec<_>>(), "regenerate it with `sim {command}`");
+    // The commit is another one each time, and unknown outside a clone.
+    let line = |l: &str| l.split("   # commit ").next().unwrap().to_owned();
+    let told: Vec<String> = block(command).iter().map(|l| line(l)).collect();
+    assert_eq!(told, out.lines().map(line).collect::<Vec<_>>(), "regenerate it with `sim {command}`");
+    assert!(block(command).iter().any(|l| l.contains("   # commit ")));
+    let commit = Command::new("git").args(["rev-parse", "HEAD"]).output();
+    let commit = commit.map_or_else(|_| String::new(), |out| String::from_utf8(out.stdout).unwrap());
+    let named = out.split("   # commit ").nth(1).map(|rest| rest.split('\n').next().unwrap());
+    assert!(commit.is_empty() || named.is_some_and(|c| c.len() >= 12 && commit.starts_with(c)), "{named:?}");
     let command = "explain --seed 0 --profile swarm --planted 16";
     let (_, out, _) = sim(command);
     let told: Vec<String> = block(command).into_iter().filter(|l| !l.contains('…')).collect();

@@ -55,6 +55,22 @@ const FOUND: &[Found] = &[
     },
     Found { name: "listed where it was pointed away from", profile: "swarm", level: Level::L0, seed: 518, broke: "L5" },
     Found { name: "an address asked in vain for ever", profile: "swarm", level: Level::L0, seed: 1944, broke: "L2" },
+    Found {
+        name: "a dead hub that kept others from being asked",
+        profile: "swarm",
+        level: Level::L0,
+        seed: 394,
+        broke: "L2",
+    },
+    Found { name: "an entry that a late claim took", profile: "swarm", level: Level::L0, seed: 1548, broke: "L6" },
+    Found { name: "what could not be released before", profile: "swarm", level: Level::L0, seed: 2206, broke: "L5" },
+    Found {
+        name: "one peer's address taken for another's",
+        profile: "rotation",
+        level: Level::L0,
+        seed: 11_773,
+        broke: "L4",
+    },
 ];
 
 #[test]

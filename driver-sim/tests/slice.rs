@@ -1,7 +1,7 @@
 //! The slice of the campaign that the test command runs: fixed seeds at both
 //! levels, the same on one thread and on two.
 
-use nowconnect_sim::campaign::{Live, Options, Totals, run};
+use nowconnect_sim::campaign::{Live, Options, Totals, at_commit, run};
 use nowconnect_sim::plan::Level;
 use nowconnect_sim::profile::Choice;
 
@@ -22,7 +22,7 @@ fn demand(totals: &Totals, seeds: u64) {
     let told: Vec<String> = totals
         .failures
         .iter()
-        .map(|f| format!("{}: {}\n  {}", f.violation.id, f.violation.text, f.case.command("run")))
+        .map(|f| format!("{}: {}\n  {}", f.violation.id, f.violation.text, f.case.command("run") + &at_commit()))
         .collect();
     assert!(told.is_empty(), "{} of {seeds} seeds failed\n{}", told.len(), told.join("\n"));
     assert_eq!(totals.seeds, seeds);

@@ -105,6 +105,12 @@ impl Drop for SocketFile {
     }
 }
 
+/// Whether the token that `admin.bind` asks for can be read.
+pub(crate) fn check_token(setup: &AdminSetup) -> Result<(), String> {
+    let asked = setup.token_file.as_ref().filter(|_| setup.bind.is_some());
+    asked.map_or(Ok(()), |path| secret::read("admin.token_file", path, TOKEN_MAX_BYTES).map(drop))
+}
+
 /// Binds what the setup names.
 ///
 /// # Errors
@@ -120,9 +126,7 @@ pub fn bind(setup: &AdminSetup) -> Result<Endpoints, RunError> {
     };
     let tcp = match setup.bind {
         Some(addr) => {
-            if let Some(path) = &setup.token_file {
-                secret::read("admin.token_file", path, TOKEN_MAX_BYTES).map_err(RunError::Config)?;
-            }
+            check_token(setup).map_err(RunError::Config)?;
             let socket = net::listen(addr, BACKLOG)
                 .map_err(|e| RunError::Failed(format!("admin.bind: cannot listen on {addr}: {e}")))?;
             Some((socket, setup.token_file.clone()))

@@ -165,8 +165,11 @@ pub fn start(setup: AgentSetup, source: Option<Source>) -> Result<RunningAgent, 
     // Before the first dial, so that no change falls between.
     let token = read_token(&setup.token_file).ok();
     let mut out = NodeOut::default();
-    let machine = Agent::new(Arc::new(setup.core.clone()), signals::os_seed(), clock.now(), &mut out);
+    let (seed, began) = (signals::os_seed(), clock.now());
+    let machine = Agent::new(Arc::new(setup.core.clone()), seed, began, &mut out);
     let node = Node::start(machine, out, clock, Box::new(AgentEffects(Rc::clone(&shared))));
+    #[cfg(test)]
+    node.journal().made(crate::journal::Config::Agent(Box::new(setup.core.clone())), seed, began);
     let app: Rc<dyn admin::AdminApp> = Rc::new(app::App { node: node.clone(), shared: Rc::clone(&shared) });
     let admin = endpoints.serve(&app).map_err(|e| RunError::Failed(e.to_string()))?;
     let renewal = tokio::task::spawn_local(renewal::run(node.clone(), Rc::clone(&shared), token));

@@ -15,12 +15,10 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use nowconnect_core::id::{AgentId, Name};
 
 use crate::answers::{self, Answer};
-use crate::auth::TunnelAuth;
 use crate::cert::{self, Signer, Subject, TokenRequest};
 use crate::config::{self, AgentSetup, Finding, HubSetup, Kind, ParseOptions};
 use crate::demo::DemoOptions;
-use crate::identity::MeshIdentity;
-use crate::{ask, drain, secret, tls};
+use crate::{ask, drain, files, secret};
 
 /// Why a command ended without success.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -431,7 +429,7 @@ fn hub_setup(args: &FileArgs) -> Result<HubSetup, RunError> {
     let text = read_file(&args.config)?;
     let mut setup = config::parse_hub(&text, &process_env, options).map_err(|e| refused(&args.config, &e))?;
     log_warnings(&args.config, &setup.warnings);
-    let problems = hub_file_problems(&setup);
+    let problems = files::of_hub(&setup);
     if !problems.is_empty() {
         return Err(RunError::Config(problems.join("\n")));
     }
@@ -444,45 +442,12 @@ fn agent_setup(args: &FileArgs) -> Result<AgentSetup, RunError> {
     let text = read_file(&args.config)?;
     let mut setup = config::parse_agent(&text, &process_env, options).map_err(|e| refused(&args.config, &e))?;
     log_warnings(&args.config, &setup.warnings);
-    let problems = agent_file_problems(&setup);
+    let problems = files::of_agent(&setup);
     if !problems.is_empty() {
         return Err(RunError::Config(problems.join("\n")));
     }
     setup.fit_budget(container_memory_limit());
     Ok(setup)
-}
-
-/// What is wrong with the files a hub's configuration names: errors at start,
-/// warnings in `check-config`, which may run on another machine.
-fn hub_file_problems(setup: &HubSetup) -> Vec<String> {
-    let mut problems = Vec::new();
-    problems.extend(TunnelAuth::from_setup(&setup.auth).err().map(|e| e.to_string()));
-    if let Some(files) = &setup.http_tls {
-        problems.extend(tls::http_server(files).err().map(|e| e.to_string()));
-    }
-    if let Some(files) = &setup.mesh_tls {
-        problems.extend(tls::mesh_server(files).err().map(|e| e.to_string()));
-    }
-    problems
-}
-
-/// What peers may find wrong with this hub's certificate.
-fn mesh_doubts(setup: &HubSetup) -> Result<Vec<String>, RunError> {
-    let Some(files) = &setup.mesh_tls else { return Ok(Vec::new()) };
-    // A file that cannot be read is told already.
-    let Ok(identity) = MeshIdentity::load(files) else { return Ok(Vec::new()) };
-    Ok(identity.doubts(&setup.core.replica_id, now_unix()?, &files.cert_file))
-}
-
-fn agent_file_problems(setup: &AgentSetup) -> Vec<String> {
-    let mut problems = Vec::new();
-    if let Err(e) = std::fs::metadata(&setup.token_file) {
-        problems.push(format!("token_file: {}: {e}", setup.token_file.display()));
-    }
-    if setup.core.hubs.iter().any(|url| url.starts_with("wss:")) {
-        problems.extend(tls::tunnel_client(setup.tls_ca_bundle.as_deref()).err().map(|e| e.to_string()));
-    }
-    problems
 }
 
 /// The container's memory limit in bytes, if there is one (cgroup v2, then v1).
@@ -501,14 +466,15 @@ fn check_config(path: &Path, kind: Option<KindArg>, options: ParseOptions) -> Re
         Kind::Hub => {
             let setup = config::parse_hub(&text, &process_env, options).map_err(|e| refused(path, &e))?;
             // A missing key to check tokens with is among the warnings already.
-            let problems = hub_file_problems(&HubSetup { warnings: Vec::new(), ..setup.clone() });
+            let problems = files::of_hub(&HubSetup { warnings: Vec::new(), ..setup.clone() });
             let told = |p: &String| setup.auth.usable() || !p.starts_with("tunnel authentication");
-            let told = problems.into_iter().filter(told).chain(mesh_doubts(&setup)?).collect::<Vec<_>>();
+            let told =
+                problems.into_iter().filter(told).chain(files::mesh_doubts(&setup, now_unix()?)).collect::<Vec<_>>();
             (setup.warnings, told)
         }
         Kind::Agent => {
             let setup = config::parse_agent(&text, &process_env, options).map_err(|e| refused(path, &e))?;
-            let problems = agent_file_problems(&setup);
+            let problems = files::of_agent(&setup);
             (setup.warnings, problems)
         }
     };

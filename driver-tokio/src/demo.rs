@@ -61,9 +61,12 @@ pub fn run(options: DemoOptions) -> Result<(), RunError> {
     })
 }
 
-struct Demo {
-    hubs: [RunningHub; 2],
-    agent: agent::RunningAgent,
+pub(crate) struct Demo {
+    pub(crate) hubs: [RunningHub; 2],
+    pub(crate) agent: agent::RunningAgent,
+    /// Where clients connect to, of each hub.
+    #[cfg(test)]
+    pub(crate) clients: [SocketAddr; 2],
     greeting: String,
     _files: tempfile::TempDir,
 }
@@ -82,7 +85,7 @@ fn ports(base: Option<u16>) -> Result<[u16; 4], RunError> {
     Ok(held.map(|(port, _)| port))
 }
 
-async fn start(options: &DemoOptions) -> Result<Demo, RunError> {
+pub(crate) async fn start(options: &DemoOptions) -> Result<Demo, RunError> {
     let files = tempfile::TempDir::with_prefix("nowconnect-demo-")
         .map_err(|e| RunError::Failed(format!("a temporary directory cannot be made: {e}")))?;
     let secret = signals::os_seed().0.iter().map(|b| format!("{b:02x}")).collect::<String>();
@@ -105,7 +108,10 @@ async fn start(options: &DemoOptions) -> Result<Demo, RunError> {
         let text = hub_text(name, clients, http, peer, &files.path().join("hmac"));
         let setup =
             parse_hub(&text, &|_| None, ParseOptions::default()).map_err(|e| RunError::Failed(e.to_string()))?;
-        hubs.push(hub::start(setup, None, Some(Registry::Memory(memory.clone())), Some(printer(name))).await?);
+        hubs.push(
+            hub::start(setup, None, Some(Registry::Memory(memory.clone())), (!cfg!(test)).then(|| printer(name)))
+                .await?,
+        );
     }
     let hubs: [RunningHub; 2] =
         hubs.try_into().map_err(|_| RunError::Failed("two hubs were to be started".to_owned()))?;
@@ -120,10 +126,17 @@ async fn start(options: &DemoOptions) -> Result<Demo, RunError> {
     let agent = agent::start(setup, None)?;
     ready(&hubs).await?;
 
-    let addresses =
+    let clients =
         [SocketAddr::from((Ipv4Addr::LOCALHOST, clients_a)), SocketAddr::from((Ipv4Addr::LOCALHOST, clients_b))];
-    let greeting = greeting(addresses, [http_a, http_b], &target, options.target.is_none());
-    Ok(Demo { hubs, agent, greeting, _files: files })
+    let greeting = greeting(clients, [http_a, http_b], &target, options.target.is_none());
+    Ok(Demo {
+        hubs,
+        agent,
+        #[cfg(test)]
+        clients,
+        greeting,
+        _files: files,
+    })
 }
 
 fn write_private(path: &Path, text: &str) -> Result<(), RunError> {

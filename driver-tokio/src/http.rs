@@ -14,6 +14,7 @@ mod gate;
 mod rate;
 mod upgrade;
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -39,7 +40,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::net;
 use crate::ws::{Io, WsConn};
 use gate::{Gate, Pass};
-use rate::Rate;
+use rate::{Rate, Shares};
 
 /// TLS of a listener; storing another one applies to connections accepted
 /// from then on (certificate reload).
@@ -64,7 +65,8 @@ pub struct HttpLimits {
     /// Behind a balancer all share one address: raise it to `connections_max`.
     pub connections_per_address_max: usize,
     /// Connections a second, as many at once; beyond it they wait for their
-    /// turn, the next ones in the kernel's queue (attack 3).
+    /// turn, the next ones in the kernel's queue (attack 3). One address has the
+    /// same part of it as of `connections_max`; beyond that it waits alone.
     pub connections_per_second: u32,
 }
 
@@ -103,8 +105,9 @@ impl Routes {
     pub const PUBLIC: Self = Self { tunnel: true, mesh: true, health: true, ready: true, metrics: false };
     /// A port of the mesh's own (`ha.mesh.listen`).
     pub const MESH: Self = Self { tunnel: false, mesh: true, health: false, ready: false, metrics: false };
-    /// `metrics.bind` (attack 60).
-    pub const METRICS: Self = Self { tunnel: false, mesh: false, health: true, ready: false, metrics: true };
+    /// `metrics.bind` (attack 60); a balancer that asks there waits behind no flood
+    /// of strangers.
+    pub const METRICS: Self = Self { tunnel: false, mesh: false, health: true, ready: true, metrics: true };
 
     /// The key that says where these are served.
     #[must_use]
@@ -269,7 +272,9 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let gate = Gate::new(setting.limits.connections_max, setting.limits.connections_per_address_max);
-    let mut rate = Rate::new(setting.limits.connections_per_second, Instant::now());
+    let l = &setting.limits;
+    let mut shares = Shares::new(l.connections_per_second, l.connections_per_address_max, l.connections_max);
+    let rate = Rc::new(RefCell::new(Rate::new(l.connections_per_second, Instant::now())));
     let server = Rc::new(Server { setting, app });
     let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -287,9 +292,15 @@ pub async fn serve(
         if shed {
             server.app.refused(Refusal::Shed);
         }
-        // Who is refused costs nobody else a turn.
-        if let Some(wait) = rate.take(Instant::now()) {
+        // Who is refused costs nobody else a turn, and who has had its share waits
+        // aside, in the place that it has until its exchange is over.
+        let now = Instant::now();
+        let aside = shares.as_mut().and_then(|s| s.take(gate::site(remote.ip()), now));
+        let wait = if aside.is_none() { rate.borrow_mut().take(now) } else { None };
+        if aside.is_some() || wait.is_some() {
             server.app.throttled(server.setting.routes.key());
+        }
+        if let Some(wait) = wait {
             let mut turn = std::pin::pin!(sleep(wait));
             loop {
                 tokio::select! {
@@ -300,7 +311,15 @@ pub async fn serve(
             }
         }
         let id = pass.id();
-        let task = tasks.spawn_local(Box::pin(Rc::clone(&server).connection(tcp, remote, pass)));
+        let (server, rate) = (Rc::clone(&server), Rc::clone(&rate));
+        let task = tasks.spawn_local(Box::pin(async move {
+            if let Some(wait) = aside {
+                sleep(wait).await;
+                let turn = rate.borrow_mut().take(Instant::now());
+                sleep(turn.unwrap_or_default()).await;
+            }
+            server.connection(tcp, remote, pass).await;
+        }));
         gate.runs_in(id, task);
     }
 }

@@ -217,8 +217,11 @@ pub async fn start(
     let setup = shared.setup();
     let mut out = NodeOut::default();
     let core = Arc::new(setup.core.clone());
-    let machine = Hub::new(core, signals::os_seed(), clock.now(), &mut out);
+    let (seed, began) = (signals::os_seed(), clock.now());
+    let machine = Hub::new(core, seed, began, &mut out);
     let node = Node::start(machine, out, clock, Box::new(HubEffects(Rc::clone(&shared))));
+    #[cfg(test)]
+    node.journal().made(crate::journal::Config::Hub(Box::new(setup.core.clone())), seed, began);
 
     let local = |s: &TcpListener| s.local_addr().map_err(|e| RunError::Failed(e.to_string()));
     let own = Rc::new(app::App::new(node.clone(), Rc::clone(&shared)));
@@ -257,18 +260,22 @@ pub async fn start(
     Ok(RunningHub { node, listeners, http: http_addr, metrics: metrics_addr, admin, shared, watch })
 }
 
-/// In `off` nothing is asked, so nobody is connected to (M1).
-async fn connect_registry(setup: &HubSetup) -> Result<Registry, RunError> {
-    let Some(url) = setup.redis_url.as_ref().filter(|_| setup.core.mode != Mode::Off) else {
-        return Ok(Registry::Memory(SharedMemory::default()));
-    };
-    let timeouts = RedisTimeouts { op: setup.core.registry.op_timeout, ..RedisTimeouts::default() };
-    let place = RedisPlace {
-        url: url.reveal().to_owned(),
+/// Where the registry is, and what it takes to get in.
+pub(crate) fn redis_place(setup: &HubSetup) -> Option<RedisPlace> {
+    Some(RedisPlace {
+        url: setup.redis_url.as_ref()?.reveal().to_owned(),
         password_file: setup.redis_password_file.clone(),
         ca_bundle: setup.redis_ca_bundle.clone(),
         identity: setup.redis_identity.as_ref().map(|f| (f.cert_file.clone(), f.key_file.clone())),
+    })
+}
+
+/// In `off` nothing is asked, so nobody is connected to (M1).
+async fn connect_registry(setup: &HubSetup) -> Result<Registry, RunError> {
+    let Some(place) = redis_place(setup).filter(|_| setup.core.mode != Mode::Off) else {
+        return Ok(Registry::Memory(SharedMemory::default()));
     };
+    let timeouts = RedisTimeouts { op: setup.core.registry.op_timeout, ..RedisTimeouts::default() };
     let redis = RedisRegistry::open(place, setup.core.namespace.clone(), timeouts)
         .await
         .map_err(|e| RunError::Config(e.to_string()))?;

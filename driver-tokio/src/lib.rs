@@ -21,9 +21,12 @@ pub mod demo;
 pub mod dial;
 pub mod dialer;
 mod drain;
+mod files;
 pub mod http;
 pub mod hub;
 pub mod identity;
+#[cfg(test)]
+mod journal;
 pub mod jwks;
 pub mod limiter;
 pub mod listener;

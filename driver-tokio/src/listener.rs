@@ -120,6 +120,8 @@ async fn accept(node: &Node<Hub>, at: &Setting, listener: &TcpListener, clients:
         let _ = net::tune_client(&tcp);
         let sock = node.add_sock();
         clients.borrow_mut().insert(sock, remote);
+        #[cfg(test)]
+        node.journal().calls(crate::journal::Call::Open(at.ix, sock));
         match node.enter(|hub, now, out| hub.open(now, at.ix, sock, out)) {
             Ok(stream) => {
                 let (node, clients) = (node.clone(), Rc::clone(clients));

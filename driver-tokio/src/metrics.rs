@@ -85,7 +85,8 @@ families! {
     SessionsSuspended = Counter "nowconnect_sessions_suspended_total" ["plane"] "Sessions whose connection broke while they live on.";
     SessionsResumed = Counter "nowconnect_sessions_resumed_total" ["plane"] "Sessions that continued on a new connection.";
     SessionsLost = Counter "nowconnect_sessions_lost_total" ["plane"] "Sessions that are over, for whatever reason.";
-    OwnerEpochMismatch = Counter "nowconnect_owner_epoch_mismatch_total" [] "OPEN and RESUME frames refused because their epoch and nonce are not the attachment's.";
+    OwnerEpochMismatch = Counter "nowconnect_owner_epoch_mismatch_total" [] "OPEN frames refused because their epoch and nonce are not the attachment's.";
+    FramesRejected = Counter "nowconnect_frames_rejected_total" ["reason"] "Frames of streams dropped without effect: their stream is bound to another session (session) or under another epoch (epoch), is none here (unknown), or they say nothing new or nothing possible (glitch).";
     CidDedupDropped = Counter "nowconnect_cid_dedup_dropped_total" [] "Duplicate frames dropped.";
     MeshBackpressureDrops = Counter "nowconnect_mesh_backpressure_drops_total" ["peer", "reason"] "Streams reset because a peer ignored its credit limit.";
     MeshBackpressure = Counter "nowconnect_mesh_backpressure_total" ["reason"] "Times a source was paused for lack of credit, queue or in-flight room.";
@@ -110,7 +111,7 @@ families! {
     ProtocolErrors = Counter "nowconnect_protocol_errors_total" ["plane", "kind"] "Sessions closed because a peer broke the protocol.";
     HandshakeFailures = Counter "nowconnect_handshake_failures_total" ["plane", "cause"] "Handshakes on tunnels and links that came to nothing, by the code of their end.";
     AuthRejects = Counter "nowconnect_auth_rejects_total" ["reason"] "Connections refused before or during authentication.";
-    HttpThrottled = Counter "nowconnect_http_throttled_total" [] "Connections to http.bind, ha.mesh.listen and metrics.bind that had to wait because more came than limits.handshake_rate.";
+    HttpThrottled = Counter "nowconnect_http_throttled_total" [] "Connections to http.bind, ha.mesh.listen and metrics.bind that had to wait because more came than limits.handshake_rate, or from one address than its share.";
     JwksFetches = Counter "nowconnect_jwks_fetches_total" ["result"] "Fetches of auth.jwt.jwks_url: ok, connect, tls, timeout, http, status, redirect, too_large or content.";
     JwksAge = Gauge "nowconnect_jwks_age_seconds" ["source"] "Age of the key set in use, by where it comes from (url).";
     RegistryHealthy = Gauge "nowconnect_registry_healthy" [] "1 while this hub's lease is renewed in time, else 0.";

@@ -33,6 +33,8 @@ use rustls::pki_types::CertificateDer;
 
 use crate::certs::Chain;
 use crate::clock::Monotonic;
+#[cfg(test)]
+use crate::journal::Call;
 
 /// What hub and agent have in common for a driver.
 pub trait Machine: 'static {
@@ -142,6 +144,8 @@ struct Inner<M, E> {
     drained: Cell<bool>,
     drained_waker: RefCell<Option<Waker>>,
     flushed_waker: RefCell<Option<Waker>>,
+    #[cfg(test)]
+    journal: RefCell<crate::journal::Journal>,
     effects: E,
 }
 
@@ -176,11 +180,21 @@ impl<M: Machine> Node<M> {
             drained: Cell::new(false),
             drained_waker: RefCell::new(None),
             flushed_waker: RefCell::new(None),
+            #[cfg(test)]
+            journal: RefCell::default(),
             effects,
         }));
+        #[cfg(test)]
+        node.journal().wants(&node.0.out.borrow());
         tokio::task::spawn_local(node.clone().run_timer());
         node.enter(|_, _, _| ());
         node
+    }
+
+    /// What it was asked and answered so far.
+    #[cfg(test)]
+    pub(crate) fn journal(&self) -> std::cell::RefMut<'_, crate::journal::Journal> {
+        self.0.journal.borrow_mut()
     }
 
     /// The clock of this node.
@@ -200,6 +214,8 @@ impl<M: Machine> Node<M> {
         let mut machine = self.0.machine.borrow_mut();
         let mut out = std::mem::take(&mut *self.0.out.borrow_mut());
         let result = f(&mut machine, now, &mut out);
+        #[cfg(test)]
+        self.journal().done(now, &out);
         let deadline = machine.poll_timeout().map(|d| d.at);
         drop(machine);
         self.execute(&mut out);
@@ -210,6 +226,8 @@ impl<M: Machine> Node<M> {
 
     /// Gives the machine one input.
     pub fn input(&self, input: Input) {
+        #[cfg(test)]
+        self.journal().calls(Call::Input(input.clone()));
         self.enter(|m, now, out| m.handle(now, input, out));
     }
 
@@ -299,6 +317,8 @@ impl<M: Machine> Node<M> {
                 *self.0.timer.borrow_mut() = Some(cx.waker().clone());
                 let Some(at) = due else { return Poll::<()>::Pending };
                 if at <= now {
+                    #[cfg(test)]
+                    self.journal().calls(Call::Timeout);
                     self.enter(|m, now, out| m.handle_timeout(now, out));
                     // Chunked work comes back at once: let others run between.
                     if self.look(Machine::poll_timeout).is_some_and(|d| d.at <= now) {
@@ -386,7 +406,14 @@ impl<M: Machine> Node<M> {
     }
 
     pub(crate) fn transmit(&self, key: ConnKey, budget: usize, batch: &mut TxBatch) -> TxState {
-        self.enter(|m, now, out| m.poll_transmit(now, key, budget, batch, out))
+        #[cfg(test)]
+        self.journal().calls(Call::Transmit(key, budget));
+        self.enter(|m, now, out| {
+            let state = m.poll_transmit(now, key, budget, batch, out);
+            #[cfg(test)]
+            self.journal().says(crate::journal::sent(state, batch));
+            state
+        })
     }
 
     /// A place for a socket's operations; its pump follows.
@@ -414,7 +441,14 @@ impl<M: Machine> Node<M> {
     }
 
     pub(crate) fn read_budget(&self, stream: StreamKey) -> usize {
-        self.0.machine.borrow_mut().read_budget(stream)
+        let budget = self.0.machine.borrow_mut().read_budget(stream);
+        #[cfg(test)]
+        {
+            self.journal().calls(Call::Read(stream));
+            self.journal().says(budget);
+            self.journal().done(self.0.clock.now(), &NodeOut::default());
+        }
+        budget
     }
 }
 

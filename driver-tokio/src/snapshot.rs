@@ -18,6 +18,10 @@ pub(crate) fn shards(s: &mut Snapshot, c: &ShardCounters, streams: usize) {
     s.add(Family::StreamsCarried, &[], c.carried);
     s.add(Family::OwnerEpochMismatch, &[], c.epoch_mismatch);
     s.add(Family::CidDedupDropped, &[], c.duplicates);
+    s.add(Family::FramesRejected, &["session"], c.wrong_session);
+    s.add(Family::FramesRejected, &["epoch"], c.wrong_epoch);
+    s.add(Family::FramesRejected, &["unknown"], c.unknown);
+    s.add(Family::FramesRejected, &["glitch"], c.glitches);
     s.add(Family::MeshBackpressure, &["credit"], c.paused_credit);
     s.add(Family::MeshBackpressure, &["queue"], c.paused_queue);
     s.add(Family::MeshBackpressure, &["budget"], c.paused_budget);

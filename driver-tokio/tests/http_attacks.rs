@@ -410,7 +410,10 @@ fn connections_beyond_the_rate_wait_and_none_is_refused() {
             clients.push(tcp);
         }
         let began = Instant::now();
-        let app = serve_on(listener, HttpLimits { connections_per_second: 2, ..HttpLimits::default() });
+        let all = HttpLimits::default().connections_max;
+        let limits =
+            HttpLimits { connections_per_second: 2, connections_per_address_max: all, ..HttpLimits::default() };
+        let app = serve_on(listener, limits);
         for (n, mut tcp) in clients.into_iter().enumerate() {
             let mut answer = Vec::new();
             tcp.read_to_end(&mut answer).await.unwrap();
@@ -420,6 +423,47 @@ fn connections_beyond_the_rate_wait_and_none_is_refused() {
         }
         assert!(!app.throttled.borrow().is_empty());
         assert!(app.throttled.borrow().iter().all(|key| *key == "http.bind"));
+        assert!(app.refused.borrow().is_empty());
+    });
+}
+
+#[test]
+fn an_address_that_had_its_share_of_the_rate_waits_and_others_do_not() {
+    run(async {
+        let limits = HttpLimits { connections_per_second: 16, ..HttpLimits::default() };
+        assert_eq!(limits.connections_per_address_max * 4, limits.connections_max, "four a second for each address");
+        let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into(), 128).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let request = get("/healthz", &["Host: hub\r\n"]);
+        // One that connects again and again is in the queue before the other one.
+        let mut flood = Vec::new();
+        for _ in 0..12 {
+            let mut tcp = TcpStream::connect(addr).await.unwrap();
+            tcp.write_all(&request).await.unwrap();
+            flood.push(tcp);
+        }
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::new(127, 0, 0, 9), 0).into()).unwrap();
+        let mut other = socket.connect(addr).await.unwrap();
+        other.write_all(&request).await.unwrap();
+        let began = Instant::now();
+        let app = serve_on(listener, limits);
+        let mut last = flood.pop().unwrap();
+        let answered = |mut tcp: TcpStream| async move {
+            let mut answer = Vec::new();
+            tcp.read_to_end(&mut answer).await.unwrap();
+            status(&answer)
+        };
+        // Eight of its twelve wait, a quarter of a second apart.
+        let mut byte = [0];
+        tokio::select! {
+            biased;
+            code = answered(other) => assert_eq!(code, 200),
+            _ = last.read(&mut byte) => panic!("attack 3: the flood came first"),
+        }
+        assert_eq!(answered(last).await, 200, "nobody is refused");
+        assert!(began.elapsed() >= Duration::from_millis(1900), "after {:?}", began.elapsed());
+        assert!((1..=8).contains(&app.throttled.borrow().len()), "the other one did not wait");
         assert!(app.refused.borrow().is_empty());
     });
 }
@@ -472,7 +516,10 @@ fn pages() {
             (metrics, "/metrics", 200, "up 1\n"),
             (metrics, "/healthz", 200, "ok\n"),
             (metrics, "/tunnel", 404, "no such path\n"),
-            (metrics, "/readyz", 404, "no such path\n"),
+            (metrics, "/readyz?strict", 503, r#"{"status":"degraded"}"#),
+            (metrics, "/readyz/l1", 200, "{}"),
+            (metrics, "/mesh", 404, "no such path\n"),
+            (public, "/metrics", 404, "no such path\n"),
             (mesh, "/tunnel", 404, "no such path\n"),
             (mesh, "/healthz", 404, "no such path\n"),
             (mesh, "/mesh", 426, "expected a WebSocket upgrade, version 13\n"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::tunnels::Tunnels;
+use super::tunnels::{HubState, Tunnels};
 use crate::error::CloseCode;
 use crate::id::{ConnKey, Epoch, Fence, Name, Secret, SessionId, SessionKey, TargetIx};
 use crate::link::{Event, Link};
@@ -352,7 +352,7 @@ impl Tunnels {
 
     /// The hub holds a tunnel of ours over another address. That address may
     /// have led here for a while only (a balancer, DNS): with no other left to
-    /// try, those that have a tunnel are dialled too, in turn: one at each refusal
+    /// try for the first time, those that have a tunnel are dialled too, in turn: one at each refusal
     /// of the first address of those refused, so that none is asked at the pace of
     /// all others together (L8).
     fn leads_to_another(&mut self, target: TargetIx, mux: &Mux, out: &mut NodeOut) {
@@ -360,7 +360,12 @@ impl Tunnels {
         let Some(h) = self.hubs.get_mut(ix).filter(|h| h.session.is_none()) else { return };
         h.same_as_other = true;
         h.replica = None;
-        if self.draining || self.hubs.iter().any(|h| h.listed && h.session.is_none() && !h.same_as_other) {
+        // What was dialled in vain is tried all the while, and may be gone for good.
+        let left = |h: &HubState| {
+            let untried = h.link.as_ref().is_none_or(|l| l.attempts() == 0);
+            h.listed && h.session.is_none() && !h.same_as_other && untried
+        };
+        if self.draining || self.hubs.iter().any(left) {
             return;
         }
         let first = self.hubs.iter().position(|h| h.listed && h.session.is_none() && h.same_as_other);

@@ -304,6 +304,34 @@ fn an_address_that_leads_elsewhere_by_now_is_dialled_again_for_its_own_sake() {
     );
 }
 
+#[test]
+fn a_hub_that_never_answers_keeps_no_other_address_from_being_asked_where_it_leads() {
+    let (mut config, mut out) = (config(), NodeOut::default());
+    config.hubs.extend(["2".to_owned(), "3".to_owned()]);
+    config.parallel = 2;
+    let mut agent = Agent::new(Arc::new(config), Seed::from_u64(1), NOW, &mut out);
+    agent.handle(NOW, Input::DialFailed { target: TargetIx(0) }, &mut out);
+    // The second address leads to the third one's hub for a while.
+    connect(&mut agent, 1, 1, &mut out);
+    welcomed(&mut agent, 1, "hub-c", 10, &mut out);
+    out.dial.clear();
+    let third = (0..120).map(|n| n * 500).find(|ms| {
+        agent.handle_timeout(at(*ms), &mut out);
+        agent.handle(at(*ms), Input::Heard { conn: conn(1) }, &mut out);
+        let dialled = std::mem::take(&mut out.dial);
+        if dialled.contains(&TargetIx(0)) {
+            agent.handle(at(*ms), Input::DialFailed { target: TargetIx(0) }, &mut out);
+        }
+        dialled.contains(&TargetIx(2))
+    });
+    let ms = third.expect("two tunnels are wanted (L2)");
+    let (target, peer) = (TargetIx(2), HubGrant::default());
+    agent.handle(at(ms), Input::Connected { target, conn: conn(2), dialect: V2, peer }, &mut out);
+    let frames = [Frame::GoAway { code: CloseCode::Duplicate, retry_after_ms: 0 }];
+    agent.handle(at(ms), Input::Message { conn: conn(2), message: encode_message(V2, 0, &frames) }, &mut out);
+    assert!(out.dial.contains(&TargetIx(1)), "which may lead to its own hub by now: {:?}", out.dial);
+}
+
 /// Two hubs that answer while they are up, and an agent that gives a hub up
 /// after two dials.
 struct TwoHubs {

@@ -17,7 +17,7 @@ use crate::registry::{Claim, Located, RegistryError, RegistryOp, RegistryReply, 
 use crate::session::Session;
 use crate::shard::{Attach, ControlNote, SessionUp};
 use crate::time::Instant;
-use crate::wire::{Attachment, ConnectorAd, EpochNotice, Frame, Hello, HelloAgent, HelloRole, Plane, encode_message};
+use crate::wire::{Attachment, ConnectorAd, Frame, Hello, HelloAgent, HelloRole, Plane, encode_message};
 
 fn names(connectors: &[ConnectorAd]) -> Vec<Name> {
     connectors.iter().map(|ad| ad.name.clone()).collect()
@@ -141,7 +141,7 @@ impl Control {
                 let wait = wait.min(self.config.liveness.dead);
                 if self.config.mode != Mode::Off {
                     let op = RegistryOp::Agent { agent_id: agent_id.clone() };
-                    self.ask(now, op, Asked::Owners { agent_id: agent_id.clone() }, out);
+                    self.ask(now, op, Asked::Owners { agent_id: agent_id.clone(), told: None }, out);
                 }
                 out.observed.push(Observed::DuplicateAgentRefused { agent_id, retry_after: wait });
                 (CloseCode::DuplicateId, "two live instances use this agent_id; the incumbent stays", wait)
@@ -308,6 +308,8 @@ impl Control {
                 fence,
                 firm,
                 claim,
+                told: None,
+                refused_at: None,
                 connectors: agent.connectors,
                 held_back: Vec::new(),
                 earlier: Earlier::default(),
@@ -321,43 +323,6 @@ impl Control {
         self.own_route_changed(&agent_id);
         // Clients may be waiting for just this connector.
         self.answer_waiting(&exposed, notes);
-    }
-
-    /// Another hub holds an attachment of this agent now.
-    pub(super) fn on_epoch_notice(
-        &mut self,
-        now: Instant,
-        notice: &EpochNotice,
-        mux: &mut Mux,
-        notes: &mut Vec<ControlNote>,
-        out: &mut NodeOut,
-    ) {
-        if self.config.mode == Mode::Off {
-            // A link that is kept for its streams: this hub serves alone.
-            return;
-        }
-        let newer = notice.epoch > self.epochs.highest(&notice.agent_id);
-        self.learn_epoch_of_peer(now, &notice.agent_id, notice.epoch, notice.firm);
-        self.heard_elsewhere(&notice.agent_id, notice.instance);
-        // Who would end what is held here has to be listed: the registry can be
-        // asked, and a peer that lies could part everybody's agents otherwise.
-        let before = self.attachments.get(&notice.agent_id).map(|a| a.instance);
-        let unsure = self.registry_healthy && before.is_some_and(|before| before != notice.instance);
-        if newer && !unsure {
-            self.learn_holder(now, &notice.agent_id, notice.instance, before, out);
-        }
-        // The pair is what orders two claims: after a loss of data epochs may be equal.
-        let fence = Fence { epoch: notice.epoch, nonce: notice.nonce };
-        let superseded = self
-            .attachments
-            .get(&notice.agent_id)
-            .and_then(|a| (a.instance != notice.instance && a.fence < fence).then_some(a.session));
-        match superseded {
-            Some(_) if unsure => self.ask_owners(now, &notice.agent_id, out),
-            Some(key) => self.lose(now, key, CloseCode::Superseded, mux, notes, out),
-            None => {}
-        }
-        self.forget_lookups(now, notice, out);
     }
 
     /// An agent adds or withdraws connectors on a live tunnel.

@@ -10,6 +10,7 @@ use super::drain::Leaving;
 use super::epochs::Epochs;
 use super::handshake::Handshake;
 use super::leases::PeerLease;
+use super::notice::Told;
 use super::recovery::Recovery;
 use super::routes::Published;
 use super::scope::Earlier;
@@ -83,6 +84,10 @@ pub(super) struct AttachmentState {
     pub(super) firm: bool,
     /// A claim for it whose outcome is not known: asked again under its own id (O5).
     pub(super) claim: Option<Box<Claim>>,
+    /// Another hub says who took it over, and the registry has not said yet.
+    pub(super) told: Option<Told>,
+    /// When its agent last did not take the epoch that it was given.
+    pub(super) refused_at: Option<Instant>,
     pub(super) connectors: Vec<ConnectorAd>,
     /// Advertised too, but only an earlier grant allowed it.
     pub(super) held_back: Vec<ConnectorAd>,
@@ -136,6 +141,8 @@ pub(super) enum Asked {
     },
     Owners {
         agent_id: AgentId,
+        /// What another hub had told by then.
+        told: Option<Fence>,
     },
     Release {
         agent_id: AgentId,
@@ -352,7 +359,7 @@ impl Control {
                 self.routes_dirty = true;
                 notes.push(ControlNote::InitialWindow { session: key, bytes: status.initial_window });
             }
-            Frame::Epoch(notice) => self.on_epoch_refused(now, key, &notice, mux),
+            Frame::Epoch(notice) => self.on_epoch_refused(now, key, &notice, mux, notes, out),
             Frame::Connectors { generation, connectors } if plane == Plane::Tunnel => {
                 self.on_connectors(now, key, generation, connectors, mux, notes, out);
             }

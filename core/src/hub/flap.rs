@@ -63,7 +63,7 @@ impl Turns {
         let pair = |(_, from, to): &&(Instant, Instance, Instance)| {
             (*from, *to) == (before, instance) || (*from, *to) == (instance, before)
         };
-        if self.takeovers.iter().filter(pair).count() < TAKEOVERS {
+        if self.takeovers.iter().filter(pair).count() < TAKEOVERS || crate::planted::on(2048) {
             return false;
         }
         self.takeovers.clear();

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use super::control::{Asked, Control};
 use crate::id::{Name, SessionKey};
 use crate::mux::{Mux, NodeOut};
+use crate::planted;
 use crate::registry::{RegistryOp, RegistryReply, RegistryResult};
 use crate::time::Instant;
 
@@ -67,7 +68,7 @@ impl Control {
         let until = sent.after(r.renew_every * 2).after(r.op_timeout);
         for p in &mut self.peers {
             let Some(replica) = p.replica.as_ref().filter(|r| asked.contains(*r)) else { continue };
-            let is_held = held.iter().any(|run| run.replica_id == *replica);
+            let is_held = held.iter().any(|run| (run.replica_id == *replica) != planted::on(2033));
             p.lease = match p.lease {
                 _ if !is_held => PeerLease::Absent { until },
                 PeerLease::Absent { .. } => PeerLease::Live { since: Some(now) },

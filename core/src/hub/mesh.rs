@@ -74,6 +74,11 @@ impl Control {
             if same_run && up && listed {
                 return self.refuse_handshake(now, conn, CloseCode::Duplicate, "the session is alive", mux, out);
             }
+            // Suspended on both sides: our dial resumes it, with its streams. The
+            // peer dials only because it heard of it after its own dial's refusal.
+            if same_run && ours && listed {
+                return self.refuse_handshake(now, conn, CloseCode::Duplicate, "our own dial resumes it", mux, out);
+            }
         }
         if self.is_full(mux) && !self.links.contains_key(&peer.replica_id) {
             return self.refuse_handshake(now, conn, CloseCode::Busy, "limits.max_sessions is reached", mux, out);
@@ -337,7 +342,10 @@ impl Control {
     fn take_over_address(&mut self, now: Instant, target: TargetIx, mux: &mut Mux) {
         let ix = usize::from(target.0);
         let Some(known) = self.peers.get(ix).map(|p| p.replica.clone()) else { return };
-        if known.is_none() && self.unclaimed().next().is_some() {
+        // The refusal may be for a dial of the peer's own, which overtook the news
+        // that it survives: then which peer this is will be known soon.
+        let accepting = |(_, h): (_, &Handshake)| matches!(h.stage, Stage::Accepting(_));
+        if known.is_none() && (self.unclaimed().next().is_some() || self.handshakes.iter().any(accepting)) {
             return;
         }
         let elsewhere = |key: SessionKey| {

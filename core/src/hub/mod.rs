@@ -22,6 +22,7 @@ mod handshake;
 mod leases;
 mod mesh;
 mod mode;
+mod notice;
 mod proof;
 mod readiness;
 mod recovery;

@@ -58,7 +58,8 @@ impl Control {
     fn begin_recovery(&mut self, now: Instant) {
         let r = &mut self.recovery;
         r.begun.clear();
-        r.waiting = self.attachments.keys().cloned().collect();
+        let lost = |firm: bool| !(firm && planted::on(2057));
+        r.waiting = self.attachments.iter().filter(|(_, a)| lost(a.firm)).map(|(id, _)| id.clone()).collect();
         r.wanted = false;
         // The backstop of those that wait, should those before them get no answer.
         let waiting: Vec<AgentId> = r.waiting.iter().cloned().collect();
@@ -76,6 +77,18 @@ impl Control {
             self.upkeep_by(&agent_id, now);
             self.recovery.begun.insert(agent_id);
         }
+    }
+
+    /// The entry of one attachment is in doubt, for a reason that is known.
+    pub(super) fn recover_one(&mut self, now: Instant, agent_id: &AgentId) {
+        if self.config.mode == Mode::Off {
+            return;
+        }
+        if !self.recovery.begun.contains(agent_id) {
+            self.recovery.waiting.insert(agent_id.clone());
+        }
+        self.upkeep_by(agent_id, now);
+        self.begin_more(now);
     }
 
     /// An attachment is listed, is over, or cannot be claimed now because its

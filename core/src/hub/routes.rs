@@ -138,7 +138,11 @@ impl Control {
             session: a.session,
             owner: self.run.replica_id.clone(),
             local: true,
-            rank: rank(self.config.selection.priority(agent_id, connector, ad.priority), true, true),
+            rank: rank(
+                self.config.selection.priority(agent_id, connector, ad.priority),
+                !crate::planted::on(2054),
+                true,
+            ),
             weight: weight(ad.weight),
         })
     }
@@ -172,7 +176,7 @@ impl Control {
         if !this_run || status.is_some_and(|s| !(s.active || shadow)) {
             return None;
         }
-        let leaving = if status.is_some_and(|s| s.draining) { RANK_LEAVING } else { 0 };
+        let leaving = if status.is_some_and(|s| s.draining) && !crate::planted::on(2049) { RANK_LEAVING } else { 0 };
         let ad = l.connectors.iter().find(|ad| ad.name == *connector)?;
         let priority = self.config.selection.priority(&l.agent_id, connector, ad.priority);
         Some(Candidate {

@@ -12,13 +12,13 @@ use super::control::{Asked, AttachmentState, Control};
 use super::registry::PENDING_OPS_MAX;
 use crate::config::Mode;
 use crate::error::CloseCode;
-use crate::id::{AgentId, ClaimId, Epoch, Fence, Instance, Nonce, SessionKey};
+use crate::id::{AgentId, ClaimId, Epoch, Fence, Nonce, SessionKey};
 use crate::mux::{Mux, NodeOut, Peer};
 use crate::observed::Observed;
 use crate::planted;
 use crate::registry::{
     Claim, EPOCHS_PER_MILLI, Located, RegistryError, RegistryOp, RegistryReply, RegistryResult, SEEN_UNCHECKED_MAX,
-    seen_clamped,
+    provisional_epoch, seen_clamped,
 };
 use crate::shard::{Attach, ControlNote};
 use crate::time::Instant;
@@ -71,10 +71,15 @@ impl Control {
             let Some(agent_id) = self.upkeep.late(now) else { return };
             let Some(Upkeep { rounds }) = self.upkeep.remove(agent_id.clone()) else { return };
             let held = self.attachments.get(&agent_id).map(|a| (a.session, a.fence, a.firm));
+            let told = self.attachments.get(&agent_id).is_some_and(|a| a.told.is_some());
             let leased = self.lease_until.is_some_and(|until| now < until);
             let (next, rounds) = match held {
                 // Nothing of this hub is listed: its next renewal looks after all.
                 _ if !leased => (now.after(self.config.registry.lease), rounds),
+                Some((_, _, true)) if told => {
+                    self.ask_owners(now, &agent_id, out);
+                    (self.soon(now), rounds)
+                }
                 Some((_, fence, true)) => {
                     let asked = self.audit(now, &agent_id, fence, out);
                     (if asked { self.next_audit(now) } else { self.soon(now) }, rounds)
@@ -132,8 +137,9 @@ impl Control {
     }
 
     pub(super) fn ask_owners(&mut self, now: Instant, agent_id: &AgentId, out: &mut NodeOut) {
+        let told = self.attachments.get(agent_id).and_then(|a| a.told).map(|t| t.fence);
         let op = RegistryOp::Agent { agent_id: agent_id.clone() };
-        if !self.ask(now, op, Asked::Owners { agent_id: agent_id.clone() }, out) {
+        if !self.ask(now, op, Asked::Owners { agent_id: agent_id.clone(), told }, out) {
             let at = self.soon(now);
             self.upkeep_by(agent_id, at);
         }
@@ -144,6 +150,7 @@ impl Control {
         &mut self,
         now: Instant,
         agent_id: &AgentId,
+        told: Option<Fence>,
         result: RegistryResult,
         mux: &mut Mux,
         notes: &mut Vec<ControlNote>,
@@ -155,6 +162,7 @@ impl Control {
         };
         self.learn_holders(agent_id, &listed);
         self.learn_elsewhere(agent_id, &listed);
+        self.told_is_answered(now, agent_id, told, out);
         let held = self.attachments.get(agent_id).map(|a| (a.session, a.instance, a.fence));
         let ours = |l: &&Located| l.agent_id == *agent_id && l.hub == self.run;
         let stale: Vec<Fence> =
@@ -236,7 +244,7 @@ impl Control {
                 let asked_for = a.claim.take();
                 let changed = asked_for.is_none_or(|c| c.connectors != a.open_to());
                 if epoch > a.fence.epoch {
-                    self.adopt(now, agent_id, fence, !superseded.is_empty(), mux, notes, out);
+                    self.adopt(now, agent_id, fence, (true, !superseded.is_empty()), mux, notes, out);
                 }
                 // Not newer, so the agent would not take it: claimed with `seen`.
                 // What was asked before may be out of date: audited.
@@ -273,7 +281,7 @@ impl Control {
         now: Instant,
         agent_id: &AgentId,
         fence: Fence,
-        takeover: bool,
+        (firm, takeover): (bool, bool),
         mux: &mut Mux,
         notes: &mut Vec<ControlNote>,
         out: &mut NodeOut,
@@ -281,10 +289,10 @@ impl Control {
         if planted::on(3) {
             return;
         }
-        self.learn_epoch(now, agent_id, fence.epoch, true);
+        self.learn_epoch(now, agent_id, fence.epoch, firm);
         let Some(a) = self.attachments.get_mut(agent_id) else { return };
         a.fence = fence;
-        a.firm = true;
+        a.firm = firm;
         notes.push(ControlNote::Attach(Attach {
             agent_id: agent_id.clone(),
             session: a.session,
@@ -292,17 +300,25 @@ impl Control {
             connectors: a.open_to().iter().map(|ad| ad.name.clone()).collect(),
         }));
         let (session, instance) = (a.session, a.instance);
-        let notice = self.notice(agent_id, instance, fence, true);
+        let notice = self.notice(agent_id, instance, fence, firm);
         mux.send(now, session, Frame::Epoch(Box::new(notice.clone())), out);
         self.broadcast_epoch(now, &notice, mux, out);
         self.own_route_changed(agent_id);
         let (agent_id, epoch) = (agent_id.clone(), fence.epoch);
-        out.observed.push(Observed::Attached { agent_id, epoch, firm: true, takeover, again: true });
+        out.observed.push(Observed::Attached { agent_id, epoch, firm, takeover, again: true });
     }
 
     /// An agent does not take the epoch it was given, because it has a higher
     /// one from another hub, or the same, and says which (O2, O3).
-    pub(super) fn on_epoch_refused(&mut self, now: Instant, key: SessionKey, notice: &EpochNotice, mux: &Mux) {
+    pub(super) fn on_epoch_refused(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        notice: &EpochNotice,
+        mux: &mut Mux,
+        notes: &mut Vec<ControlNote>,
+        out: &mut NodeOut,
+    ) {
         let Some(Peer::Agent { id, .. }) = mux.get(key).map(|e| &e.peer) else { return };
         let own = self.epochs.highest(id);
         let named = self.known_floor(now).map_or(notice.epoch, |floor| seen_clamped(own.max(floor), notice.epoch));
@@ -311,8 +327,18 @@ impl Control {
             return;
         };
         a.firm = false;
+        let before = a.refused_at.replace(now);
+        let again = before.is_some_and(|at| now.since(at) < self.config.registry.renew_every);
         let id = id.clone();
         self.epochs.learn(&id, named, false, honest);
+        // Nobody can be opened there under the one it did not take, and the
+        // registry may be out: it gets a provisional one above its own (M4). One
+        // that takes none is not answered as fast as it refuses.
+        if !again {
+            let epoch = provisional_epoch(named, named, self.known_floor(now));
+            let fence = Fence { epoch, nonce: Nonce(self.rng.next_u64()) };
+            self.adopt(now, &id, fence, (false, false), mux, notes, out);
+        }
         let at = self.soon(now);
         self.upkeep_by(&id, at);
     }
@@ -326,13 +352,13 @@ impl Control {
     }
 
     /// Takes back what a claim granted in vain. That claim may have taken the
-    /// place of the entry of an attachment that is held all the same, so the
-    /// audit of that one comes soon (O6).
+    /// place of the entry of an attachment that is held all the same, so that
+    /// one is audited at once, and a registry that comes back is not ready
+    /// before (O6, L6).
     pub(super) fn release_claimed(&mut self, now: Instant, agent_id: &AgentId, fence: Fence, out: &mut NodeOut) {
         self.release(now, agent_id, fence, out);
         if self.attachments.contains_key(agent_id) {
-            let at = self.soon(now);
-            self.upkeep_by(agent_id, at);
+            self.recover_one(now, agent_id);
         }
     }
 
@@ -349,8 +375,9 @@ impl Control {
         if self.config.mode == Mode::Off {
             return;
         }
-        if a.claim.is_some() {
-            // It may be listed under a fence that was never heard of here.
+        if a.claim.is_some() || !a.firm {
+            // It may be listed under a fence that was never heard of here, or one
+            // before it still is: its release may have been in vain.
             self.orphan(now, agent_id.clone());
         }
         self.release(now, agent_id, a.fence, out);
@@ -389,30 +416,6 @@ impl Control {
         }
     }
 
-    pub(super) fn notice(&self, agent_id: &AgentId, instance: Instance, fence: Fence, firm: bool) -> EpochNotice {
-        EpochNotice {
-            agent_id: agent_id.clone(),
-            instance,
-            replica_id: self.run.replica_id.clone(),
-            epoch: fence.epoch,
-            nonce: fence.nonce,
-            firm,
-        }
-    }
-
-    pub(super) fn broadcast_epoch(&self, now: Instant, notice: &EpochNotice, mux: &mut Mux, out: &mut NodeOut) {
-        if self.config.mode == Mode::Off {
-            return;
-        }
-        let mut links: Vec<SessionKey> = self.links.values().copied().collect();
-        if planted::on(56) {
-            planted::hash_order(&mut links);
-        }
-        for link in links {
-            mux.send(now, link, Frame::Epoch(Box::new(notice.clone())), out);
-        }
-    }
-
     /// An agent was given this epoch; `firm`: by the registry, whose floor is
     /// at most a day below then.
     pub(super) fn learn_epoch(&mut self, now: Instant, agent_id: &AgentId, granted: Epoch, firm: bool) {
@@ -423,17 +426,8 @@ impl Control {
         }
     }
 
-    /// Another hub says that it has an attachment under this epoch. One that no
-    /// registry can have granted by now counts as the highest that it can
-    /// (attack 50), and none tells this hub where the floor is.
-    pub(super) fn learn_epoch_of_peer(&mut self, now: Instant, agent_id: &AgentId, named: Epoch, firm: bool) {
-        let honest = self.honest(now);
-        let bounded = named.min(honest.max(self.epochs.highest(agent_id)));
-        self.epochs.learn(agent_id, bounded, firm, honest);
-    }
-
     /// What no honest epoch lies above.
-    fn honest(&self, now: Instant) -> Epoch {
+    pub(super) fn honest(&self, now: Instant) -> Epoch {
         self.known_floor(now).map_or(Epoch(SEEN_UNCHECKED_MAX), |f| seen_clamped(f, Epoch(u64::MAX)))
     }
 

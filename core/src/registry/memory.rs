@@ -188,7 +188,8 @@ impl MemoryRegistry {
     fn claim(&mut self, now: u64, claim: &Claim) -> RegistryResult {
         self.forget_claims(now);
         let Claim { agent_id, instance, hub, claim_id, nonce, seen, granted, connectors } = claim;
-        if let Some(granted) = self.claims.get(&(agent_id.clone(), *claim_id)) {
+        let known = self.claims.get(&(agent_id.clone(), *claim_id));
+        if let Some(granted) = known.filter(|_| !planted::on(2056)) {
             let reply = granted.reply();
             self.announce(agent_id, connectors);
             return Ok(reply);
@@ -307,7 +308,7 @@ impl MemoryRegistry {
             held.retain(|replica_id, a| {
                 let live = leases.get(replica_id).is_some_and(|l| l.incarnation == a.incarnation);
                 removed = removed.saturating_add(u32::from(!live));
-                live
+                live || planted::on(2034)
             });
         }
         self.attachments.retain(|_, held| !held.is_empty());

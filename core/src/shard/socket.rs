@@ -199,7 +199,8 @@ impl Shard {
             }
             credit
         } else {
-            let wanted = half.limit.max(half.granted);
+            let more = if planted::on(2032) { half.consumed.saturating_add(65_536) } else { 0 };
+            let wanted = half.limit.max(half.granted).max(more);
             let raise = pressure < Pressure::High || half.waiting_bytes() + half.queued < HOLD_UNDER_PRESSURE_BYTES;
             if raise {
                 half.granted = wanted;

@@ -299,6 +299,36 @@ fn of_two_hubs_with_one_replica_id_the_newer_is_linked_and_the_other_waits() {
     assert_eq!(linked(&w, b), Some(w.as_hub(third).run().incarnation));
 }
 
+/// The same where each of the two has an address of its own: the dial of the one
+/// that gave way says nothing of where the other one's link leads, which is
+/// resumed where it was dialled.
+#[test]
+fn the_dial_of_a_twin_does_not_take_the_address_of_the_link() {
+    let mut w = World::new();
+    let older = w.hub(hub_config("hub-a", Mode::Active, &["hub-b"]), 1);
+    w.nodes[older].name = "hub-a1".to_owned();
+    // The address of the older one leads nowhere at first.
+    let b = w.hub(hub_config("hub-b", Mode::Active, &["first", "second"]), 3);
+    w.run_for(3 * SECOND);
+    assert_eq!(linked(&w, b), Some(w.as_hub(older).run().incarnation), "it dialled");
+    let newer = w.hub(hub_config("hub-a", Mode::Active, &[]), 2);
+    w.nodes[newer].name = "hub-a2".to_owned();
+    w.aliases.push(("second".to_owned(), "hub-a2".to_owned()));
+    let run = Some(w.as_hub(newer).run().incarnation);
+    assert!(w.run_until(60 * SECOND, |w| linked(w, b) == run));
+    w.aliases.push(("first".to_owned(), "hub-a1".to_owned()));
+    // Long enough for that address to be dialled some times, in vain.
+    w.run_for(120 * SECOND);
+    let ends = |w: &World| count(w, b, |r| matches!(r, Observed::SessionLost { plane: Plane::Mesh, .. }));
+    let before = ends(&w);
+    for _ in 0..3 {
+        w.cut(b, newer);
+        assert!(w.run_until(5 * SECOND, |w| linked(w, b) == run));
+        w.run_for(40 * SECOND);
+        assert_eq!((linked(&w, b), ends(&w)), (run, before), "it goes on over the same session");
+    }
+}
+
 /// X5, attack 31: the newer run of a replica id takes the lease by
 /// compare-and-set, the older one fences itself and says so.
 #[test]

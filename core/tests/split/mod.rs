@@ -58,6 +58,7 @@ scenarios!(
     a_client_that_waits_for_a_lookup_is_opened_by_its_answer,
     a_client_that_waits_is_opened_when_the_agent_attaches_here,
     of_two_simultaneous_dials_one_session_is_left_whoever_is_lower_and_whatever_is_configured,
+    a_link_that_breaks_after_two_simultaneous_dials_is_resumed,
     a_hub_among_its_own_peers_is_dropped_once,
     a_hub_dialled_by_two_peers_first_knows_both_as_linked_and_rests,
     one_replica_behind_two_addresses_gets_one_tunnel_and_no_flapping,

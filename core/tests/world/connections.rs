@@ -74,6 +74,18 @@ impl World {
         self.input(n, Input::Connected { target, conn: a, dialect, peer });
     }
 
+    fn distance(&self, conn: usize) -> Duration {
+        let ends = self.conns[conn].ends.map(|(n, _)| &self.nodes[n].name);
+        let between = |pair: &[String; 2]| pair.iter().all(|name| ends.contains(&name));
+        self.distances.iter().find(|(pair, _)| between(pair)).map_or(Duration::ZERO, |(_, d)| *d)
+    }
+
+    /// When the next message that is under way arrives.
+    pub(super) fn next_arrival(&self) -> Option<Instant> {
+        let open = self.conns.iter().filter(|c| self.deliver && c.open);
+        open.flat_map(|c| &c.queues).filter_map(|q| q.front()).map(|(at, _)| *at).filter(|at| *at > self.now).min()
+    }
+
     pub(super) fn transmit(&mut self, n: usize, conn: ConnKey) -> bool {
         let node = &mut self.nodes[n];
         if node.down {
@@ -89,7 +101,8 @@ impl World {
             sent = true;
             if let Some(i) = self.conns.iter().position(|c| c.open && c.ends.contains(&(n, conn))) {
                 let side = usize::from(self.conns[i].ends[0] == (n, conn));
-                self.conns[i].queues[side].push_back(m.to_bytes());
+                let arrives = self.now.after(self.distance(i));
+                self.conns[i].queues[side].push_back((arrives, m.to_bytes()));
             }
         }
         batch.bytes = 0;

@@ -83,7 +83,8 @@ pub(crate) struct Node {
 
 struct Conn {
     ends: [(usize, ConnKey); 2],
-    queues: [VecDeque<Bytes>; 2],
+    /// What is under way, and when it arrives.
+    queues: [VecDeque<(Instant, Bytes)>; 2],
     open: bool,
 }
 
@@ -131,6 +132,8 @@ pub(crate) struct World {
     pub(crate) registry_deaf: Vec<usize>,
     /// Further names that lead to a node.
     pub(crate) aliases: Vec<(String, String)>,
+    /// How long a message takes from one node to the other, either way.
+    pub(crate) distances: Vec<([String; 2], Duration)>,
     /// Calls of `handle_timeout`.
     pub(crate) timeouts: u64,
     /// Dials of all nodes.
@@ -189,6 +192,7 @@ impl World {
             claims_held: false,
             registry_deaf: Vec::new(),
             aliases: Vec::new(),
+            distances: Vec::new(),
             timeouts: 0,
             dials: 0,
             target: Target::Echo,
@@ -476,7 +480,10 @@ impl World {
         if self.deliver {
             for i in 0..self.conns.len() {
                 for side in 0..2 {
-                    if let Some(m) = self.conns[i].queues[side].pop_front() {
+                    let queue = &mut self.conns[i].queues[side];
+                    if queue.front().is_some_and(|(at, _)| *at <= self.now)
+                        && let Some((_, m)) = queue.pop_front()
+                    {
                         let (to, conn) = self.conns[i].ends[side];
                         self.input(to, Input::Message { conn, message: m });
                         worked = true;
@@ -521,7 +528,7 @@ impl World {
             if let Some(i) = self.conns.iter().position(|c| c.open && c.ends.contains(&(n, conn))) {
                 // What was flushed arrives before the close.
                 let side = usize::from(self.conns[i].ends[0] == (n, conn));
-                while let Some(m) = self.conns[i].queues[side].pop_front() {
+                while let Some((_, m)) = self.conns[i].queues[side].pop_front() {
                     let (to, peer_conn) = self.conns[i].ends[side];
                     self.input(to, Input::Message { conn: peer_conn, message: m });
                 }
@@ -591,6 +598,7 @@ impl World {
                 let note = n.mail.next_at().filter(|_| !self.notes_held.contains(&ix));
                 [due.map(|d| d.at), note].into_iter().flatten().min()
             })
+            .chain(self.next_arrival())
             .min()
     }
 

@@ -168,6 +168,7 @@ impl World {
         let mine = self.nodes[usize::from(ix)].hub().map(|h| h.run().incarnation);
         let answers = plane == 0 && to == 1;
         for f in frames {
+            self.count_odd(conn, to, f);
             match f {
                 Frame::Stream { cid, body: Body::OpenAck { result: Err(_) } | Body::Rst { .. }, .. } if answers => {
                     self.check.opening.refused(*cid);

@@ -32,14 +32,15 @@ enum Lost {
     Process,
     /// The time it gives its streams to end.
     Patience,
-    /// A session, by whom it was with.
-    Session { plane: Plane, peer: String },
+    /// A session, by whom it was with and its number on the wire, if it has one.
+    Session { plane: Plane, peer: String, session: Option<u32> },
 }
 
 /// The processes that carry a stream: two for each session it was opened on.
 #[derive(Debug)]
 struct Way {
     hops: Vec<[u16; 2]>,
+    sessions: Vec<u32>,
 }
 
 impl Way {
@@ -90,8 +91,8 @@ impl World {
     }
 
     /// A process lost a session for good: with it the streams it carried.
-    pub(crate) fn excuse_session(&mut self, node: u16, plane: Plane, peer: String) {
-        self.check.excuses.push(Loss { at: self.now, node, what: Lost::Session { plane, peer } });
+    pub(super) fn excuse_session(&mut self, node: u16, plane: Plane, peer: String, session: Option<u32>) {
+        self.check.excuses.push(Loss { at: self.now, node, what: Lost::Session { plane, peer, session } });
     }
 
     /// A process that leaves resets what is left, one stream after the other.
@@ -111,6 +112,7 @@ impl World {
     fn carried_it(&self, loss: &Loss, way: &Way) -> bool {
         match &loss.what {
             Lost::Process | Lost::Patience => way.passes(loss.node),
+            Lost::Session { session: Some(s), .. } => way.sessions.contains(s),
             Lost::Session { peer, .. } => way.hops.iter().any(|hop| match hop.iter().position(|n| *n == loss.node) {
                 Some(ix) => self.is_named(hop[1 - ix], peer),
                 None => false,
@@ -118,14 +120,11 @@ impl World {
         }
     }
 
-    /// Whether a process on the way reset streams to make room, and this one
-    /// says that it was one of them. Of a process that is gone nobody knows.
-    fn made_room(&self, way: &Way, fates: [Fate; 2]) -> bool {
+    /// Whether a process on the way had to reset streams to make room, and this
+    /// one says that it was one of them.
+    fn gave_room(&self, way: &Way, fates: [Fate; 2], from: u64, to: u64) -> bool {
         fates.contains(&Fate::Reset(Some(RstCode::Budget)))
-            && way.hops.iter().flatten().any(|n| {
-                let m = self.nodes[usize::from(*n)].machine.as_ref();
-                m.is_some_and(|m| m.shards().iter().any(|s| s.counters().budget_resets > 0))
-            })
+            && way.hops.iter().flatten().any(|n| self.made_room(*n, from, to))
     }
 
     /// A reset without a cause on its way: by what happened elsewhere meanwhile.
@@ -161,10 +160,11 @@ impl World {
             let plan = self.client_plan(client);
             let reset = [c, t].into_iter().find(|a| matches!(a.fate, Fate::Reset(_)));
             if let Some(a) = reset {
-                let mut way = Way { hops: self.check.wire.hops(cid) };
+                let mut way = Way { hops: self.check.wire.hops(cid), sessions: self.check.wire.carriers(cid) };
                 way.hops.extend([c, t].map(|a| [self.socks[a.sock as usize].node; 2]));
                 let took = |l: &Loss| (plan.at..=a.ended_at).contains(&l.at) && self.carried_it(l, &way);
-                if !self.check.excuses.iter().any(took) && !self.made_room(&way, [c.fate, t.fate]) {
+                if !self.check.excuses.iter().any(took) && !self.gave_room(&way, [c.fate, t.fate], plan.at, a.ended_at)
+                {
                     let (id, why) = self.accuse(plan.at, a.ended_at, &way);
                     let who = side(a.is_client);
                     let text = format!("the {who} of client {client} was reset ({:?}) for no reason: {why}", a.fate);

@@ -22,6 +22,8 @@ use crate::world::World;
 /// What an agent needs to attach elsewhere once it is told: its dial and its
 /// handshake, a claim with its time-out, and some slack.
 const TO_MOVE: u64 = 4000 * MS;
+/// In what a process that could has left.
+const SLACK: u64 = 2000 * MS;
 /// A hub that runs for so long has its links, and its registry.
 const SETTLED: u64 = 8000 * MS;
 
@@ -39,6 +41,8 @@ pub(crate) struct Drain {
     alone: bool,
     /// It takes nothing new.
     closed: bool,
+    /// Since when it carries nothing either.
+    idle: Option<u64>,
 }
 
 impl World {
@@ -68,10 +72,16 @@ impl World {
             lameduck: lameduck * MS,
             alone,
             closed: false,
+            idle: None,
         };
         // One under way goes on as it was asked for first.
         self.check.drains.entry(ix).or_insert(drain);
         self.input(ix, Input::Drain(times));
+    }
+
+    /// Since when a process knows that it leaves.
+    pub(super) fn drains_since(&self, ix: u16) -> Option<u64> {
+        self.check.drains.get(&ix).map(|d| d.begun)
     }
 
     /// Whether a process takes nothing new because it leaves.
@@ -87,6 +97,28 @@ impl World {
         let told = node.hub().is_none_or(|h| h.notes_under_way() == 0);
         if told && self.check.drains.get(&ix).is_some_and(|d| d.closed) {
             let text = format!("{} takes an OPEN, though it takes nothing new any more", node.name);
+            self.fail("L10", text);
+        }
+    }
+
+    /// L10: who leaves and carries nothing any more has left: it does not wait
+    /// for its deadline.
+    pub(super) fn check_left(&mut self) {
+        let now = self.now;
+        let late = SLACK + 4 * self.plan.late_timers_ns;
+        let mut found = None;
+        for (ix, d) in &mut self.check.drains {
+            let node = &self.nodes[usize::from(*ix)];
+            let notes = node.hub().map_or(0, |_| self.plan.hubs[usize::from(*ix)].note_delay_ns * 8);
+            let streams = node.machine.as_ref().map_or(0, |m| m.shards().iter().map(|s| s.streams()).sum::<usize>());
+            let runs = node.is_up() && !node.paused && node.stalls.is_empty();
+            let waits = runs && !node.drained && streams == 0 && (d.closed || !node.is_hub());
+            d.idle = waits.then(|| d.idle.unwrap_or(now));
+            if d.idle.is_some_and(|since| since + late + notes < now) {
+                found = Some(format!("{} leaves, carries nothing, and has not left", node.name));
+            }
+        }
+        if let Some(text) = found {
             self.fail("L10", text);
         }
     }

@@ -90,6 +90,7 @@ impl World {
         let Some(m) = &self.nodes[usize::from(ix)].machine else { return };
         let held = m.mux().budget().held();
         self.ghost(ix).limits.payload = held;
+        self.note_room(ix, before, held, cap);
         if held <= cap {
             return;
         }
@@ -114,6 +115,13 @@ impl World {
     pub(super) fn few_opens(&self, ix: u16) -> bool {
         let m = self.nodes[usize::from(ix)].machine.as_ref();
         m.is_some_and(|m| share(limits_of(m).0, m.shards().len()) as usize <= self.plan.clients.len())
+    }
+
+    /// Ends of streams that a process remembers, each in its shard; none if that
+    /// may have been fewer.
+    pub(super) fn remembers(&self, ix: u16) -> u64 {
+        let Some(m) = &self.nodes[usize::from(ix)].machine else { return 0 };
+        if self.is_rewired(ix) { 0 } else { u64::from(share(limits_of(m).1, m.shards().len())) }
     }
 
     /// B5, B7: of every process, every 256 events.

@@ -6,20 +6,30 @@
 
 mod counts;
 mod ends;
+mod goings;
+mod leases;
 mod leaving;
+mod leftovers;
 pub(crate) mod limits;
+mod lost;
+mod memory;
 mod nodes;
+mod odd;
 pub(crate) mod opening;
 mod outage;
 pub(crate) mod pace;
 mod probes;
+mod prompt;
 mod rank;
 mod rare;
 mod ready;
+mod refusals;
 mod relations;
+mod room;
 mod rules;
 mod stuck;
 mod tap;
+mod tenant;
 mod twins;
 pub(crate) mod wire;
 
@@ -77,12 +87,28 @@ pub(crate) struct Check {
     pub(crate) connected: BTreeMap<Cid, u32>,
     pub(crate) wire: wire::Wire,
     pub(crate) nodes: BTreeMap<u16, nodes::NodeGhost>,
+    /// Sessions, from their WELCOME to their end.
+    sessions: lost::Sessions,
+    rooms: room::Rooms,
+    turns: goings::Turns,
+    /// OPENs that processes have to answer.
+    questions: refusals::Questions,
     /// What was lost that may have carried streams.
     excuses: Vec<ends::Loss>,
     /// When one of a pair of hubs last found the other's connection one too
     /// many: a dial of the lower number, a dial of the higher.
     pub(crate) duplicates: BTreeMap<(u16, u16), [Option<u64>; 2]>,
     pub(crate) pace: pace::Pace,
+    /// What a node may hold of a stream, and the streams of the message that is
+    /// being delivered.
+    most: memory::Most,
+    leases: leases::Leases,
+    /// A forged frame in the message that is being delivered.
+    given: Option<odd::Given>,
+    /// The OPENs in it.
+    asked_now: Vec<Cid>,
+    leftovers: leftovers::Leftovers,
+    touched: Vec<Cid>,
     /// Each process's last handshake that failed: when, and what it said.
     refusals: BTreeMap<u16, (u64, CloseCode, &'static str)>,
     /// What each hub holds.
@@ -147,9 +173,19 @@ impl Check {
             connected: BTreeMap::new(),
             wire: wire::Wire::keeping(plan.hostile > 0),
             nodes: BTreeMap::new(),
+            sessions: lost::Sessions::default(),
+            rooms: room::Rooms::default(),
+            turns: goings::Turns::default(),
+            questions: refusals::Questions::default(),
             excuses: Vec::new(),
             duplicates: BTreeMap::new(),
             pace: pace::Pace::default(),
+            most: memory::Most::of(plan),
+            leases: leases::Leases::default(),
+            given: None,
+            asked_now: Vec::new(),
+            leftovers: leftovers::Leftovers::default(),
+            touched: Vec::new(),
             refusals: BTreeMap::new(),
             held: BTreeMap::new(),
             interrupted: BTreeMap::new(),
@@ -201,14 +237,8 @@ impl Check {
         self.drains.remove(&ix);
     }
 
-    /// S6, I1: an agent wants a target for a cid.
-    pub(crate) fn on_target_wanted(
-        &mut self,
-        cid: Cid,
-        client: Option<u32>,
-        _wanted: &Name,
-        _agent: Option<&nowconnect_core::agent::Agent>,
-    ) -> Result<(), Violation> {
+    /// S6: an agent wants a target for a cid.
+    pub(crate) fn on_target_wanted(&mut self, cid: Cid, client: Option<u32>) -> Result<(), Violation> {
         // A hub that starts counting anew hurts streams of its own: one target
         // for each session that took it for a new one.
         let most = if self.wire.is_strangers(cid) { self.wire.hops(cid).len().max(1) as u32 } else { 1 };
@@ -269,13 +299,18 @@ impl World {
             // What a hostile peer does to its session is no excuse for others.
             Observed::SessionLost { peer, .. } | Observed::SessionSuspended { peer, .. }
                 if peer.starts_with(crate::rogue::PEER) => {}
-            Observed::SessionLost { plane, peer, .. } => {
+            Observed::SessionLost { plane, peer, cause } => {
                 if plane == Plane::Mesh {
                     self.check.parted.insert(ix, self.now);
                 }
-                self.excuse_session(ix, plane, peer);
+                if plane == Plane::Mesh && matches!(cause, CloseCode::Shutdown | CloseCode::Auth) {
+                    self.link_was_there(ix, &peer);
+                }
+                let session = self.judge_lost(ix, plane, &peer, cause);
+                self.excuse_session(ix, plane, peer, session);
             }
             Observed::SessionSuspended { plane, peer, cause } => {
+                self.judge_suspended(ix, cause);
                 self.check.interrupted.insert(ix, self.now);
                 if cause == CloseCode::Dead {
                     self.marks.hit(Mark::DeadPeerNoticed);
@@ -310,10 +345,15 @@ impl World {
             Observed::TokenRefused { .. } => self.marks.hit(Mark::TokenRefused),
             Observed::Drain(step) => self.ghost_drain(ix, step),
             Observed::SessionResumed { peer, .. } => {
+                self.note_session_up(ix);
                 self.ghost_token_anew(ix, &peer);
                 self.vulnerable(Point::Resumed, ix, None);
             }
-            Observed::StartedOver { highest, offered } => self.ghost_started_over(ix, highest, offered),
+            Observed::StartedOver { highest, offered } => {
+                self.note_started_over(ix);
+                self.ghost_started_over(ix, highest, offered);
+            }
+            Observed::SessionUp { .. } => self.note_session_up(ix),
             Observed::Ejected { .. } => {
                 self.marks.hit(Mark::Ejected);
                 self.check.nodes.entry(ix).or_default().ejected = true;
@@ -338,7 +378,6 @@ impl World {
             }
             Observed::Opened { .. }
             | Observed::Carried(_)
-            | Observed::SessionUp { .. }
             | Observed::TokenAnswered { .. }
             | Observed::HandshakeFailed { .. }
             | Observed::Rtt { .. }
@@ -370,8 +409,11 @@ impl World {
 
     /// After a message: what it may not have done.
     pub(crate) fn after_message(&mut self, conn: u32, to: usize, asked: Option<Asked>) {
+        let ix = self.conns[conn as usize].nodes[to];
+        self.judge_touched(ix);
+        self.judge_given(ix, conn, to);
+        self.note_not_taken(ix);
         let c = &self.conns[conn as usize];
-        let ix = c.nodes[to];
         let streams = self.nodes[usize::from(ix)].machine.as_ref().map_or(0, crate::node::Machine::streams);
         self.check.wire.note_streams(ix, streams);
         let Some(hub) = self.nodes[usize::from(ix)].hub() else { return };
@@ -452,7 +494,10 @@ impl World {
         self.check_duplicates();
         self.check_memory();
         self.check_limits();
+        self.read_leases();
+        self.check_leftovers();
         self.check_ready();
+        self.check_left();
     }
 
     /// After the healing: new clients, then an end.
@@ -480,8 +525,11 @@ impl World {
             self.check.progress = (self.check.delivered, self.now);
         } else if self.check.probed && alive == 0 {
             if !self.next_probe() {
-                // Late frames, acknowledgements and tombstones settle.
-                self.check.over_at = Some(self.now + 5000 * MS);
+                // Late frames, acknowledgements and tombstones settle, and what is
+                // left in the registry is swept.
+                self.check_leftovers();
+                let swept = self.leftovers_until().map_or(0, |at| at + 2000 * MS);
+                self.check.over_at = Some((self.now + 5000 * MS).max(swept));
                 return;
             }
         } else if since > self.check.settle_ns + PATIENCE {

@@ -5,8 +5,7 @@
 //! readiness follows the registry (L6); a silent peer is given up (L9); a live
 //! connection carries its session; attachments differ in their epochs and only
 //! rise (O2, O3); counters equal what happened (A1); labels are configured
-//! names (B10); memory of a stream stays within a window (B1); tokens and
-//! certificates are asked for (I3, I4).
+//! names (B10); tokens and certificates are asked for (I3, I4).
 
 use std::collections::BTreeMap;
 
@@ -15,7 +14,6 @@ use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, Epoch, Name};
 use nowconnect_core::observed::StreamRecord;
 use nowconnect_core::registry::{RegistryOp, RegistryReply, RegistryResult, Token};
-use nowconnect_core::stream::{End, HalfState};
 use nowconnect_core::time::Instant;
 
 use crate::faults::{At, Class};
@@ -28,8 +26,6 @@ use crate::world::World;
 /// How long a hub may take to notice that the registry does not answer: two
 /// renewals a second apart, each with its time-out, and some slack.
 const READY_WITHIN: u64 = 5000 * MS;
-/// A refusal without asking anybody comes at once (M4).
-const REFUSED_WITHIN: u64 = 100 * MS;
 
 /// What is known of a process.
 #[derive(Debug, Default)]
@@ -69,6 +65,8 @@ pub(crate) struct NodeGhost {
     pub(super) limits: super::limits::Held,
     /// What it did, as far as it was seen.
     pub(super) seen: super::counts::Seen,
+    /// Frames that change nothing.
+    pub(super) odd: super::odd::Odd,
 }
 
 impl World {
@@ -88,6 +86,7 @@ impl World {
         *self.ghost(ix) = NodeGhost { calm_since: now, ok_at: now, rewired, ..NodeGhost::default() };
         self.check.wire.forget_causes(ix);
         self.ghost_limits(ix);
+        self.forget_sessions(ix);
         self.check.held.retain(|(hub, _), _| *hub != ix);
     }
 
@@ -121,6 +120,7 @@ impl World {
     }
 
     pub(crate) fn ghost_asked(&mut self, ix: u16, token: Token, op: &RegistryOp) {
+        self.lease_resigned(op);
         let at = self.nodes[usize::from(ix)].clock(self.now);
         let off = |h: &Hub| h.mode() == nowconnect_core::config::Mode::Off;
         // The last word of a hub that goes off gives its lease back.
@@ -235,8 +235,6 @@ impl World {
 
     /// A stream of a client of this hub is over.
     pub(crate) fn ghost_record(&mut self, ix: u16, r: &StreamRecord) {
-        use nowconnect_core::error::RstCode;
-        use nowconnect_core::observed::Cause;
         self.note_record(ix, r);
         self.note_cached(ix, r);
         let total = r.total.as_nanos() as u64;
@@ -256,23 +254,14 @@ impl World {
         }
         let slack = self.plan.late_timers_ns * 2 + self.plan.hubs[usize::from(n)].note_delay_ns * 8 + 1000 * MS;
         let waits = self.plan.hubs[usize::from(n)].first_byte;
-        if r.open.is_none() && !waits && total > self.plan.timers.open + slack {
-            let text = format!("node {ix} kept a client {} ms without opening its stream", total / MS);
+        // Whether it was opened after all or not.
+        let waited = r.open.map_or(total, |after| after.as_nanos() as u64);
+        if !waits && waited > self.plan.timers.open + slack {
+            let text = format!("node {ix} kept a client {} ms without opening its stream", waited / MS);
             return self.fail("L12", text);
         }
         self.judge_refusal(ix, r, slack);
-        let out = self.check.nodes.get(&ix).and_then(|g| g.unhealthy_since);
-        if r.cause == Cause::Reset(RstCode::RegistryDown)
-            && r.owner.is_none()
-            && !waits
-            // Whoever was tried elsewhere first was not refused at once.
-            && !(self.plan.hubs[usize::from(n)].cached && self.was_tried(r))
-            && out.is_some_and(|t| t + total < self.now)
-            && total > REFUSED_WITHIN + slack - 1000 * MS
-        {
-            let text = format!("node {ix} knew that the registry is out and refused a client after {} ms", total / MS);
-            self.fail("M4", text);
-        }
+        self.judge_prompt(ix, r, total);
     }
 
     pub(crate) fn ghost_health(&mut self, ix: u16, healthy: bool) {
@@ -293,7 +282,11 @@ impl World {
             } else {
                 None
             };
-            if let Some((id, text)) = found.or_else(|| self.check_counters(ix)).or_else(|| self.check_counts(ix)) {
+            if let Some((id, text)) = found
+                .or_else(|| self.check_counters(ix))
+                .or_else(|| self.check_counts(ix))
+                .or_else(|| self.check_odd(ix))
+            {
                 return self.fail(id, format!("{}: {text}", self.nodes[usize::from(ix)].name));
             }
             if let Some(agent) = self.nodes[usize::from(ix)].agent() {
@@ -393,37 +386,6 @@ impl World {
         self.check.wire = wire;
         if let Some((id, text)) = found {
             self.fail(id, text);
-        }
-    }
-
-    /// B1: what a node holds of one direction between its socket and its session.
-    pub(crate) fn check_memory(&mut self) {
-        let windows = self.plan.hubs.iter().map(|h| h.window).chain(self.plan.agents.iter().map(|a| a.window));
-        let windows = windows.chain(self.plan.rogues.iter().map(|_| (crate::rogue::WINDOW, crate::rogue::WINDOW)));
-        let (mut initial, mut most) = (0, 0);
-        for w in windows {
-            // Bytes for one candidate are kept for the next, whatever its window.
-            initial = initial.max(w.0);
-            most = most.max(w.0.max(w.1) + (128 << 10));
-        }
-        for sock in self.socks.iter().filter(|s| !s.gone && !s.closed) {
-            let node = &self.nodes[usize::from(sock.node)];
-            let Some(stream) =
-                node.machine.as_ref().filter(|_| node.run == sock.run).and_then(|m| m.stream(sock.stream?))
-            else {
-                continue;
-            };
-            for (h, half) in stream.halves.iter().enumerate() {
-                // From a socket no more is read than may be sent, or than the
-                // first window while nobody knows who will take it.
-                let from_socket = matches!(stream.ends[h], End::Socket(_));
-                let held = half.waiting_bytes() + if from_socket { 0 } else { half.queued };
-                let most = if from_socket { initial } else { most };
-                if half.state != HalfState::Aborted && held > most {
-                    let text = format!("{} holds {held} bytes of half {h} of {}", node.name, stream.cid);
-                    return self.fail("B1", text);
-                }
-            }
         }
     }
 }

@@ -13,25 +13,43 @@ use super::rank::Chosen;
 use crate::flip::Path;
 use crate::marks::Mark;
 use crate::node::{Machine, connector};
+use crate::plan::MS;
 use crate::world::World;
+
+/// A process that has only just started may not have told its shards all.
+const YOUNG: u64 = 1000 * MS;
 
 /// The clients of one process that wait, with the cid each had last.
 #[derive(Debug, Default)]
 pub(crate) struct Opening {
     clients: BTreeMap<u32, Cid>,
+    /// When each came.
+    came: BTreeMap<u32, u64>,
     /// Those that an OPEN_ACK said yes to, which a split hub learns later.
     answered: Vec<Cid>,
+    /// All that ever came.
+    pub(super) all: u64,
+    /// Of these, those that came to a process as young as that.
+    pub(super) early: u64,
     /// Cids minted and streams opened, as far as they were looked at.
     counted: (u64, u64),
 }
 
 impl Opening {
-    pub(crate) fn push(&mut self, client: u32) {
+    pub(crate) fn push(&mut self, client: u32, now: u64, started: u64) {
+        self.all += 1;
+        self.early += u64::from(now < started + YOUNG);
+        self.came.insert(client, now);
         self.clients.insert(client, Cid(0));
     }
 
     pub(crate) fn answered(&mut self, cid: Cid) {
         self.answered.push(cid);
+    }
+
+    /// Clients that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.clients.len()
     }
 
     fn count(&mut self, machine: &Machine) -> (u64, u64) {
@@ -63,6 +81,11 @@ impl Seen {
     /// An agent said no to an OPEN.
     pub(super) fn refused(&mut self, cid: Cid) {
         self.refused.insert(cid);
+    }
+
+    /// Whether an agent said no to an OPEN.
+    pub(super) fn is_refused(&self, cid: Cid) -> bool {
+        self.refused.contains(&cid)
     }
 
     /// Whether a client was asked for under another name since.
@@ -139,7 +162,9 @@ impl World {
         let stream = self.nodes[usize::from(ix)].machine.as_ref()?.stream(key)?;
         let (cid, open) = (stream.cid, stream.open);
         let chosen = match &stream.part {
-            Part::Origin(o) => o.carrier.as_ref().map(|c| Chosen { agent: c.agent_id.clone(), local: c.local }),
+            Part::Origin(o) => {
+                o.carrier.as_ref().map(|c| Chosen { agent: c.agent_id.clone(), local: c.local, owner: c.owner.clone() })
+            }
             Part::Owner | Part::Agent => None,
         };
         let path = Path::of(stream);
@@ -156,12 +181,17 @@ impl World {
             if !first {
                 self.marks.hit(Mark::Retried);
             }
+            let came = self.nodes[usize::from(ix)].opening.came.remove(&client);
+            if let Some(came) = came.filter(|_| first) {
+                self.judge_waited(ix, client, came);
+            }
             if let Some(chosen) = &chosen
                 && first
             {
                 self.judge_rank(ix, client, chosen);
+                self.judge_goer(ix, client, chosen);
             }
-            if let Some(Chosen { agent, local: true }) = chosen {
+            if let Some(Chosen { agent, local: true, .. }) = chosen {
                 let wanted = connector(self.client_plan(client).connector);
                 self.ghost_opened(ix, agent.as_str(), client);
                 self.ghost_scope(ix, &agent, &wanted);

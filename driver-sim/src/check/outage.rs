@@ -171,14 +171,8 @@ impl World {
                 self.calm(node).is_some_and(|t| t < since) && self.welcomed(ix, node) < since
             };
             let sure = t.firm || quiet && self.agent_plan(t.agent_id).is_some_and(calm);
-            // Another instance's claim is under way to this hub, or that one holds
-            // it at a hub without a lease, which is not listed. A hostile agent
-            // comes as one after the other: a claim that is late takes the next
-            // one's place, until that one's audit, which is soon.
-            let instances = self.nodes.iter().filter(|n| n.is_up() && n.name.starts_with(t.agent_id.as_str())).count();
-            let hostile = t.agent_id.as_str().starts_with(crate::rogue::PEER);
-            let taken =
-                hostile || instances > 1 || listed.iter().any(|l| l.agent_id == *t.agent_id && l.fence > t.fence);
+            // Another instance took it, or a claim of ours did that was executed late.
+            let taken = listed.iter().any(|l| l.agent_id == *t.agent_id && l.fence > t.fence);
             let found = listed.iter().any(|l| l.agent_id == *t.agent_id && l.hub == *hub.run() && l.fence == t.fence);
             there && sure && !taken && !found
         });

@@ -3,7 +3,7 @@
 //! candidate of a client, where this hub never ejected anybody and delays no
 //! return. Must not know how a candidate is chosen.
 
-use nowconnect_core::id::AgentId;
+use nowconnect_core::id::{AgentId, Name};
 
 use crate::faults::At;
 use crate::plan::{AgentPlan, MS};
@@ -14,6 +14,8 @@ pub(super) struct Chosen {
     pub(super) agent: AgentId,
     /// Over a tunnel of the client's own hub.
     pub(super) local: bool,
+    /// The hub that it is attached to.
+    pub(super) owner: Name,
 }
 
 impl World {

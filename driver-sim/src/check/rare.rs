@@ -36,6 +36,7 @@ impl World {
         if takeover {
             self.marks.hit(Mark::Superseded);
         }
+        self.judge_turns(hub, agent, takeover);
         let before = self.check.attached.insert(agent.clone(), hub);
         if before.is_some_and(|b| b != hub) {
             let node = self.nodes.iter().position(|n| n.name == agent.as_str() && !n.is_clone);
@@ -87,7 +88,7 @@ impl World {
             let Some(m) = &self.nodes[ix].machine else { continue };
             for shard in m.shards() {
                 let c = shard.counters();
-                self.marks.add(Mark::EpochMismatch, c.epoch_mismatch);
+                self.marks.add(Mark::EpochMismatch, c.epoch_mismatch + c.wrong_epoch);
                 self.marks.add(Mark::DuplicateDropped, c.duplicates);
                 self.marks.add(Mark::BudgetPressure, c.paused_budget);
                 self.marks.add(Mark::WrongSession, c.wrong_session);

@@ -3,11 +3,11 @@
 //! link does not; a listener with an agent at hand has a candidate, one of a
 //! connector that nobody exposes has none.
 //!
-//! What is there is read off the wire and the plan. Of a hub it is asked what
-//! it answers, and of a missing peer what it last heard of that one's lease.
+//! What is there is read off the wire, the plan and the registry's leases. Of a
+//! hub it is asked what it answers, and whom it knows by name.
 
 use nowconnect_core::config::Mode;
-use nowconnect_core::hub::{MESH_GRACE, PeerLease, Unready};
+use nowconnect_core::hub::{MESH_GRACE, Unready};
 use nowconnect_core::id::{AgentId, ListenerIx};
 
 use crate::faults::At;
@@ -48,10 +48,18 @@ impl World {
         let hub = node.hub().filter(|h| h.mode() != Mode::Off)?;
         let at = node.clock(self.now);
         let peers = self.peers_of(ix);
-        let linked = |peer: &u16| self.welcomed(ix, *peer) + slack < self.now && self.is_linked(ix, *peer);
         let healthy = hub.mesh_healthy(at);
         let parted = self.check.parted.get(&ix).copied().unwrap_or(0);
         let links = hub.control().links(hub.mux());
+        let known = |peer: u16| {
+            let name = self.nodes[usize::from(peer)].name.as_str();
+            links.iter().any(|l| l.configured && l.replica.is_some_and(|r| r.as_str() == name))
+        };
+        // A peer without a lease is missed by nobody who knows its name.
+        let linked = |peer: &u16| {
+            self.welcomed(ix, *peer) + slack < self.now && self.is_linked(ix, *peer)
+                || known(*peer) && self.is_peer_gone(ix, *peer, slack)
+        };
         // An own address that never answered: the hub cannot know that nobody
         // but itself is meant.
         let own = |url: &str| url == self.nodes[usize::from(ix)].name;
@@ -62,23 +70,13 @@ impl World {
         if !healthy && knows && taken && parted + slack < self.now && !self.is_rewired(ix) && peers.iter().all(linked) {
             let missed: Vec<_> = links.iter().filter(|l| l.is_missed(at)).collect();
             return Some(format!(
-                "calls its mesh unhealthy, and all its links are there: {peers:?}; misses {missed:?}"
+                "calls its mesh unhealthy, and all its links are there but to those without a lease: {peers:?}; misses {missed:?}"
             ));
         }
         let grace = MESH_GRACE.as_nanos() as u64 + slack;
         let lost = parted.max(self.calm(ix)?);
         let missed = peers.iter().find(|peer| {
-            let name = &self.nodes[usize::from(**peer)].name;
-            // A peer whose lease is over is not missed, nor one that just came back.
-            let wanted = links.iter().any(|l| {
-                let due = match l.lease {
-                    PeerLease::Absent { until } => until <= at,
-                    PeerLease::Live { since } => since.is_none_or(|t| at.since(t).as_nanos() as u64 > grace),
-                    PeerLease::Unknown => true,
-                };
-                l.configured && due && l.replica.is_some_and(|r| r.as_str() == name)
-            });
-            wanted && !self.is_twin(**peer) && !self.has_end(ix, **peer)
+            known(**peer) && self.is_peer_due(**peer, grace) && !self.is_twin(**peer) && !self.has_end(ix, **peer)
         });
         (healthy && lost + grace < self.now)
             .then_some(missed?)
@@ -86,7 +84,7 @@ impl World {
     }
 
     /// Whether two hubs have a connection that carries their session, at both.
-    fn is_linked(&self, a: u16, b: u16) -> bool {
+    pub(super) fn is_linked(&self, a: u16, b: u16) -> bool {
         self.conns.iter().enumerate().any(|(conn, c)| {
             (c.nodes == [a, b] || c.nodes == [b, a])
                 && c.up == [true; 2]
@@ -107,7 +105,9 @@ impl World {
     fn judge_listeners(&self, ix: u16, slack: u64) -> Option<String> {
         let hub = self.nodes[usize::from(ix)].hub()?;
         for wanted in 0..self.plan.connectors {
-            let none = hub.unready(ListenerIx(wanted)) == Some(Unready::NoCandidate);
+            let unready = hub.unready(ListenerIx(wanted));
+            // A lame duck has that to say first.
+            let (none, leaves) = (unready == Some(Unready::NoCandidate), unready == Some(Unready::Draining));
             if none
                 && let Some((agent, _)) = self.surely_serves(ix, wanted, self.now, slack)
                 && self.check.interrupted.get(&ix).is_none_or(|at| at + slack < self.now)
@@ -115,7 +115,7 @@ impl World {
             {
                 return Some(format!("has no candidate for c{wanted}, though {agent} is attached here"));
             }
-            if !none && !self.ever_exposed(wanted) {
+            if !none && !leaves && !self.ever_exposed(wanted) {
                 return Some(format!("has a candidate for c{wanted}, which nobody ever exposed"));
             }
         }

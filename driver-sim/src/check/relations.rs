@@ -18,7 +18,11 @@ const TOGETHER: u64 = 2000 * MS;
 impl World {
     /// A hub says that a link to its peer is one too many.
     pub(crate) fn said_duplicate(&mut self, conn: u32, end: usize) {
-        let [a, b] = self.conns[conn as usize].nodes;
+        let c = &self.conns[conn as usize];
+        let ([a, b], run) = (c.nodes, c.runs[0]);
+        if end == 1 {
+            self.check.pace.was_spare(a, run);
+        }
         if self.is_twin(a) || self.is_twin(b) {
             return;
         }

@@ -62,6 +62,8 @@ impl World {
         if duplicate {
             self.said_duplicate(conn, end);
         }
+        self.note_welcome(conn, end, &told);
+        self.note_answers(conn, end, &told);
         let nodes = self.conns[conn as usize].nodes;
         for p in points.drain(..) {
             self.vulnerable(p, nodes[end], Some(nodes[1 - end]));
@@ -85,7 +87,10 @@ impl World {
 
     /// A message reaches a machine.
     pub(crate) fn tap_in(&mut self, conn: u32, to: usize, told: &Told) {
+        self.judge_opens(conn, told);
+        self.note_touched(told);
         self.count_message(conn, to, told);
+        self.note_asked(conn, to, told);
         let (now, node) = (self.now, self.conns[conn as usize].nodes[to]);
         let wire = &mut self.check.wire;
         wire.line(conn).heard[to] = now;

@@ -131,6 +131,8 @@ pub(crate) struct Wire {
     lines: Vec<Line>,
     sessions: Vec<Ledger>,
     by_id: BTreeMap<SessionId, u32>,
+    /// The session between two hubs that brought each stream.
+    crossed: HashMap<Cid, u32>,
     /// The one session that a fence opens streams on.
     openers: BTreeMap<(AgentId, Fence), u32>,
     /// Sessions with a connection, as far as anybody knows.
@@ -157,6 +159,8 @@ pub(crate) struct Wire {
     /// WELCOME and GOAWAY in the message that arrived last.
     pub(super) welcome: bool,
     pub(super) dismissed: bool,
+    /// It came for the first time.
+    fresh: bool,
     /// Streams seen lately, for whoever wants to forge a frame of one.
     pub(crate) recent: VecDeque<(Cid, Epoch)>,
 }
@@ -218,10 +222,14 @@ impl Ghost<'_> {
         (limits.inflight_bytes.max(1), u64::from(limits.send_queue_depth.max(1)))
     }
 
-    /// The largest window anybody may grant.
-    fn window_max(&self) -> u64 {
-        let hubs = self.world.plan.hubs.iter().map(|h| h.window);
-        hubs.chain(self.world.plan.agents.iter().map(|a| a.window)).map(|w| w.0.max(w.1)).max().unwrap_or(0)
+    /// The sender's windows: first and largest. A reload only narrows them.
+    fn windows(&self) -> (u64, u64) {
+        let plan = &self.world.plan;
+        let window = match self.node().at {
+            At::Hub(n) => plan.hubs.get(usize::from(n)).map(|h| h.window),
+            At::Agent(n) => plan.agents.get(usize::from(n)).map(|a| a.window),
+        };
+        window.map_or((0, 0), |w| (w.0, w.0.max(w.1)))
     }
 }
 
@@ -501,6 +509,7 @@ impl Wire {
         let session = self.line(conn).session;
         if let Some(ledger) = session.and_then(|s| self.sessions.get_mut(s as usize)) {
             let fresh = number == ledger.dirs[from].arrived + 1;
+            self.fresh = fresh;
             if fresh {
                 ledger.dirs[from].arrived = number;
             }
@@ -600,9 +609,19 @@ impl Wire {
         self.strangers.contains(&cid.incarnation())
     }
 
+    /// Whether the message that arrived last came for the first time.
+    pub(crate) const fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
     /// The session of a connection.
     pub(crate) fn session_of(&self, conn: u32) -> Option<u32> {
         self.lines.get(conn as usize).and_then(|l| l.session)
+    }
+
+    /// The session that a dial asked to go on with.
+    pub(super) fn asked(&self, conn: u32) -> Option<SessionId> {
+        self.lines.get(conn as usize).and_then(|l| l.asked).map(|(id, _)| id)
     }
 
     /// Whether a stream was opened on the session of a connection.

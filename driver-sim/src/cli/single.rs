@@ -127,7 +127,7 @@ pub(crate) fn run(which: &Which, seed: Option<u64>, file: Option<&Path>, out: &m
     }
     if let Some(v) = &report.violation {
         writeln!(out, "  {}", v.text.trim_end().replace('\n', "\n  "))?;
-        writeln!(out, "  again:   {}", asked.command("run"))?;
+        writeln!(out, "  again:   {}{}", asked.command("run"), campaign::at_commit())?;
         writeln!(out, "  explain: {}", asked.command("explain"))?;
         writeln!(out, "  shrink:  {}", asked.command("shrink"))?;
     }

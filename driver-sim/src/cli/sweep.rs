@@ -105,7 +105,7 @@ fn summary(t: &Totals, options: &Options, real: f64, cpu: f64, out: &mut dyn Wri
         let at = seconds(f.virtual_ns);
         writeln!(out, "FAILED {} at event {}, {at}, trace {:016x}", f.violation.id, f.events, f.hash)?;
         writeln!(out, "  {}", f.violation.text.trim_end().replace('\n', "\n  "))?;
-        writeln!(out, "  {}\n", f.case.command("run"))?;
+        writeln!(out, "  {}{}\n", f.case.command("run"), campaign::at_commit())?;
     }
     if t.failures.len() > FAILURES_TOLD {
         let all: Vec<String> = t.failures.iter().map(|f| format!("{} {}", f.case.seed, f.violation.id)).collect();

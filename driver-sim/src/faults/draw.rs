@@ -127,6 +127,10 @@ impl Fault {
                 if l.chance(1, 4) {
                     let at = node(l);
                     Self::Reload { at, what: Reload::draw(at, plan, l) }
+                } else if hubs > 1 && l.chance(1, 24) {
+                    let (lameduck_ms, timeout_ms) =
+                        (l.below(3) * l.between(500, 3000), l.below(2) * l.spread(500, 8000));
+                    Self::Leave { hub: l.between(1, hubs - 1) as u8, lameduck_ms, timeout_ms }
                 } else if l.chance(1, 12) {
                     Self::Certificate { hub: hub(l), keys: Keys::draw(l) }
                 } else if l.chance(1, 5) {

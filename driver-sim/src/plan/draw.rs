@@ -32,6 +32,7 @@ impl Plan {
         let agents = (0..agents)
             .map(|n| AgentPlan::draw(&mut tape.lane("agent", n), n == 0, hubs.len() as u8, connectors))
             .collect();
+        let calm = p.faults_per_minute == Some(0);
         let mut hubs = hubs;
         for (ix, hub) in hubs.iter_mut().enumerate() {
             // A list of peers that is the same file for all holds oneself.
@@ -41,6 +42,10 @@ impl Plan {
         for (ix, hub) in hubs.iter_mut().enumerate() {
             let mut l = tape.lane("rules", ix as u64);
             hub.cached = l.chance(1, 4);
+            let mut late = tape.lane("late hub", ix as u64);
+            if ix > 0 && !calm && late.chance(1, 10) {
+                hub.start_ns = late.spread(500, safety_ns / MS / 2) * MS;
+            }
             let mut skew = tape.lane("skew", ix as u64);
             if skew.chance(1, 6) {
                 let by = skew.spread(100, 300_000) as i64;
@@ -52,7 +57,6 @@ impl Plan {
                 _ => ExpiryPlan::Drain(l.spread(100, 10_000)),
             };
         }
-        let calm = p.faults_per_minute == Some(0);
         let net = NetPlan::draw(&mut tape.lane("net plan", 0), level, calm);
         let clients: Vec<ClientPlan> = (0..clients)
             .map(|n| {
@@ -255,6 +259,7 @@ impl HubPlan {
             on_expiry: ExpiryPlan::Keep,
             skew_ms: 0,
             failback_ns: if l.chance(1, 3) { l.spread(500, 20_000) * MS } else { 0 },
+            start_ns: 0,
         }
     }
 }

@@ -31,6 +31,7 @@ use crate::event::Event;
 use crate::faults::At;
 use crate::marks::Mark;
 use crate::net::key;
+use crate::node::Machine;
 use crate::plan::MS;
 use crate::tape::Lane;
 use crate::world::{Phase, World};
@@ -123,6 +124,8 @@ enum Outcome {
     /// At most so many violations of limits on its own stream: counted, and its
     /// session ends when there are more of them.
     Counted(u64),
+    /// The same, and at least one of them if the stream is open there.
+    Punished(u64),
     /// The session ends at once.
     Ended,
 }
@@ -249,11 +252,29 @@ impl World {
         self.check.wire.cause(hub, 8 + 2 * frames.len() as u64);
         let owed = self.check.nodes.entry(hub).or_default();
         owed.breaches_owed[usize::from(dialect.plane == Plane::Mesh)] += u64::from(first);
-        if let Outcome::Counted(n) = outcome {
+        if let Outcome::Counted(n) | Outcome::Punished(n) = outcome {
             owed.flow_owed += n;
         }
         self.count_frames(conn, 1, &frames);
+        let sure = matches!(outcome, Outcome::Punished(_)).then(|| self.rogue_flow(hub, conn, &frames)).flatten();
         self.input(hub, Input::Message { conn: key(conn, 1), message });
+        if let (Some(before), Some(m)) = (sure, &self.nodes[usize::from(hub)].machine)
+            && flow_violations(m) == before
+        {
+            self.fail("B4", format!("node {hub} does not punish hostile peer {ix} for {frames:?}"));
+        }
+    }
+
+    /// Violations of limits that a whole hub counts, if the stream that these
+    /// frames are of is open there and theirs.
+    fn rogue_flow(&self, hub: u16, conn: u32, frames: &[Frame]) -> Option<u64> {
+        let whole = self.plan.hubs.get(usize::from(hub)).is_some_and(|h| h.shards == 0);
+        let m = self.nodes[usize::from(hub)].machine.as_ref().filter(|_| whole)?;
+        let Frame::Stream { cid, epoch, .. } = frames.first()? else { return None };
+        let session = m.mux().carried_by(key(conn, 1))?;
+        let stream = m.shards().iter().find_map(|s| s.find(*cid))?;
+        let theirs = stream.open && stream.fence.epoch == *epoch && stream.side_of(session).is_some();
+        theirs.then(|| flow_violations(m))
     }
 
     /// A breach that ends its session: with bytes that no peer may send, or with
@@ -427,7 +448,7 @@ impl Rogue {
     fn on_own(&mut self, cid: Cid) -> (Vec<Frame>, Outcome) {
         let Some(s) = self.streams.get_mut(&cid) else { return (Vec::new(), Outcome::Borne) };
         let data = |off, len: u64| Body::Data { off, bytes: Bytes::from(vec![b'!'; len as usize]) };
-        let mut over = false;
+        let (mut over, mut sure) = (false, false);
         let bodies = match self.lane.below(12) {
             0 | 1 => {
                 let (at, len) = (s.next, s.limit.saturating_sub(s.next).min(500));
@@ -436,16 +457,34 @@ impl Rogue {
             }
             // Beyond credit, and beyond what came before.
             2 => vec![data(s.limit.min(NUMBER_MAX - 100), 100)],
-            3 => vec![data(s.next + 1, 10)],
+            3 => {
+                sure = true;
+                vec![data(s.next + 1, 10)]
+            }
             // What was said before, otherwise.
-            4 => vec![data(0, s.next.clamp(1, 200))],
+            4 => {
+                let len = s.next.clamp(1, 200);
+                s.next = s.next.max(len.min(s.limit));
+                vec![data(0, len)]
+            }
             5 => vec![Body::Credit { consumed: 0, limit: 0 }],
             6 => vec![Body::Credit { consumed: NUMBER_MAX, limit: NUMBER_MAX }],
             7 => vec![Body::Fin { final_off: s.next }, Body::Fin { final_off: s.next }],
-            8 => vec![Body::Fin { final_off: s.next }, data(s.next, 5), Body::Fin { final_off: s.next + 5 }],
+            // Past its end, and perhaps another end.
+            8 => {
+                sure = true;
+                let mut bodies = vec![Body::Fin { final_off: s.next }, data(s.next, 5)];
+                if self.lane.chance(1, 2) {
+                    bodies.push(Body::Fin { final_off: s.next + 5 });
+                }
+                bodies
+            }
             9 => vec![Body::OpenAck { result: Ok(()) }, Body::OpenAck { result: Err(RstCode::Busy) }],
             // An end below what was sent.
-            10 => vec![Body::Fin { final_off: s.next / 2 }],
+            10 => {
+                sure = s.next > 0;
+                vec![Body::Fin { final_off: s.next / 2 }]
+            }
             _ => {
                 over = true;
                 let code = RstCode::ALL[self.lane.below(RstCode::ALL.len() as u64) as usize];
@@ -457,7 +496,8 @@ impl Rogue {
             self.streams.remove(&cid);
         }
         let frames: Vec<Frame> = bodies.into_iter().map(|b| Frame::stream(cid, epoch, b)).collect();
-        let outcome = Outcome::Counted(frames.len() as u64);
+        let most = frames.len() as u64;
+        let outcome = if sure { Outcome::Punished(most) } else { Outcome::Counted(most) };
         (frames, outcome)
     }
 
@@ -480,6 +520,10 @@ impl Rogue {
         let cid = Cid::new(Incarnation(self.lane.next_u64()), 0, 1 + self.lane.below(9));
         self.on_others(cid, Epoch(1))
     }
+}
+
+fn flow_violations(m: &Machine) -> u64 {
+    m.shards().iter().map(|s| s.counters().flow_violations).sum()
 }
 
 fn agent_id(text: &str) -> AgentId {

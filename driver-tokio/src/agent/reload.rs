@@ -16,6 +16,8 @@ use crate::cli::RunError;
 use crate::config::AgentSetup;
 use crate::dial::WsUrl;
 use crate::dialer::Target;
+#[cfg(test)]
+use crate::journal::{self, Call};
 use crate::net;
 use crate::node::Node;
 use crate::reload::{Outcome, Turn};
@@ -128,6 +130,8 @@ async fn attempt(
     }
     // What the machine wants dialled must be there.
     let before = shared.targets.replace(targets);
+    #[cfg(test)]
+    node.journal().calls(Call::Reload(journal::Config::Agent(Box::new(new.core.clone())), DRAIN));
     if let Err(e) = node.enter(|agent, now, out| agent.reload(now, &new.core, DRAIN, out)) {
         shared.targets.replace(before);
         return Err(RunError::Config(e.to_string()));
@@ -143,6 +147,6 @@ async fn attempt(
 pub(super) async fn watch(node: Node<Agent>, shared: Rc<Shared>) {
     loop {
         tokio::time::sleep(certs::LOOK_EVERY).await;
-        let _ = shared.certs.renew(&node, || certs::Set::of_agent(&shared.setup()));
+        let _ = shared.certs.renew(&node, |_| certs::Piece::of_agent(&shared.setup()));
     }
 }

@@ -12,6 +12,15 @@ use std::rc::Rc;
 
 use tokio::task::AbortHandle;
 
+/// What counts as one address. An IPv6 site owns at least a /64: one host could
+/// show any address in it.
+pub(super) fn site(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     /// By age.
@@ -62,11 +71,7 @@ impl Gate {
     /// Admits a connection from `ip`, or not when its address has too many.
     /// The second value says whether the oldest connection had to go for it.
     pub(super) fn admit(&self, ip: IpAddr) -> Option<(Pass, bool)> {
-        // An IPv6 site owns at least a /64: one host could show any address in it.
-        let ip = match ip.to_canonical() {
-            IpAddr::V4(v4) => IpAddr::V4(v4),
-            IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
-        };
+        let ip = site(ip);
         let mut inner = self.inner.borrow_mut();
         if inner.per_address.get(&ip).is_some_and(|count| *count >= self.per_address_max) {
             return None;

@@ -1,9 +1,11 @@
-//! How many connections a second a port takes (attack 3, semantics 8): a token
-//! bucket on tokio's clock, as a schedule. Who comes too early is told when its
-//! turn is; nobody is refused.
+//! How many connections a second a port takes, and of these how many from one
+//! address (attack 3, semantics 8): token buckets on tokio's clock, as schedules.
+//! Who comes too early is told when its turn is; nobody is refused.
 //!
-//! Owns no connection and counts none; must not know who they are from.
+//! Owns no connection and counts none.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -34,9 +36,62 @@ impl Rate {
     }
 }
 
+/// One bucket per address that came within a second, so that none of them can
+/// use up the port's. As many as the port takes in about a second, at most twice.
+#[derive(Debug)]
+pub(super) struct Shares {
+    per_second: u32,
+    rates: BTreeMap<IpAddr, Rate>,
+    /// Full buckets are forgotten when there are so many.
+    sweep_at: usize,
+}
+
+impl Shares {
+    /// `per_address` of `total` connections may be one address's: that part of
+    /// `per_second` is its share, and at least 1. `None` if it may have all.
+    pub(super) fn new(per_second: u32, per_address: usize, total: usize) -> Option<Self> {
+        let part = u128::from(per_second) * per_address as u128;
+        let share = u32::try_from(part.div_ceil(total.max(1) as u128)).unwrap_or(u32::MAX);
+        (per_address < total).then(|| Self { per_second: share.max(1), rates: BTreeMap::new(), sweep_at: 64 })
+    }
+
+    /// As [`Rate::take`], from the share of `address`.
+    pub(super) fn take(&mut self, address: IpAddr, now: Instant) -> Option<Duration> {
+        if self.rates.len() >= self.sweep_at {
+            self.rates.retain(|_, rate| rate.full > now);
+            self.sweep_at = (self.rates.len() * 2).max(64);
+        }
+        self.rates.entry(address).or_insert_with(|| Rate::new(self.per_second, now)).take(now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_address_has_a_share_that_no_other_one_uses_up() {
+        let start = Instant::now();
+        let [a, b]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+        assert!(Shares::new(8, 4, 4).is_none(), "one address may have all");
+        let mut shares = Shares::new(8, 1, 4).unwrap();
+        assert_eq!([(); 3].map(|()| shares.take(a, start)), [None, None, Some(500 * MS)]);
+        assert_eq!([(); 3].map(|()| shares.take(b, start)), [None, None, Some(500 * MS)]);
+        assert_eq!(shares.take(a, start + 2 * SECOND), None);
+        let mut least = Shares::new(1, 1, 1000).unwrap();
+        assert_eq!([(); 2].map(|()| least.take(a, start)), [None, Some(SECOND)], "one a second at least");
+    }
+
+    #[test]
+    fn addresses_that_have_been_silent_for_a_second_are_forgotten() {
+        let mut now = Instant::now();
+        let mut shares = Shares::new(1000, 250, 1000).unwrap();
+        for n in 0..10_000_u32 {
+            now += MS;
+            assert_eq!(shares.take(IpAddr::V4(n.into()), now), None);
+            assert!(shares.rates.len() <= 64, "{}", shares.rates.len());
+        }
+    }
 
     const MS: Duration = Duration::from_millis(1);
 

@@ -165,7 +165,7 @@ impl HttpApp for App {
                 event = "handshakes_throttled",
                 port = key,
                 suppressed,
-                "more connections than limits.handshake_rate: they wait for their turn"
+                "more connections than limits.handshake_rate, or from one address than its share: they wait for their turn"
             );
         }
     }

@@ -22,6 +22,8 @@ use crate::cli::RunError;
 use crate::config::{HubSetup, ListenerBind, ServerTlsFiles};
 use crate::dial::WsUrl;
 use crate::dialer::Target;
+#[cfg(test)]
+use crate::journal::{self, Call};
 use crate::listener::{self, Port};
 use crate::net;
 use crate::node::Node;
@@ -269,6 +271,8 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
     let joins = new.core.mode != Mode::Off;
     let registry_before = registry.take_if(|_| joins).map(|new| shared.registry.replace(new));
     let drain = new.drain.timeout;
+    #[cfg(test)]
+    node.journal().calls(Call::Reload(journal::Config::Hub(Box::new(new.core.clone())), drain));
     if let Err(e) = node.enter(|hub, now, out| hub.reload(now, &new.core, drain, out)) {
         shared.targets.replace(targets_before);
         if let Some(before) = registry_before {
@@ -302,7 +306,7 @@ pub(super) async fn watch(node: Node<Hub>, shared: Rc<Shared>) {
     loop {
         tokio::time::sleep(certs::LOOK_EVERY).await;
         let certs: &Certs = &shared.certs;
-        if certs.renew(&node, || certs::Set::of_hub(&shared.setup())) {
+        if certs.renew(&node, |used| certs::Piece::of_hub(&shared.setup(), used)) {
             shared.keys().trust(certs.jwks());
             trust::judge_links(&node, certs);
         }

@@ -23,6 +23,7 @@ use nowconnect_core::registry::{RegistryOp, RegistryResult};
 pub use self::redis::{RedisHealth, RedisRegistry};
 pub use connection::RedisTimeouts;
 pub use memory::SharedMemory;
+pub(crate) use place::check_place;
 pub use place::{RedisPlace, RedisUrlError, check_url};
 
 /// A registry the driver executes the core's operations on.

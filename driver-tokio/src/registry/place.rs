@@ -275,6 +275,14 @@ fn pem(key: &str, path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|e| format!("{key}: {}: {e}", path.display()))
 }
 
+/// Whether the files can be used, without dialling.
+///
+/// # Errors
+/// What was expected.
+pub(crate) fn check_place(place: RedisPlace) -> Result<(), RedisUrlError> {
+    Servers::new(place).map(drop)
+}
+
 /// Whether a URL can be used, without dialling or opening a file.
 ///
 /// # Errors

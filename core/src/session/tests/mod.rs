@@ -544,6 +544,24 @@ fn silence_is_suspect_and_then_death_once_and_own_writes_do_not_count() {
     assert_eq!(a.handle_timeout(at(31_000)), SessionEvent::Dead, "once per connection");
 }
 
+/// It has a deadline of its own, whenever the last word came: who avoids a link
+/// that is suspect must not learn of it with the next PING.
+#[test]
+fn suspicion_is_due_when_it_begins() {
+    for last in [0, 1, 400, 999, 1000] {
+        let mut a = session(V2);
+        a.on_heard(at(last));
+        let mut dues = Vec::new();
+        while let Some(due) = a.poll_timeout().filter(|due| due.at < at(9_000)) {
+            a.handle_timeout(due.at);
+            transmit(&mut a, due.at);
+            dues.push(due.at);
+        }
+        assert!(dues.contains(&at(last + 3_000)), "{dues:?} after {last}");
+        assert!(dues.len() <= 9, "once (B9): {dues:?}");
+    }
+}
+
 #[test]
 fn a_peer_whose_message_is_still_arriving_is_neither_suspect_nor_dead() {
     let mut a = session(V2);

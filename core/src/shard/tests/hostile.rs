@@ -54,8 +54,8 @@ fn resume() -> Body {
 /// What a frame brings about.
 #[derive(Debug, PartialEq)]
 enum Effect {
-    /// Counters at most.
-    Nothing,
+    /// Nothing but this counter.
+    Nothing(Counter),
     /// This answer on the session it came on, and nothing else.
     Answer(RstCode),
     /// The stream is reset with this code on both sides.
@@ -64,11 +64,33 @@ enum Effect {
     Misbehaved,
 }
 
+/// Which counter shows it (semantics 3: dropped and counted).
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Counter {
+    Session,
+    Epoch,
+    Unknown,
+    Duplicate,
+    Glitch,
+}
+
 /// What it is, session, cid (`None`: the live one), epoch, body, effect.
 type Row = (&'static str, SessionKey, Option<Cid>, u64, Body, Effect);
 
+fn counters(b: &Bench) -> [(Counter, u64); 5] {
+    let c = b.shards[OWNER].counters();
+    [
+        (Counter::Session, c.wrong_session),
+        (Counter::Epoch, c.wrong_epoch),
+        (Counter::Unknown, c.unknown),
+        (Counter::Duplicate, c.duplicates),
+        (Counter::Glitch, c.glitches),
+    ]
+}
+
 #[test]
 fn every_hostile_frame_has_its_outcome_and_touches_no_other_stream() {
+    use Counter::{Duplicate, Epoch as OtherEpoch, Glitch, Session, Unknown};
     use Effect::{Answer, Misbehaved, Nothing, Reset};
     let fresh = Cid::new(Incarnation(1), 0, 99);
     let fin = |final_off| Body::Fin { final_off };
@@ -77,33 +99,33 @@ fn every_hostile_frame_has_its_outcome_and_touches_no_other_stream() {
     let ack = Body::OpenAck { result: Ok(()) };
     let live = None;
     let table: Vec<Row> = vec![
-        ("DATA off its session", OTHER, live, 7, data(10, 1), Nothing),
-        ("FIN off its session", OTHER, live, 7, fin(10), Nothing),
-        ("RST off its session", OTHER, live, 7, rst.clone(), Nothing),
-        ("CREDIT off its session", OTHER, live, 7, credit(1, 1 << 20), Nothing),
-        ("DATA of an older epoch", LINK_W, live, 6, data(10, 1), Nothing),
-        ("DATA of a newer epoch", LINK_W, live, 8, data(10, 1), Nothing),
-        ("FIN of an older epoch", LINK_W, live, 6, fin(10), Nothing),
-        ("CREDIT of an older epoch", LINK_W, live, 6, credit(1, 1 << 20), Nothing),
-        ("RST of an older epoch", LINK_W, live, 6, rst.clone(), Nothing),
+        ("DATA off its session", OTHER, live, 7, data(10, 1), Nothing(Session)),
+        ("FIN off its session", OTHER, live, 7, fin(10), Nothing(Session)),
+        ("RST off its session", OTHER, live, 7, rst.clone(), Nothing(Session)),
+        ("CREDIT off its session", OTHER, live, 7, credit(1, 1 << 20), Nothing(Session)),
+        ("DATA of an older epoch", LINK_W, live, 6, data(10, 1), Nothing(OtherEpoch)),
+        ("DATA of a newer epoch", LINK_W, live, 8, data(10, 1), Nothing(OtherEpoch)),
+        ("FIN of an older epoch", LINK_W, live, 6, fin(10), Nothing(OtherEpoch)),
+        ("CREDIT of an older epoch", LINK_W, live, 6, credit(1, 1 << 20), Nothing(OtherEpoch)),
+        ("RST of an older epoch", LINK_W, live, 6, rst.clone(), Nothing(OtherEpoch)),
         ("DATA beyond credit", LINK_W, live, 7, data(10, 65_536), Reset(RstCode::Flow)),
         ("DATA at the end of numbers", LINK_W, live, 7, data(u64::MAX, 2), Reset(RstCode::Flow)),
         ("DATA with a gap", LINK_W, live, 7, data(11, 1), Reset(RstCode::Flow)),
-        ("DATA again", LINK_W, live, 7, data(0, 10), Nothing),
+        ("DATA again", LINK_W, live, 7, data(0, 10), Nothing(Duplicate)),
         ("FIN short", LINK_W, live, 7, fin(9), Reset(RstCode::Flow)),
         ("FIN long", LINK_W, live, 7, fin(11), Reset(RstCode::Flow)),
-        ("CREDIT that says nothing", LINK_W, live, 7, credit(0, 0), Nothing),
-        ("CREDIT lower than before", LINK_W, live, 7, credit(0, 1), Nothing),
-        ("CREDIT beyond what was sent", LINK_W, live, 7, credit(5, u64::MAX), Nothing),
-        ("CREDIT of an end not sent", TUNNEL_W, live, 7, credit(11, 1 << 20), Nothing),
-        ("CREDIT for nobody", LINK_W, Some(fresh), 7, credit(1, 1), Nothing),
-        ("RST for nobody", LINK_W, Some(fresh), 7, rst, Nothing),
-        ("FIN for nobody", LINK_W, Some(fresh), 7, fin(0), Nothing),
-        ("OPEN_ACK for nobody", TUNNEL_W, Some(fresh), 7, ack.clone(), Nothing),
+        ("CREDIT that says nothing", LINK_W, live, 7, credit(0, 0), Nothing(Glitch)),
+        ("CREDIT lower than before", LINK_W, live, 7, credit(0, 1), Nothing(Glitch)),
+        ("CREDIT beyond what was sent", LINK_W, live, 7, credit(5, u64::MAX), Nothing(Glitch)),
+        ("CREDIT of an end not sent", TUNNEL_W, live, 7, credit(11, 1 << 20), Nothing(Glitch)),
+        ("CREDIT for nobody", LINK_W, Some(fresh), 7, credit(1, 1), Nothing(Unknown)),
+        ("RST for nobody", LINK_W, Some(fresh), 7, rst, Nothing(Unknown)),
+        ("FIN for nobody", LINK_W, Some(fresh), 7, fin(0), Nothing(Unknown)),
+        ("OPEN_ACK for nobody", TUNNEL_W, Some(fresh), 7, ack.clone(), Nothing(Unknown)),
         ("DATA for nobody", LINK_W, Some(fresh), 7, data(0, 1), Answer(RstCode::Unknown)),
-        ("OPEN_ACK again", TUNNEL_W, live, 7, ack.clone(), Nothing),
-        ("OPEN_ACK from the origin", LINK_W, live, 7, ack, Nothing),
-        ("OPEN of a live cid", LINK_W, live, 7, open("plant-7", "ldap", 70), Nothing),
+        ("OPEN_ACK again", TUNNEL_W, live, 7, ack.clone(), Nothing(Glitch)),
+        ("OPEN_ACK from the origin", LINK_W, live, 7, ack, Nothing(Glitch)),
+        ("OPEN of a live cid", LINK_W, live, 7, open("plant-7", "ldap", 70), Nothing(Duplicate)),
         ("OPEN from an agent", TUNNEL_W, Some(fresh), 7, open("plant-7", "ldap", 70), Misbehaved),
         ("OPEN with another hub's cid", OTHER, Some(fresh), 7, open("plant-7", "ldap", 70), Misbehaved),
         (
@@ -126,6 +148,7 @@ fn every_hostile_frame_has_its_outcome_and_touches_no_other_stream() {
     for (what, key, cid, epoch, body, want) in table {
         let (mut b, live, _, _) = opened();
         let before = digest(&b);
+        let counted = counters(&b);
         let cid = cid.unwrap_or(live);
         b.shards[OWNER].on_frame(b.now, key, cid, Epoch(epoch), body, &mut b.outs[OWNER]);
         b.shards[OWNER].check_invariants();
@@ -140,7 +163,12 @@ fn every_hostile_frame_has_its_outcome_and_touches_no_other_stream() {
         let sent: Vec<(SessionKey, RstCode)> = frames.iter().map(|(k, f)| (*k, code(f))).collect();
         let misbehaved = notes.iter().any(|n| matches!(n, ShardNote::Misbehaved { .. }));
         match want {
-            Nothing => assert_eq!((sent, misbehaved), (vec![], false), "{what}"),
+            Nothing(counter) => {
+                assert_eq!((sent, misbehaved), (vec![], false), "{what}");
+                let moved = counters(&b).into_iter().zip(counted).filter(|(now, before)| now != before);
+                let moved: Vec<_> = moved.map(|((which, now), (_, before))| (which, now - before)).collect();
+                assert_eq!(moved, [(counter, 1)], "{what}");
+            }
             Answer(code) => assert_eq!((sent, misbehaved), (vec![(key, code)], false), "{what}"),
             Reset(code) => {
                 assert_eq!((sent, misbehaved), (vec![(LINK_W, code), (TUNNEL_W, code)], false), "{what}");

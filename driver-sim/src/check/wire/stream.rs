@@ -37,12 +37,60 @@ pub(super) struct Carried {
     pub(super) granted: [u64; 2],
     pub(super) allowed: [u64; 2],
     pub(super) consumed: [u64; 2],
+    /// The other session of the hub that carries it on.
+    beyond: Option<u32>,
+}
+
+impl Carried {
+    /// The end of the hub that carries it on, if one does.
+    const fn relay(&self, plane: Plane) -> Option<usize> {
+        match (self.beyond, plane) {
+            (None, _) => None,
+            (Some(_), Plane::Tunnel) => Some(1),
+            (Some(_), Plane::Mesh) => Some(1 - self.opener),
+        }
+    }
 }
 
 impl Wire {
     /// Who speaks on the sessions that a stream was opened on.
     pub(crate) fn hops(&self, cid: Cid) -> Vec<[u16; 2]> {
         self.sessions.iter().filter(|l| l.streams.contains_key(&cid)).map(|l| l.nodes).collect()
+    }
+
+    /// A stream that came over the mesh goes on over a tunnel of a hub.
+    fn join(&mut self, cid: Cid, tunnel: u32, hub: u16) {
+        let Some(mesh) = self.crossed.get(&cid).copied() else { return };
+        let Some(ledger) = self.sessions.get_mut(mesh as usize) else { return };
+        let nodes = ledger.nodes;
+        let Some(before) = ledger.streams.get_mut(&cid).filter(|s| nodes[1 - s.opener] == hub) else { return };
+        before.beyond = Some(tunnel);
+        if let Some(s) = self.sessions.get_mut(tunnel as usize).and_then(|l| l.streams.get_mut(&cid)) {
+            s.beyond = Some(mesh);
+        }
+    }
+
+    /// B1: how far whoever says CREDIT may let its peer go: its own largest
+    /// window beyond what its socket took; and a hub that carries the stream on
+    /// as far as it may go itself, or its first window.
+    fn most_granted(&self, g: &Ghost<'_>, session: u32, cid: Cid, body: &Body) -> u64 {
+        let (Body::Credit { consumed, .. }, (first, largest)) = (body, g.windows()) else { return 0 };
+        let own = consumed.saturating_add(largest);
+        let Some(ledger) = self.sessions.get(session as usize) else { return own };
+        let Some(s) = ledger.streams.get(&cid).filter(|s| s.relay(ledger.plane) == Some(g.end)) else { return own };
+        let Some(far) = s.beyond.and_then(|far| self.sessions.get(far as usize)) else { return own };
+        let Some(there) = far.streams.get(&cid) else { return own };
+        let may = there.relay(far.plane).map_or(0, |end| there.allowed[end]);
+        match ledger.plane {
+            Plane::Mesh => may.max(first),
+            // What the origin granted is passed on with the OPEN.
+            Plane::Tunnel => may,
+        }
+    }
+
+    /// The sessions it was opened on, by number.
+    pub(crate) fn carriers(&self, cid: Cid) -> Vec<u32> {
+        (0..).zip(&self.sessions).filter(|(_, l)| l.streams.contains_key(&cid)).map(|(n, _)| n).collect()
     }
 
     pub(super) fn stream(
@@ -57,6 +105,7 @@ impl Wire {
         let strangers = self.is_strangers(cid);
         // Its run counts anew: an earlier target of this cid may be the one that was.
         let again = strangers && self.hops(cid).len() > 1;
+        let most = self.most_granted(g, session, cid, body);
         let Some(ledger) = self.sessions.get_mut(session as usize) else { return Ok(()) };
         let (fence, mut stale) = (ledger.fence, false);
         if let Body::Open(open) = body {
@@ -86,8 +135,13 @@ impl Wire {
                 allowed: if end == 0 { [ledger.dirs[1].window, 0] } else { [0, ledger.dirs[0].window] },
                 ..Carried::default()
             };
+            let (plane, nodes) = (ledger.plane, ledger.nodes);
             if ledger.streams.insert(cid, carried).is_some() {
                 return broken("S6", format!("{}: OPEN a second time on one session", g.what(cid)));
+            }
+            match plane {
+                Plane::Mesh => drop(self.crossed.insert(cid, session)),
+                Plane::Tunnel => self.join(cid, session, nodes[1]),
             }
             if open.connector.as_str() == crate::rogue::CONNECTOR {
                 self.hostile.insert(cid);
@@ -186,9 +240,9 @@ impl Wire {
                     );
                     return broken("B4", text);
                 }
-                let most = s.arrived[1 - end] + u64::from(s.fin_arrived[1 - end]);
-                if *consumed > most {
-                    let text = format!("{}: CREDIT says {consumed} consumed, {most} arrived", g.what(cid));
+                let came = s.arrived[1 - end] + u64::from(s.fin_arrived[1 - end]);
+                if *consumed > came {
+                    let text = format!("{}: CREDIT says {consumed} consumed, {came} arrived", g.what(cid));
                     return broken("B1", text);
                 }
                 if let Some(took) = g.world.took(cid, end == s.opener)
@@ -198,8 +252,9 @@ impl Wire {
                     return broken("B1", text);
                 }
                 // A hostile hub may grant what it likes to those that write to it.
-                if *limit > consumed.saturating_add(g.window_max()) && !(strangers && end == s.opener) {
-                    return broken("B1", format!("{}: CREDIT {consumed}/{limit} is above any window", g.what(cid)));
+                if *limit > most && !(strangers && end == s.opener) {
+                    let text = format!("{}: CREDIT {consumed}/{limit}, it may grant up to {most}", g.what(cid));
+                    return broken("B1", text);
                 }
                 (s.granted[end], s.consumed[end]) = (*limit, *consumed);
             }
