@@ -16,6 +16,15 @@ impl Cluster {
     /// When it cannot be started.
     #[must_use]
     pub fn further_agent(&self, id: &str, hubs: &[usize], connectors: &[(&str, String)]) -> Process {
+        self.further_agent_with(id, hubs, connectors, "")
+    }
+
+    /// The same with keys added to each connector, each with a comma before it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn further_agent_with(&self, id: &str, hubs: &[usize], connectors: &[(&str, String)], extra: &str) -> Process {
         let names: Vec<&str> = connectors.iter().map(|(name, _)| *name).collect();
         let file = |end: &str| self.dir().join(format!("{id}{end}"));
         fs::write(file(".token"), token::good(id, &names)).unwrap();
@@ -38,7 +47,7 @@ impl Cluster {
         }
         yaml.push_str("connectors:\n");
         for (name, target) in connectors {
-            let _ = writeln!(yaml, "  - {{ name: {name}, target: '{target}' }}");
+            let _ = writeln!(yaml, "  - {{ name: {name}, target: '{target}'{extra} }}");
         }
         fs::write(file(".yaml"), yaml).unwrap();
         let mut command = nowconnect(["agent", "--config"]);

@@ -64,6 +64,8 @@ pub struct Plan {
     pub connectors: Vec<(String, String)>,
     /// Keys added to each of them at the agent, each with a comma before it.
     pub connector_extra: String,
+    /// Listeners whose connector only a [further agent](Cluster::further_agent) has.
+    pub foreign: Vec<String>,
     /// The hubs the agent knows.
     pub attach: Vec<usize>,
     /// Attachments the agent keeps.
@@ -103,6 +105,7 @@ impl Default for Plan {
             jwt_extra: String::new(),
             connectors: Vec::new(),
             connector_extra: String::new(),
+            foreign: Vec::new(),
             attach: vec![0],
             parallel: 1,
             tunnel_proxy: false,
@@ -203,7 +206,8 @@ impl Hub {
         let mesh = plan.tls.then(Port::reserve);
         let mesh_addr = mesh.as_ref().map_or(http.addr, |p| p.addr);
         let mesh_proxy = if plan.mesh_proxy { Some(Proxy::start(mesh_addr).await) } else { None };
-        let listeners = plan.connectors.iter().map(|(c, _)| (c.clone(), Port::reserve())).collect();
+        let names = plan.connectors.iter().map(|(c, _)| c).chain(&plan.foreign);
+        let listeners = names.map(|c| (c.clone(), Port::reserve())).collect();
         let files = authority.issue(&name, &[&name, "localhost", "127.0.0.1"]);
         let ingress = if plan.ingress {
             let own = authority.issue(&format!("ingress-{name}"), &["localhost"]);

@@ -36,6 +36,7 @@ pub mod redis;
 pub mod redis_cluster;
 pub mod slapd;
 pub mod sources;
+pub mod stamps;
 pub mod target;
 pub mod token;
 pub mod wait;

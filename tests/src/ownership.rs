@@ -11,14 +11,27 @@ use crate::cluster::Cluster;
 use crate::process::Log;
 use crate::wait::{PATIENCE, bounded, eventually};
 
-/// The epochs a node says the agent was attached under, in the order it says so.
+/// The epochs a node says an agent was attached under, in the order it says so.
+/// Of a hub with several agents: [`epochs_of`].
 ///
 /// # Panics
 /// When a line holds no epoch.
 #[must_use]
 pub fn epochs(log: &Log) -> Vec<u64> {
-    let lines = log.tail(usize::MAX);
-    let attached = lines.lines().filter(|l| l.contains("attached") && l.contains("epoch="));
+    epochs_in(&log.tail(usize::MAX), "epoch=")
+}
+
+/// The same of one agent, at a hub.
+///
+/// # Panics
+/// When a line holds no epoch.
+#[must_use]
+pub fn epochs_of(log: &Log, agent: &str) -> Vec<u64> {
+    epochs_in(&log.tail(usize::MAX), &format!("agent={agent} "))
+}
+
+fn epochs_in(lines: &str, needle: &str) -> Vec<u64> {
+    let attached = lines.lines().filter(|l| l.contains("attached") && l.contains("epoch=") && l.contains(needle));
     attached
         .map(|l| {
             let (_, rest) = l.split_once("epoch=").unwrap();

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -49,7 +49,7 @@ struct Shared {
     fuse: AtomicI64,
     fuse_how: Mutex<Cut>,
     bytes: AtomicU64,
-    accepted: AtomicU64,
+    accepts: Mutex<Vec<SystemTime>>,
     open: AtomicU64,
     answers: Mutex<Vec<Arc<Answer>>>,
 }
@@ -77,7 +77,7 @@ impl Proxy {
             fuse: AtomicI64::new(-1),
             fuse_how: Mutex::new(Cut::Rst),
             bytes: AtomicU64::new(0),
-            accepted: AtomicU64::new(0),
+            accepts: Mutex::default(),
             open: AtomicU64::new(0),
             answers: Mutex::default(),
         });
@@ -148,7 +148,13 @@ impl Proxy {
     /// Connections accepted so far.
     #[must_use]
     pub fn accepted(&self) -> u64 {
-        self.shared.accepted.load(Ordering::SeqCst)
+        self.shared.accepts.lock().unwrap().len() as u64
+    }
+
+    /// When each of them came.
+    #[must_use]
+    pub fn accepts(&self) -> Vec<SystemTime> {
+        self.shared.accepts.lock().unwrap().clone()
     }
 
     /// Connections open now.
@@ -200,7 +206,7 @@ impl Shared {
 
 async fn accept(listener: TcpListener, upstream: SocketAddr, shared: Arc<Shared>) {
     while let Ok((near, _)) = listener.accept().await {
-        shared.accepted.fetch_add(1, Ordering::SeqCst);
+        shared.accepts.lock().unwrap().push(SystemTime::now());
         let rule = *shared.rule.borrow();
         if rule.refusing {
             reset(&near);

@@ -189,6 +189,40 @@ async fn a_hub_without_tunnel_authentication_does_not_start() {
     assert!(done.stderr.contains("NC_JWT_"), "{}", done.stderr);
 }
 
+/// Files that are not where the configuration says: a warning by key from
+/// `check-config`, which may run elsewhere, and an error at the start.
+#[tokio::test]
+async fn every_file_that_cannot_be_read_is_named() {
+    const HA: &str = "ha:\n  enabled: true\n  mode: active\n  replica_id: hub-a\n  redis_url: 'rediss://127.0.0.1:1'\n  \
+                      redis_tls: { ca_bundle: /nowhere/redis.pem }\n  mesh: { peers: [], require_mtls: false, \
+                      insecure_allow_plaintext: true }\n";
+    let jwks = GOOD_HUB
+        .replace("hmac_secret_file: HMAC", "jwks_url: 'https://idp.test/keys', jwks_ca_bundle: /nowhere/ca.pem");
+    let jwks = jwks.replace("algorithms: [HS256], ", "");
+    let cases = [
+        ("hub", format!("{GOOD_HUB}{HA}"), "ha.redis_tls.ca_bundle: /nowhere/redis.pem"),
+        ("hub", jwks, "auth.jwt.jwks_ca_bundle: /nowhere/ca.pem"),
+        (
+            "hub",
+            format!("{GOOD_HUB}admin: {{ bind: '127.0.0.1:0', token_file: /nowhere/token }}\n"),
+            "admin.token_file: /nowhere/token",
+        ),
+        ("agent", GOOD_AGENT.replace("TOKEN", "/nowhere/token"), "token_file: /nowhere/token"),
+    ];
+    let files = Files::new();
+    for (kind, yaml, named) in cases {
+        let checked = files.run(&["check-config"], &yaml).await;
+        assert_eq!(checked.status.code(), Some(0), "{}", checked.stderr);
+        assert!(checked.stderr.contains(&format!("warning: {named}")), "{named}: {}", checked.stderr);
+        let started = files.run(&[kind, "--config"], &yaml).await;
+        assert_eq!(started.status.code(), Some(2), "{}", started.stderr);
+        assert!(started.stderr.contains(named), "{named}: {}", started.stderr);
+    }
+    // In `off` nobody is asked: what is not used need not be there.
+    let off = files.run(&["check-config"], &format!("{GOOD_HUB}{HA}").replace("mode: active", "mode: \"off\"")).await;
+    assert!(!off.stderr.contains("/nowhere"), "{}", off.stderr);
+}
+
 #[tokio::test]
 async fn usage_errors_exit_with_two() {
     for args in [&["hub", "--no-such-flag"][..], &["nonsense"], &["hub", "--config", "/nowhere/at/all.yaml"], &["cert"]]

@@ -18,7 +18,7 @@ use nowconnect_tests::actors::{Pinger, Transfer};
 use nowconnect_tests::certs::Authority;
 use nowconnect_tests::cluster::{Cluster, Plan, hub_name};
 use nowconnect_tests::ports::Port;
-use nowconnect_tests::process::{Process, Signal, installed};
+use nowconnect_tests::process::{Process, Signal, installed, nowconnect_path, run};
 use nowconnect_tests::target::Target;
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
 use rustls::ClientConfig;
@@ -244,12 +244,58 @@ async fn only_hubs_reach_the_mesh(cluster: &Cluster, edge: &Edge) {
     }
 }
 
+const PAGE: &str = include_str!("../../docs/ingress.md");
+
+/// The self-check of docs/ingress.md, run as it is printed there but for the
+/// mesh's address, in a directory with the files it names. The three answers are
+/// those of the page for `front`: nobody, a stranger, a hub of ours.
+async fn the_self_check_answers_as_printed(cluster: &Cluster, mesh: SocketAddr, front: &str) {
+    let section = PAGE.split("\n## Self-check\n").nth(1).expect("the section of the self-check");
+    let section = section.split("\n## ").next().unwrap();
+    let script = section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let host = "mesh-a.example.com/";
+    assert_eq!(script.matches(host).count(), 1);
+    let script = script.replace(host, &format!("localhost:{}/", mesh.port()));
+    let row = section.lines().find(|l| l.starts_with(&format!("| {front}"))).expect("a row for it");
+    let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+    assert_eq!(cells[5], "run by the tests");
+
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["ca.pem", "hub-b.crt", "hub-b.key"] {
+        fs::copy(cluster.dir().join(file), dir.path().join(file)).unwrap();
+    }
+    let _curl = installed("curl", "curl");
+    let bin = nowconnect_path();
+    let path = format!("{}:{}", bin.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new("bash");
+    command.args(["-euc", &script]).current_dir(dir.path()).env("PATH", path);
+    for proxy in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+        command.env_remove(proxy);
+    }
+    let done = bounded("the self-check", PATIENCE, run(command)).await;
+    assert!(done.status.success(), "{}{}", done.stdout, done.stderr);
+    let answers: Vec<&str> = done.stdout.lines().filter(|l| l.len() == 3).collect();
+    assert_eq!(answers, cells[2..5], "{front}: {}{}", done.stdout, done.stderr);
+}
+
+/// Without an edge, the port passed through as it is: the same command asks the hub.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_that_ends_tls_itself_answers_the_self_check() {
+    let cluster = Plan { tls: true, ..Plan::default() }.start().await;
+    the_self_check_answers_as_printed(&cluster, cluster.hubs[0].mesh(), "the hub itself").await;
+}
+
 async fn tunnels_and_links_pass(kind: Kind) {
     let target = Target::start().await;
     let mut cluster = Plan::default().connector("t", target.addr).start().await;
     let edges = [Edge::start(kind, &cluster, 0).await, Edge::start(kind, &cluster, 1).await];
     go_through(&mut cluster, &edges).await;
     only_hubs_reach_the_mesh(&cluster, &edges[0]).await;
+    let front = match kind {
+        Kind::Nginx => "nginx",
+        Kind::HaProxy => "HAProxy",
+    };
+    the_self_check_answers_as_printed(&cluster, edges[0].tls.addr, front).await;
 
     // Clients of hub B are carried by B's edge, the link, A's edge and the tunnel.
     let mut idle = Pinger::open(cluster.listener(1, "t"), 1).await.unwrap();

@@ -184,7 +184,8 @@ async fn the_cas_of_the_url_are_read_again_and_broken_ones_leave_the_last_good_o
         bundle.display()
     );
     fs::copy(old.bundle(), &bundle).unwrap();
-    let mut cluster = Plan { hubs: 1, jwt_extra, ..Plan::default() }.connector("t", target.addr).start().await;
+    let plan = Plan { hubs: 1, jwt_extra, tls: true, ..Plan::default() };
+    let mut cluster = plan.connector("t", target.addr).start().await;
     fetched(&cluster, "tls").await;
     assert_eq!(idp.asked.load(Ordering::SeqCst), 0, "its certificate is of another CA");
 
@@ -198,6 +199,12 @@ async fn the_cas_of_the_url_are_read_again_and_broken_ones_leave_the_last_good_o
     let said = hub.wait_line("certificates_unusable", PATIENCE).await;
     assert!(said.contains("auth.jwt.jwks_ca_bundle"), "{said}");
     fetched(&cluster, "ok").await;
+    // It keeps no other certificate from being renewed.
+    let applied = [("result", "applied")];
+    let before = cluster.metrics(0).await.sum("nowconnect_certificate_reloads_total", &applied).unwrap();
+    let cert = cluster.dir().join("hub-a.crt");
+    fs::write(&cert, fs::read(&cert).unwrap()).unwrap();
+    cluster.wait_metric(0, "nowconnect_certificate_reloads_total", &applied, before + 1.0).await;
     hub.signal(Signal::HUP);
     let said = hub.wait_line("config_refused", PATIENCE).await;
     assert!(said.contains("auth.jwt.jwks_ca_bundle"), "{said}");

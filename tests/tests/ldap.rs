@@ -2,7 +2,7 @@
 //! on hub A, with real servers and real clients, over both encodings, plain
 //! and with mutual TLS.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; times are for the reader")]
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -10,6 +10,7 @@ use std::process::Command;
 use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
 use ldap3::{LdapConnAsync, Mod, Scope, SearchEntry};
 use nowconnect_tests::cluster::{Cluster, Plan, Wire};
+use nowconnect_tests::ports::Port;
 use nowconnect_tests::process::{Finished, run};
 use nowconnect_tests::proxy::reset;
 use nowconnect_tests::slapd::{ADMIN, BASE, PASSWORD, PEOPLE, SEARCH_ALL, Slapd};
@@ -197,4 +198,28 @@ matrix! {
     v1_plain: Wire::V1, false;
     v2_mtls: Wire::V2, true;
     v1_mtls: Wire::V1, true;
+}
+
+/// The load generator of `docs/operations.md`: over each way every conversation
+/// comes to its end, and what does not hold is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_of_short_conversations_is_judged() {
+    let mut scene = Scene::start(Wire::V2, false).await;
+    let seconds = std::env::var("NC_TEST_LOAD_SECS").unwrap_or_else(|_| "1".to_owned());
+    let load = |addresses: &[SocketAddr]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ldap_load"));
+        command.args(["--clients", "4", "--seconds", &seconds, "--p99", "10000", "--errors", "0"]);
+        command.args(["--entry", BASE]).args(addresses.iter().map(ToString::to_string));
+        command
+    };
+    let [a, b] = scene.ways();
+    let held = succeed(load(&[scene.slapd.addr(), a, b])).await.stdout;
+    println!("{held}");
+    assert_eq!(held.matches("| held |").count(), 3, "{held}");
+    // Nobody listens there any more.
+    let closed = Port::reserve().addr;
+    let refused = bounded("a load on a closed port", LONG_PATIENCE, run(load(&[a, closed]))).await;
+    assert_eq!(refused.status.code(), Some(1), "{}", refused.stdout);
+    assert_eq!((refused.stdout.matches("| held |").count(), refused.stdout.matches("NOT HELD").count()), (1, 1));
+    scene.cluster.assert_alive();
 }

@@ -1,22 +1,24 @@
 //! The network between two hubs swallows everything: connections stand, no byte
 //! arrives, nobody is told. Only streams that cross suffer; each hub notices by
 //! silence alone; afterwards there is one session again, also when both dial at
-//! the same moment (L2, L4, S2, M6). With `NC_TEST_DEFAULT_LIVENESS` the first of
-//! them waits for the silence that hubs wait for by default.
+//! the same moment (L2, L4, S2, M6). With `NC_TEST_DEFAULT_LIVENESS` some of
+//! them wait for the silence that hubs wait for by default.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; times are for the reader")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, read_to_end};
 use nowconnect_tests::cluster::{Cluster, Plan};
 use nowconnect_tests::ownership::{Standing, echo};
 use nowconnect_tests::proxy::Proxy;
+use nowconnect_tests::stamps;
 use nowconnect_tests::target::{End, Op, Target};
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
+use tokio::io::AsyncWriteExt as _;
 use tokio::task::{JoinHandle, JoinSet};
 
 const LINK: [(&str, &str); 1] = [("plane", "mesh")];
@@ -36,21 +38,31 @@ fn heal(cluster: &Cluster) {
     proxies(cluster).into_iter().for_each(Proxy::heal);
 }
 
-/// Silences noticed so far by hub `ix`.
-fn noticed(cluster: &Cluster, ix: usize) -> usize {
+/// What hub `ix` said of silences so far.
+fn silences(cluster: &Cluster, ix: usize) -> Vec<String> {
     let log = cluster.hubs[ix].running().log.tail(usize::MAX);
-    log.lines().filter(|l| l.contains(DEAD) && l.contains("cause=\"DEAD\"")).count()
+    log.lines().filter(|l| l.contains(DEAD) && l.contains("cause=\"DEAD\"")).map(str::to_owned).collect()
 }
 
-async fn both_notice(cluster: &Cluster, before: [usize; 2]) {
-    let began = Instant::now();
+fn noticed(cluster: &Cluster, ix: usize) -> usize {
+    silences(cluster, ix).len()
+}
+
+/// Waits until both hubs say so. The time is that of their own line: by the
+/// rule it is `liveness.dead` after the last message, which came before the cut.
+async fn both_notice(cluster: &Cluster, before: [usize; 2], cut: SystemTime) {
     for ix in [0, 1] {
-        eventually("the silent peer is noticed", PATIENCE, || async {
-            (noticed(cluster, ix) > before[ix]).then_some(())
+        let line = eventually("the silent peer is noticed", PATIENCE, || async {
+            silences(cluster, ix).into_iter().nth(before[ix])
         })
         .await;
-        println!("hub {ix}: noticed {:?} after the cut", began.elapsed());
+        println!("hub {ix}: noticed {:?} after the cut", stamps::since(cut, &line));
     }
+}
+
+/// The liveness of hubs: short times, or the defaults where they are asked for.
+fn liveness(short: &str) -> &str {
+    if std::env::var_os("NC_TEST_DEFAULT_LIVENESS").is_none() { short } else { "" }
 }
 
 async fn sum(cluster: &Cluster, ix: usize, name: &str, labels: &[(&str, &str)]) -> f64 {
@@ -133,10 +145,7 @@ impl Load {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blackholed_mesh_costs_only_what_crosses_it() {
     let target = Target::start().await;
-    let liveness = match std::env::var_os("NC_TEST_DEFAULT_LIVENESS") {
-        None => "liveness: { ping: 500ms, suspect: 1s, dead: 3s }\n",
-        Some(_) => "",
-    };
+    let liveness = liveness("liveness: { ping: 500ms, suspect: 1s, dead: 3s }\n");
     let plan = Plan { mesh_proxy: true, hub_extra: format!("resume_window: 2s\n{liveness}"), ..Plan::default() };
     let mut cluster = plan.connector("t", target.addr).connector("u", target.addr).start().await;
     // An agent of hub B's own, so that both hubs have local clients.
@@ -148,10 +157,11 @@ async fn a_blackholed_mesh_costs_only_what_crosses_it() {
     let mut crossing = Pinger::open(cluster.listener(1, "t"), 1).await.unwrap();
     crossing.ping(1000).await.unwrap();
 
+    let at = SystemTime::now();
     cut(&cluster);
     // Under way when the peer is not known to be dead: never opened, never ended well.
     let mut early = ask(cluster.listener(1, "t"), Op::Echo, 2, 0).await.unwrap();
-    both_notice(&cluster, [0, 0]).await;
+    both_notice(&cluster, [0, 0], at).await;
     for ix in [0, 1] {
         cluster.wait_status(ix, "degraded").await;
     }
@@ -192,6 +202,68 @@ async fn a_blackholed_mesh_costs_only_what_crosses_it() {
     cluster.assert_alive();
 }
 
+/// Hub B's clients have a better agent behind the link and a worse one of the
+/// hub's own. The link falls silent: those that come then are asked of it, are
+/// never opened and never ended well. Long before it is given up, all others are
+/// served by the agent at hand. Says from when on.
+async fn a_silent_link_is_avoided(hub_extra: &str) -> Duration {
+    let target = Target::start().await;
+    let plan = Plan { mesh_proxy: true, hub_extra: hub_extra.to_owned(), ..Plan::default() };
+    let mut cluster = plan.connector("t", target.addr).start().await;
+    let spare = cluster.further_agent_with("plant-8", &[1], &[("t", target.addr.to_string())], ", priority: 9");
+    cluster.wait_metric(1, "nowconnect_tunnels", &[], 1.0).await;
+    let addr = cluster.listener(1, "t");
+    for n in 0..5 {
+        assert_eq!(echo(addr, n).await, Ok(()));
+    }
+    let crossed = sum(&cluster, 1, "nowconnect_streams_total", &[("listener", "t"), ("path", "mesh")]).await;
+    assert_eq!(crossed, 5.0, "the better agent");
+
+    let began = Instant::now();
+    cut(&cluster);
+    let mut early = Vec::new();
+    let avoided = loop {
+        let came = began.elapsed();
+        let mut socket = ask(addr, Op::Echo, 100 + early.len() as u64, 0).await.unwrap();
+        socket.shutdown().await.unwrap();
+        // Whoever is served is served at once; the others wait.
+        if let Ok(end) = tokio::time::timeout(Duration::from_millis(100), read_to_end(&mut socket)).await {
+            assert_eq!(end, Ok(0), "a client is served or waits");
+            break came;
+        }
+        early.push(socket);
+        assert!(began.elapsed() < PATIENCE, "new clients still go into the silent link");
+    };
+    assert_eq!([noticed(&cluster, 0), noticed(&cluster, 1)], [0, 0], "the link was not given up");
+    assert!(!early.is_empty(), "a link is not avoided for nothing");
+    for n in 0..20 {
+        assert_eq!(echo(addr, 1000 + n).await, Ok(()), "from now on all are served");
+    }
+    for mut socket in early {
+        let end = bounded("the end of an early client", PATIENCE, read_to_end(&mut socket)).await;
+        assert_eq!(end, Err(Failure::Reset));
+    }
+    assert!(spare.runs());
+    cluster.assert_alive();
+    avoided
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_streams_avoid_a_link_that_is_silent() {
+    // It would be given up long after the test, and no open that fails counts.
+    let times = liveness("liveness: { ping: 500ms, suspect: 1s, dead: 300s }\n");
+    let avoided = a_silent_link_is_avoided(&format!("{times}selection: {{ fall: 0 }}\n")).await;
+    println!("new clients avoid a silent link from {avoided:?} after the cut");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_streams_avoid_a_link_that_does_not_answer() {
+    // The silence itself would count long after the test.
+    let times = liveness("liveness: { suspect: 100s, dead: 300s }\nopen: { attempt_timeout: 500ms }\n");
+    let avoided = a_silent_link_is_avoided(times).await;
+    println!("new clients avoid a link that does not answer from {avoided:?} after the cut");
+}
+
 /// Shorter than `resume_window`: the dead peer is noticed all the same, and
 /// every stream goes on where it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -216,8 +288,9 @@ async fn a_short_blackhole_of_the_mesh_loses_no_stream() {
     }
     for _ in 0..2 {
         let before = [noticed(&cluster, 0), noticed(&cluster, 1)];
+        let at = SystemTime::now();
         cut(&cluster);
-        both_notice(&cluster, before).await;
+        both_notice(&cluster, before, at).await;
         heal(&cluster);
         bounded("an echo after the cut", LONG_PATIENCE, quiet.ping(1000)).await.unwrap();
     }

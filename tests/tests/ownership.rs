@@ -7,12 +7,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nowconnect_tests::actors::{Failure, Pinger, ask, read_to_end};
 use nowconnect_tests::cluster::{Cluster, Plan};
 use nowconnect_tests::ownership::{Standing, assert_rising, echo, epochs};
 use nowconnect_tests::process::{Process, Signal, nowconnect};
+use nowconnect_tests::proxy::Proxy;
+use nowconnect_tests::stamps;
 use nowconnect_tests::target::{End, Op, Target};
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
 
@@ -241,7 +243,7 @@ async fn a_hub_alone_without_redis_loses_no_agent() {
     let mut cluster =
         Plan { attach: vec![0, 1], parallel: 1, ..Plan::default() }.connector("t", target.addr).start().await;
     let owner = usize::from(cluster.metrics(0).await.sum("nowconnect_tunnels", &[]) != Some(1.0));
-    let proxy = nowconnect_tests::proxy::Proxy::start(cluster.redis.addr()).await;
+    let proxy = Proxy::start(cluster.redis.addr()).await;
     let file = cluster.hub_file(owner);
     let text = fs::read_to_string(&file).unwrap();
     let through = text.replace(&cluster.redis.url(), &format!("redis://{}/0", proxy.addr));
@@ -327,8 +329,17 @@ async fn two_hubs_with_one_replica_id_are_told_apart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_agents_with_one_id_end_with_one_that_stays() {
     let target = Target::start().await;
-    let cluster = Plan { attach: vec![0, 1], parallel: 1, ..Plan::default() }.connector("t", target.addr).start().await;
-    let text = fs::read_to_string(cluster.agent_file()).unwrap().replace("agent.sock", "second.sock");
+    let began = SystemTime::now();
+    let plan = Plan { attach: vec![0, 1], parallel: 1, tunnel_proxy: true, ..Plan::default() };
+    let cluster = plan.connector("t", target.addr).start().await;
+    let mut text = fs::read_to_string(cluster.agent_file()).unwrap().replace("agent.sock", "second.sock");
+    // Each has ways of its own to the hubs, on which its dials are seen.
+    let mut its_ways = Vec::new();
+    for (ix, first) in cluster.tunnel_proxies.iter().enumerate() {
+        let way = Proxy::start(cluster.hubs[ix].http()).await;
+        text = text.replace(&first.addr.to_string(), &way.addr.to_string());
+        its_ways.push(way);
+    }
     let file = cluster.dir().join("second.yaml");
     fs::write(&file, text).unwrap();
     let mut command = nowconnect(["agent", "--config"]);
@@ -368,4 +379,34 @@ async fn two_agents_with_one_id_end_with_one_that_stays() {
     }
     assert_eq!(log("takeover=true"), claims, "the incumbent stays");
     assert!(second.runs());
+    // Who was sent away stays away for as long as it was told, and comes back.
+    let told = (0..2).find_map(|ix| cluster.hubs[ix].running().log.find("event=\"agent_id_refused\"")).unwrap();
+    let (_, told) = told.split_once("retry_after_ms=").unwrap();
+    let told: u64 = told.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
+    assert_eq!(told, 10_000, "liveness.dead: by then it can be known whether the incumbent is gone");
+    let mut refusals = Vec::new();
+    for (agent, ways) in [(cluster.agent.as_ref().unwrap(), &cluster.tunnel_proxies), (&second, &its_ways)] {
+        for way in ways {
+            let (lines, url) = (agent.log.tail(usize::MAX), format!("{}/tunnel", way.addr));
+            let line = lines.lines().find(|l| l.contains("cause=\"DUPLICATE_ID\"") && l.contains(&url));
+            let Some(refused) = line.map(|l| stamps::since(began, l)) else { continue };
+            // Who was taken by another hub after that begins with this one afresh.
+            let taken = lines.lines().filter(|l| l.contains("event=\"attached\""));
+            if taken.map(|l| stamps::since(began, l)).all(|at| at < refused) {
+                refusals.push((way, refused));
+            }
+        }
+    }
+    let back = |(way, refused): &(&Proxy, Duration)| {
+        let dials = way.accepts().into_iter().filter_map(|at| at.duration_since(began).ok());
+        dials.filter(|at| at > refused).map(|at| at - *refused).min()
+    };
+    if !refusals.is_empty() {
+        eventually("one that was sent away comes back", PATIENCE, || async { refusals.iter().find_map(back) }).await;
+    }
+    for after in refusals.iter().filter_map(back) {
+        println!("refused for {told} ms, back {after:?} later");
+        // Without a wish of the hub's it would be a second and a third at most.
+        assert!(after > Duration::from_secs(5), "back {after:?} later");
+    }
 }

@@ -1,7 +1,8 @@
 //! The README does what it says. Its quick start, up to what needs ports and a
 //! Redis server on fixed numbers: its files are made as printed, by the binary
 //! under test, and pass `check-config`. Its table of what is shown where: every
-//! test it names is in the file it names.
+//! test it names is in the file it names. What it says `./test` needs is what
+//! `./test` looks for.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -29,6 +30,21 @@ fn the_quick_start_makes_good_files() {
         assert!(out.lines().any(|l| l == line), "expected {line:?} in\n{out}{err}");
     }
     assert!(!err.contains("warning"), "the quick start needs nothing that is warned about:\n{err}");
+}
+
+#[test]
+fn what_the_tests_need_is_named() {
+    let script = read("test");
+    let list = script.split("needed=(\n").nth(1).and_then(|rest| rest.split("\n)").next()).unwrap();
+    let packages: Vec<&str> = list.lines().map(|l| l.rsplit(':').next().unwrap()).collect();
+    let readme = read("README.md");
+    let line = readme.lines().find(|l| l.starts_with("`./test` needs ")).unwrap();
+    let says = line.split(';').next().unwrap();
+    let words: Vec<&str> = says.split(|c: char| !c.is_alphanumeric() && c != '-').collect();
+    for package in &packages {
+        assert!(words.contains(package), "./test installs {package}; the README says: {says}");
+    }
+    assert!(packages.len() >= 9, "{packages:?}");
 }
 
 /// Whether `text` has `name` as a word of its own in its code: declared as a

@@ -1,6 +1,7 @@
 //! Tokens of live tunnels with real processes (semantics 8, I4, attack 25):
 //! fresh ones in band under load, rotated keys, and each rule of
-//! `auth.on_expiry` when one runs out in the middle of a stream.
+//! `auth.on_expiry` when one runs out in the middle of a stream, also of one that
+//! crosses hubs.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -133,60 +134,98 @@ async fn a_connector_outside_the_token_is_refused_and_the_tunnel_lives() {
     cluster.assert_alive();
 }
 
-async fn expiring(rule: &str, drain: &str) -> (Cluster, Pinger) {
+/// Streams that were open when the token ran out: one of a client of the agent's
+/// own hub, and one that crosses, of a client of hub B.
+struct Expired {
+    cluster: Cluster,
+    streams: [Pinger; 2],
+    _target: Target,
+}
+
+async fn expiring(rule: &str, drain: &str) -> Expired {
     let target = Target::start().await;
     // A restart of the file's own key `auth` is not possible: the rule stands beside `jwt`.
     let jwt_extra = format!("{WITHOUT_LEEWAY} }}\n  on_expiry: {rule}\n  x-rest: {{ a: b");
     let hub_extra = format!("drain: {{ timeout: {drain} }}\n");
     let plan = Plan { token: Some(signed(30, rule, token::SECRET)), jwt_extra, hub_extra, ..Plan::default() };
     let cluster = plan.connector("t", target.addr).start().await;
-    let pinger = Pinger::open(cluster.listener(0, "t"), 1).await.unwrap();
+    let mut streams = Vec::new();
+    for ix in [0, 1] {
+        streams.push(Pinger::open(cluster.listener(ix, "t"), 1 + ix as u64).await.unwrap());
+    }
+    let crossed = cluster.metrics(1).await.sum("nowconnect_streams_total", &[("listener", "t"), ("path", "mesh")]);
+    assert_eq!(crossed, Some(1.0), "the second one crosses");
     let log = &cluster.hubs[0].running().log;
     eventually("the token ran out", LONG_PATIENCE, || async { log.find("token_expired") }).await;
-    std::mem::forget(target);
-    (cluster, pinger)
+    let Ok(streams) = <[Pinger; 2]>::try_from(streams) else { panic!("two of them") };
+    Expired { cluster, streams, _target: target }
 }
 
-/// I4: nothing new in any case.
-async fn takes_nothing_new(cluster: &Cluster) {
-    match tokio::net::TcpStream::connect(cluster.listener(0, "t")).await {
-        Ok(mut socket) => {
-            assert_eq!(bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
+impl Expired {
+    async fn ping(&mut self) {
+        for (ix, stream) in self.streams.iter_mut().enumerate() {
+            let done = bounded("an echo", PATIENCE, stream.ping(1000)).await;
+            assert_eq!(done, Ok(()), "of a client of hub {ix}");
         }
-        // Before the client has looked at its new socket.
-        Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset),
+    }
+
+    /// Both end as aborts, at the client.
+    async fn both_are_reset(self) -> Cluster {
+        for (ix, stream) in self.streams.into_iter().enumerate() {
+            let mut socket = stream.into_socket();
+            let end = bounded("the reset", LONG_PATIENCE, read_to_end(&mut socket)).await;
+            assert_eq!(end, Err(Failure::Reset), "of a client of hub {ix}");
+        }
+        self.cluster
+    }
+
+    /// I4: nothing new in any case, from nowhere.
+    async fn takes_nothing_new(&self) {
+        for ix in [0, 1] {
+            match tokio::net::TcpStream::connect(self.cluster.listener(ix, "t")).await {
+                Ok(mut socket) => {
+                    let end = bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await;
+                    assert_eq!(end, Err(Failure::Reset), "at hub {ix}");
+                }
+                // Before the client has looked at its new socket.
+                Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "at hub {ix}"),
+            }
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keep_leaves_open_streams_alone() {
-    let (mut cluster, mut pinger) = expiring("keep", "1s").await;
-    takes_nothing_new(&cluster).await;
-    bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
+    let mut s = expiring("keep", "1s").await;
+    s.takes_nothing_new().await;
+    s.ping().await;
     // 80 % of its life was told before.
-    assert!(cluster.agent.as_ref().unwrap().log.find("token_ages").is_some());
+    assert!(s.cluster.agent.as_ref().unwrap().log.find("token_ages").is_some());
     // A fresh token makes it whole again.
-    fs::write(cluster.token_file(), signed(1000, "fresh", token::SECRET)).unwrap();
-    cluster.wait_open(0, "t").await;
-    bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
-    cluster.assert_alive();
+    fs::write(s.cluster.token_file(), signed(1000, "fresh", token::SECRET)).unwrap();
+    for ix in [0, 1] {
+        s.cluster.wait_open(ix, "t").await;
+        let outcome = bounded("an echo", PATIENCE, Transfer::Echo.run(s.cluster.listener(ix, "t"), 10, 1000)).await;
+        assert_eq!(outcome, Ok(()), "a new stream at hub {ix}");
+    }
+    s.ping().await;
+    for stream in s.streams {
+        stream.close().await.unwrap();
+    }
+    s.cluster.assert_alive();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cut_ends_open_streams_at_once() {
-    let (mut cluster, pinger) = expiring("cut", "600s").await;
-    let mut socket = pinger.into_socket();
-    assert_eq!(bounded("the reset", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
-    takes_nothing_new(&cluster).await;
-    cluster.assert_alive();
+    let s = expiring("cut", "600s").await;
+    s.takes_nothing_new().await;
+    s.both_are_reset().await.assert_alive();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drain_lets_open_streams_end_within_its_time() {
-    let (mut cluster, mut pinger) = expiring("drain", "20s").await;
-    takes_nothing_new(&cluster).await;
-    bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
-    let mut socket = pinger.into_socket();
-    assert_eq!(bounded("the reset", LONG_PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
-    cluster.assert_alive();
+    let mut s = expiring("drain", "20s").await;
+    s.takes_nothing_new().await;
+    s.ping().await;
+    s.both_are_reset().await.assert_alive();
 }

@@ -1,5 +1,6 @@
 //! Who a hub is to Redis and whom it trusts: ACL users, passwords from files,
-//! TLS with a CA of one's own and a certificate, Sentinels.
+//! TLS with a CA of one's own and a certificate, Sentinels with and without
+//! TLS and a login of their own.
 
 use std::net::TcpListener;
 
@@ -76,7 +77,7 @@ async fn tls_needs_the_right_ca_and_a_certificate_where_one_is_asked_for() {
     let (client, stranger) = (ours.issue("hub-a", &["hub-a"]), theirs.issue("stranger", &["hub-a"]));
     let path = |p: &std::path::Path| p.display().to_string();
     let ca = dir.path().join("ca.pem");
-    let tls_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let tls_port = free_port().to_string();
     let args = [
         "--tls-port",
         &tls_port,
@@ -116,8 +117,7 @@ async fn tls_needs_the_right_ca_and_a_certificate_where_one_is_asked_for() {
 async fn sentinels_that_do_not_help_are_passed_over() {
     let master = Server::start(&[]);
     let dir = tempfile::tempdir().unwrap();
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (gone, port) = (free(), free());
+    let (gone, port) = (free_port(), free_port());
     let file = dir.path().join("sentinel.conf");
     let text = format!(
         "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {} 1\n",
@@ -133,4 +133,90 @@ async fn sentinels_that_do_not_help_are_passed_over() {
     assert_eq!(until_ok(&redis, &renew(&hub(1, 1))).await, RegistryReply::Renewed);
     let why = refused(place(url("nobody"))).await;
     assert!(why.contains("none of 2 Sentinels names the master of nobody"), "{why}");
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Sentinels that speak TLS, ask for certificates and let nobody in but a user
+/// of their own, who may do what docs/operations.md says and no more; and a
+/// master with another login. With any of it wrong, nothing is reached.
+#[tokio::test]
+async fn sentinels_with_tls_and_a_login_of_their_own() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (Authority::create(dir.path(), "ca"), Authority::create(dir.path(), "other"));
+    let server = ours.issue("redis", &["localhost", "127.0.0.1"]);
+    let (client, stranger) = (ours.issue("hub-a", &["hub-a"]), theirs.issue("stranger", &["hub-a"]));
+    let path = |p: &std::path::Path| p.display().to_string();
+    let tls_port = free_port().to_string();
+    let tls = |port: &str| {
+        [
+            ("tls-port", port.to_owned()),
+            ("tls-cert-file", path(&server.cert)),
+            ("tls-key-file", path(&server.key)),
+            ("tls-ca-cert-file", path(&dir.path().join("ca.pem"))),
+            ("tls-auth-clients", "yes".to_owned()),
+        ]
+    };
+    let mut args: Vec<String> =
+        tls(&tls_port).into_iter().flat_map(|(key, value)| [format!("--{key}"), value]).collect();
+    args.extend(["--user", "hub", "on", ">right-horse", "~nowconnect:*", "+@all"].map(str::to_owned));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let master = Server::start(&args);
+
+    let (gone, port) = (free_port(), free_port());
+    let mut conf = format!(
+        "port 0\nbind 127.0.0.1\ndir {}\ntls-replication yes\nuser default off\n\
+         user watcher on >watch-horse resetchannels -@all +sentinel|get-master-addr-by-name +@connection\n\
+         sentinel monitor mymaster 127.0.0.1 {tls_port} 1\n",
+        dir.path().display(),
+    );
+    for (key, value) in tls(&port.to_string()) {
+        conf.push_str(&format!("{key} {value}\n"));
+    }
+    let file = dir.path().join("sentinel.conf");
+    std::fs::write(&file, conf).unwrap();
+    let mut command = std::process::Command::new("redis-server");
+    command.arg(&file).arg("--sentinel");
+    let mut sentinel = nowconnect_tests::process::Process::spawn("redis-sentinel", command);
+
+    let identity = |f: &nowconnect_tests::certs::Files| Some((f.cert.clone(), f.key.clone()));
+    let url = format!(
+        "rediss-sentinel://hub:right-horse@localhost:{gone},localhost:{port}/mymaster\
+         ?sentinel_username=watcher&sentinel_password=watch-horse"
+    );
+    let good =
+        RedisPlace { ca_bundle: Some(dir.path().join("ca.pem")), identity: identity(&client), ..place(url.clone()) };
+    let redis = open(good.clone(), PATIENT).await;
+    assert_eq!(until_ok(&redis, &renew(&hub(1, 1))).await, RegistryReply::Renewed);
+    let fence = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 1, Epoch(0)))).await);
+    assert_eq!(fences(&listed(redis.execute(&lookup("ldap")).await)), [fence]);
+    // It went there by TLS and as the user of the URL, on this server.
+    let clients = text(&mut master.raw(), &["CLIENT", "LIST"]);
+    let there = format!("laddr=127.0.0.1:{tls_port} ");
+    assert!(clients.lines().any(|l| l.contains("user=hub") && l.contains(&there)), "{clients}");
+
+    let unnamed = "none of 2 Sentinels names the master of mymaster";
+    for (bad, says) in [
+        (RedisPlace { url: url.replace("watch-horse", "dead-horse"), ..good.clone() }, unnamed),
+        (
+            RedisPlace { url: url.replace("=watcher", "=hub").replace("watch-horse", "right-horse"), ..good.clone() },
+            unnamed,
+        ),
+        (RedisPlace { url: url.split('?').next().unwrap().to_owned(), ..good.clone() }, unnamed),
+        (RedisPlace { ca_bundle: Some(dir.path().join("other.pem")), ..good.clone() }, unnamed),
+        (RedisPlace { identity: None, ..good.clone() }, unnamed),
+        (RedisPlace { identity: identity(&stranger), ..good.clone() }, unnamed),
+        (RedisPlace { ca_bundle: None, identity: None, url: url.replace("rediss", "redis"), ..good.clone() }, unnamed),
+        // The Sentinel answers, and its master does not let the hub in.
+        (RedisPlace { url: url.replace("right-horse", "dead-horse"), ..good.clone() }, "not connected"),
+    ] {
+        let why = refused(bad).await;
+        assert!(why.contains(says), "expected {says:?}: {why}");
+    }
+    // None of this was the Sentinel's end.
+    sentinel.assert_alive();
+    assert_eq!(open(good, PATIENT).await.execute(&renew(&hub(1, 1))).await, Ok(RegistryReply::Renewed));
 }
