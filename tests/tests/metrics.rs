@@ -14,7 +14,7 @@ use bytes::Bytes;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{Cid, Incarnation, Name, Secret};
 use nowconnect_core::wire::{Body, Codec, Dialect, EpochNotice, Frame, Open, Plane, encode_message};
-use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, read_to_end, receive};
+use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, read_to_end};
 use nowconnect_tests::certs::Authority;
 use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
 use nowconnect_tests::hostile::{Peer, agent_hello, hub_hello};
@@ -26,8 +26,8 @@ use nowconnect_tests::target::{Op, Target};
 use nowconnect_tests::token;
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 /// The public key of RFC 7517, A.1, marked for signatures.
 const KEY_SET: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","use":"sig","kid":"1",
@@ -65,6 +65,16 @@ async fn refused(addr: SocketAddr) {
         Err(e) => return assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset),
     };
     assert_eq!(bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
+}
+
+/// The first connection that brings a byte; a check of the target brings none.
+async fn asked(target: &TcpListener) -> TcpStream {
+    loop {
+        let (mut socket, _) = target.accept().await.unwrap();
+        if socket.read(&mut [0; 1]).await.is_ok_and(|n| n == 1) {
+            return socket;
+        }
+    }
 }
 
 /// A hub of nobody's, by hand: learns the agent's fence from the EPOCH of its
@@ -113,6 +123,7 @@ fn break_the_protocol(hub: SocketAddr) {
 async fn every_documented_family_appears_and_moves() {
     let target = Target::start().await;
     let closed = Port::reserve();
+    let push = TcpListener::bind("127.0.0.1:0").await.unwrap();
     // A key set by URL that nobody serves, with a copy on disk.
     let dir = TempDir::with_prefix("nowconnect-metrics-").unwrap();
     fs::write(dir.path().join("keys.json"), KEY_SET).unwrap();
@@ -135,7 +146,8 @@ async fn every_documented_family_appears_and_moves() {
         hub_extra: "selection: { fall: 1, eject: 1h, eject_max: 2h }\nlimits: { handshake_rate: 100 }\n".to_owned(),
         ..Plan::default()
     };
-    let mut cluster = plan.connector("t", target.addr).connector("closed", closed.addr).start().await;
+    let plan = plan.connector("t", target.addr).connector("closed", closed.addr);
+    let mut cluster = plan.connector("push", push.local_addr().unwrap()).start().await;
     // The names of the enable page, at hub B.
     let file = cluster.hub_file(1);
     let text = fs::read_to_string(&file).unwrap();
@@ -161,19 +173,25 @@ async fn every_documented_family_appears_and_moves() {
     })
     .await;
     cluster.wait_metric(1, "nowconnect_memory_held_bytes", &[], 1.0).await;
-    // The agent holds what its hub has not acknowledged. The client reads on: a
-    // transfer that rests when its tunnel stalls has nothing under way.
-    let mut download = ask(cluster.listener(0, "t"), Op::Source, 51, 256 << 20).await.unwrap();
-    download.readable().await.unwrap();
-    let downloading = tokio::spawn(async move { receive(&mut download, 51, 256 << 20).await });
+    // The agent holds what its hub has not acknowledged. Its target speaks when
+    // the tunnel stands still already: what was under way before may all be
+    // acknowledged, and credit for more may not come any more.
+    let mut client = TcpStream::connect(cluster.listener(0, "push")).await.unwrap();
+    client.write_all(b"?").await.unwrap();
+    let mut served = bounded("the agent's connection", PATIENCE, asked(&push)).await;
     cluster.tunnel_proxies[0].stall();
+    let pushed = vec![7; 65_536];
+    served.write_all(&pushed).await.unwrap();
     eventually("the agent holds what it has sent", PATIENCE, || async {
         let held = cluster.agent_metrics().await.sum("nowconnect_memory_held_bytes", &[])?;
         (held >= 65_536.0).then_some(())
     })
     .await;
     cluster.tunnel_proxies[0].heal();
-    assert_eq!(bounded("the download", LONG_PATIENCE, downloading).await.unwrap(), Ok(()));
+    let mut got = vec![0; pushed.len()];
+    bounded("what was held", LONG_PATIENCE, client.read_exact(&mut got)).await.unwrap();
+    assert!(got == pushed, "other bytes than were sent");
+    drop((client, served));
     let mut pingers = Vec::new();
     for hub in [0, 1] {
         pingers.push(Pinger::open(cluster.listener(hub, "t"), 60 + hub as u64).await.unwrap());
