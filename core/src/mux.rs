@@ -503,7 +503,7 @@ impl Mux {
     fn carry_out(&mut self, now: Instant, shard: &mut Shard, out: &mut NodeOut) {
         let mut so = std::mem::take(&mut self.shard_out);
         let mut unsent = Vec::new();
-        while !so.frames.is_empty() || !so.refenced.is_empty() {
+        while !so.frames.is_empty() || !so.refenced.is_empty() || !so.obsolete.is_empty() {
             for (key, frame) in so.frames.drain(..) {
                 let opens = if let Frame::Stream { cid, body: Body::Open(_), .. } = &frame { Some(*cid) } else { None };
                 if !self.queue(now, key, frame, out)
@@ -517,6 +517,11 @@ impl Mux {
                 let Some(entry) = self.sessions.get_mut(key) else { continue };
                 let stale = entry.session.take_back_opens(fence, |cid| shard.knows(cid), &mut self.released);
                 unsent.extend(stale.into_iter().map(|cid| (key, cid)));
+                self.account(key);
+            }
+            for (key, cid) in so.obsolete.drain(..) {
+                let Some(entry) = self.sessions.get_mut(key) else { continue };
+                entry.session.discard(cid, &mut self.released);
                 self.account(key);
             }
             // Discarded by a reset: the stream is gone, nobody waits for it. Or
@@ -642,6 +647,18 @@ impl Mux {
             let held = entry.session.held_bytes();
             self.session_held = self.session_held - entry.held + held;
             entry.held = held;
+        }
+    }
+
+    /// Checks that DATA waits in no session for a stream that is not bound to it.
+    ///
+    /// # Panics
+    /// When some does.
+    pub fn check_waiting(&self, is_bound: impl Fn(crate::id::Cid, SessionKey) -> bool) {
+        for (key, e) in self.sessions.iter() {
+            for cid in e.session.waiting_streams() {
+                assert!(is_bound(cid, key), "DATA of {cid} waits, and the stream is over (B5)");
+            }
         }
     }
 

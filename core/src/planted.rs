@@ -530,6 +530,7 @@ pub const BUGS: &[Bug] = &[
         &["L6"],
         "a registry that lost data",
     ),
+    core(2058, "what waits for a stream that its peer ended is sent on", &["B5"], "resets under load"),
 ];
 
 /// The bug with this number.
@@ -623,7 +624,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_number_once() {
-        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2057);
+        let expected = CATALOGUE.into_iter().chain([CANARY]).chain(2001..=2058);
         assert!(BUGS.iter().map(|b| b.id).eq(expected));
     }
 

@@ -1,6 +1,7 @@
 //! Whole nodes against each other: hubs, mesh, agent, registry.
 
 mod drain;
+mod endings;
 mod ownership;
 mod reclaim;
 mod recovery;
@@ -9,6 +10,10 @@ mod world;
 
 use std::time::Duration;
 
+use endings::{
+    a_lost_session_aborts_and_never_shows_an_end, a_refused_target_resets_the_client,
+    a_target_that_never_answers_is_given_up_in_time, an_abort_on_either_side_is_an_abort_on_the_other,
+};
 use nowconnect_core::config::{DrainTimes, Mode};
 use nowconnect_core::error::{CloseCode, RstCode};
 use nowconnect_core::id::Name;
@@ -105,62 +110,6 @@ fn a_peer_whose_message_is_still_arriving_is_not_given_up() {
         w.run_for(Duration::from_secs(20));
         assert_eq!(w.as_agent(g).mux().len(), 1, "{codec:?}: it is back");
     }
-}
-
-#[test]
-fn a_refused_target_resets_the_client() {
-    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
-    w.target = Target::Refuse;
-    for hub in [a, b] {
-        let c = w.client(hub).unwrap();
-        w.run_for(Duration::from_millis(1));
-        assert_eq!(w.sock(hub, c).aborted, Some(RstCode::Refused), "hub {hub}");
-    }
-}
-
-#[test]
-fn a_target_that_never_answers_is_given_up_in_time() {
-    let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
-    w.target = Target::Hang;
-    for hub in [a, b] {
-        let c = w.client(hub).unwrap();
-        w.run_for(Duration::from_secs(2));
-        assert_eq!(w.sock(hub, c).aborted, Some(RstCode::TargetTimeout), "hub {hub}");
-    }
-}
-
-#[test]
-fn an_abort_on_either_side_is_an_abort_on_the_other() {
-    let (mut w, _, b, g) = two_hubs(Codec::BinaryV2);
-    w.target = Target::Accept;
-    let c = w.client(b).unwrap();
-    w.run_for(Duration::from_millis(10));
-    let t = w.targets(g)[0];
-    w.abort(b, c);
-    w.run_for(Duration::from_millis(10));
-    assert_eq!(w.sock(g, t).aborted, Some(RstCode::Abort));
-
-    let c = w.client(b).unwrap();
-    w.run_for(Duration::from_millis(10));
-    let t = *w.targets(g).last().unwrap();
-    w.abort(g, t);
-    w.run_for(Duration::from_millis(10));
-    assert_eq!(w.sock(b, c).aborted, Some(RstCode::Abort));
-}
-
-#[test]
-fn a_lost_session_aborts_and_never_shows_an_end() {
-    let (mut w, a, _, g) = two_hubs(Codec::BinaryV2);
-    w.target = Target::Accept;
-    let c = w.client(a).unwrap();
-    w.run_for(Duration::from_millis(10));
-    let t = w.targets(g)[0];
-    w.write(a, c, vec![7; 10]);
-    w.run_for(Duration::from_millis(10));
-    w.crash(a);
-    w.run_for(Duration::from_secs(31));
-    assert_eq!(w.sock(g, t).aborted, Some(RstCode::Lost));
-    assert!(!w.sock(g, t).eof_received);
 }
 
 #[test]

@@ -62,6 +62,13 @@ const FOUND: &[Found] = &[
         seed: 394,
         broke: "L2",
     },
+    Found {
+        name: "what waited for downloads that were broken off",
+        profile: "swarm",
+        level: Level::L1,
+        seed: 1576,
+        broke: "L3",
+    },
     Found { name: "an entry that a late claim took", profile: "swarm", level: Level::L0, seed: 1548, broke: "L6" },
     Found { name: "what could not be released before", profile: "swarm", level: Level::L0, seed: 2206, broke: "L5" },
     Found {

@@ -214,5 +214,6 @@ impl Agent {
     pub fn check_invariants(&self) {
         self.mux.check_invariants();
         self.shard.check_invariants();
+        self.mux.check_waiting(|cid, session| self.shard.is_bound(cid, session));
     }
 }

@@ -388,6 +388,7 @@ impl Hub {
         for shard in &self.shards {
             shard.check_invariants();
         }
+        self.mux.check_waiting(|cid, session| self.shards.iter().any(|s| s.is_bound(cid, session)));
         self.control.check_invariants(&self.mux);
         self.check_shards();
     }

@@ -322,6 +322,17 @@ impl Session {
         self.counters.epochs_dropped = self.tx.notices.epochs_dropped();
     }
 
+    /// Drops the DATA and the FIN of a stream that wait, because its peer ended
+    /// it; an RST of our own does the same. Control of the stream still goes.
+    pub fn discard(&mut self, cid: Cid, released: &mut Vec<Released>) {
+        self.tx.queues.discard_data(cid, released);
+    }
+
+    /// The streams whose DATA or FIN waits, for checks.
+    pub fn waiting_streams(&self) -> impl Iterator<Item = Cid> {
+        self.tx.queues.with_data()
+    }
+
     /// Whether [`Self::poll_transmit`] would produce a message now.
     #[must_use]
     pub fn wants_transmit(&self, now: Instant) -> bool {

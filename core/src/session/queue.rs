@@ -427,6 +427,18 @@ impl Queues {
         }
     }
 
+    /// Drops the pieces of a stream that is over.
+    pub(super) fn discard_data(&mut self, cid: Cid, released: &mut Vec<Released>) {
+        let Some(&ix) = self.by_cid.get(&cid) else { return };
+        self.discard(ix, None, released);
+        self.drop_if_empty(ix);
+    }
+
+    /// The streams that have pieces.
+    pub(super) fn with_data(&self) -> impl Iterator<Item = Cid> {
+        self.entries.iter().filter(|(_, e)| e.first != NIL).map(|(_, e)| e.cid)
+    }
+
     /// Drops the pieces not queued under `keep` (all of them for `None`).
     fn discard(&mut self, ix: Ix, keep: Option<Epoch>, released: &mut Vec<Released>) {
         let e = &mut self.entries[ix as usize];

@@ -120,6 +120,9 @@ pub struct ShardOut {
     /// Sessions whose fence was replaced, with the new one: OPENs of this shard
     /// that still wait there under the old one come back to `on_unsent`.
     pub refenced: Vec<(SessionKey, Fence)>,
+    /// Streams that a session's peer ended: what of their DATA still waits
+    /// there is of no use to anybody.
+    pub obsolete: Vec<(SessionKey, Cid)>,
     /// Targets to connect (agent): answer with `on_target`.
     pub targets: Vec<(StreamKey, Name)>,
     /// Notes to control.
@@ -601,7 +604,12 @@ impl Shard {
                     out.socks.extend([(sock, SockOp::ShutDown), (sock, SockOp::Close)]);
                 }
                 End::Socket(sock) => out.socks.push((sock, SockOp::Abort(code))),
-                End::Session(s) if silent.contains(&s) => {}
+                // Nobody reads on there. An RST of ours would have done the same.
+                End::Session(s) if silent.contains(&s) => {
+                    if !planted::on(2058) {
+                        out.obsolete.push((s, stream.cid));
+                    }
+                }
                 End::Session(s) => {
                     // An agent that has not answered refuses; everything else
                     // resets: a hub cannot know that no target socket remains (S7).

@@ -167,11 +167,14 @@ impl Shard {
     }
 
     /// Takes back an attempt that was answered with a definite no.
-    fn take_back(&mut self, key: StreamKey) {
+    fn take_back(&mut self, key: StreamKey, out: &mut ShardOut) {
         let Some(s) = self.streams.get_mut(key) else { return };
         let (cid, fence) = (s.cid, s.fence);
         if let End::Session(session) = s.ends[1] {
             s.ends[1] = End::Pending;
+            if !planted::on(2058) {
+                out.obsolete.push((session, cid));
+            }
             self.unindex_session(key, session, true);
         }
         self.by_cid.remove(&cid);
@@ -208,7 +211,7 @@ impl Shard {
         let Some(o) = self.origin_mut(key) else { return };
         o.last_no = Some(told);
         if (code.definite_no() || planted::on(2028)) && now < o.give_up_at {
-            self.take_back(key);
+            self.take_back(key, out);
             self.dedup.bury(cid, Terminal::Reset(code));
             self.try_open(now, key, out);
         } else {
@@ -223,6 +226,13 @@ impl Shard {
     #[must_use]
     pub fn knows(&self, cid: Cid) -> bool {
         self.by_cid.contains_key(&cid)
+    }
+
+    /// Whether a stream of this name is bound to a session, for checks.
+    #[must_use]
+    pub fn is_bound(&self, cid: Cid, session: SessionKey) -> bool {
+        let stream = self.by_cid.get(&cid).and_then(|key| self.streams.get(*key));
+        stream.is_some_and(|s| s.side_of(session).is_some())
     }
 
     /// The OPEN of a stream could not be handed to its session: that one is
