@@ -396,7 +396,18 @@ impl Link {
     /// The peer asked not to be dialled for a while (GOAWAY). Honoured up to
     /// [`RETRY_AFTER_MAX`], also by a back-off in progress.
     pub fn on_retry_after(&mut self, now: Instant, wish: Duration) {
-        self.not_before = self.not_before.max(now.after(wish.min(RETRY_AFTER_MAX)));
+        self.rest_until(now.after(wish.min(RETRY_AFTER_MAX)));
+    }
+
+    /// Until when a wish of the peer holds.
+    #[must_use]
+    pub const fn rests_until(&self) -> Instant {
+        self.not_before
+    }
+
+    /// What a peer asked of an earlier link to it holds for this one, too.
+    pub fn rest_until(&mut self, at: Instant) {
+        self.not_before = self.not_before.max(at);
         if self.state == State::Backoff {
             self.retry_at = self.retry_at.max(self.not_before);
         }

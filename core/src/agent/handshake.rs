@@ -175,10 +175,8 @@ impl Tunnels {
                         target: Some(target.0),
                     });
                 }
-                if retry_after_ms > 0
-                    && let Some(l) = self.hubs.get_mut(usize::from(target.0)).and_then(|h| h.link.as_mut())
-                {
-                    l.on_retry_after(now, Duration::from_millis(retry_after_ms));
+                if let Some(h) = self.hubs.get_mut(usize::from(target.0)) {
+                    h.on_retry_after(now, retry_after_ms);
                 }
                 let refused = resume.filter(|_| code == CloseCode::ResumeRefused);
                 if let Some(key) = refused {

@@ -271,6 +271,51 @@ fn hubs_that_end_every_tunnel_at_once_are_dialled_more_and_more_seldom() {
     assert!(dials.iter().any(|d| d.0 == TargetIx(1)), "the other hub is asked too");
 }
 
+/// A hub's wish is kept although another hub takes the agent in between and the
+/// first one's link rests: who is sent away as a second process stays away.
+#[test]
+fn a_hub_that_asked_for_rest_has_it_also_after_another_took_the_agent() {
+    for wish_ms in [0, 10_000] {
+        let (mut config, mut out) = (config(), NodeOut::default());
+        config.hubs.push("2".to_owned());
+        let mut agent = Agent::new(Arc::new(config), Seed::from_u64(1), NOW, &mut out);
+        connect(&mut agent, 0, 0, &mut out);
+        let frames = [Frame::GoAway { code: CloseCode::DuplicateId, retry_after_ms: wish_ms }];
+        agent.handle(NOW, Input::Message { conn: conn(0), message: encode_message(V2, 0, &frames) }, &mut out);
+        agent.handle(NOW, Input::Disconnected { conn: conn(0), cause: CloseCode::DuplicateId }, &mut out);
+        out.dial.clear();
+        let mut dials = Vec::new();
+        for ms in (0..60_000).step_by(100) {
+            agent.handle_timeout(at(ms), &mut out);
+            for target in std::mem::take(&mut out.dial) {
+                dials.push((target.0, ms));
+                let (ix, peer) = (u32::try_from(dials.len()).unwrap(), HubGrant::default());
+                agent.handle(at(ms), Input::Connected { target, conn: conn(ix), dialect: V2, peer }, &mut out);
+                if target.0 == 0 {
+                    continue;
+                }
+                // The other takes it for a moment.
+                let frames = [Frame::Welcome(Box::new(welcome("hub-b", u64::from(ix) + 1)))];
+                agent.handle(
+                    at(ms),
+                    Input::Message { conn: conn(ix), message: encode_message(V2, 0, &frames) },
+                    &mut out,
+                );
+                let frames = [Frame::GoAway { code: CloseCode::Superseded, retry_after_ms: 0 }];
+                agent.handle(
+                    at(ms),
+                    Input::Message { conn: conn(ix), message: encode_message(V2, 0, &frames) },
+                    &mut out,
+                );
+                agent.handle(at(ms), Input::Disconnected { conn: conn(ix), cause: CloseCode::Superseded }, &mut out);
+            }
+        }
+        assert!(dials.iter().any(|d| d.0 == 1), "{dials:?}");
+        let again = dials.iter().find(|d| d.0 == 0).map(|d| d.1);
+        assert!(again.is_some_and(|ms| (ms >= 10_000) == (wish_ms == 10_000)), "{wish_ms}: {dials:?}");
+    }
+}
+
 #[test]
 fn an_address_that_leads_elsewhere_by_now_is_dialled_again_for_its_own_sake() {
     let (mut config, mut out) = (config(), NodeOut::default());

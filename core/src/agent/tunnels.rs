@@ -41,6 +41,9 @@ pub(super) struct HubState {
     pub(super) listed: bool,
     /// `None` while resting.
     pub(super) link: Option<Link>,
+    /// Until when it asked not to be dialled. A link rests, and is made anew,
+    /// while other hubs serve.
+    pub(super) rests_until: Option<Instant>,
     pub(super) replica: Option<Name>,
     pub(super) session: Option<SessionKey>,
     pub(super) dialling: bool,
@@ -63,6 +66,7 @@ impl Default for HubState {
         Self {
             listed: true,
             link: None,
+            rests_until: None,
             replica: None,
             session: None,
             dialling: false,
@@ -78,6 +82,16 @@ impl Default for HubState {
 impl HubState {
     pub(super) fn is_connected(&self, mux: &Mux) -> bool {
         self.session.and_then(|k| mux.get(k)).is_some_and(|e| e.conn.is_some())
+    }
+
+    /// It said how long it wants not to be dialled; 0: it has no wish.
+    pub(super) fn on_retry_after(&mut self, now: Instant, ms: u64) {
+        if ms > 0
+            && let Some(link) = &mut self.link
+        {
+            link.on_retry_after(now, Duration::from_millis(ms));
+            self.rests_until = Some(link.rests_until());
+        }
     }
 }
 
@@ -232,10 +246,14 @@ impl Tunnels {
                     // Every agent of a hub that died wakes another one now; and
                     // who is sent away everywhere must not go round at that pace,
                     // as the second process of one agent would (L8).
-                    h.link = Some(match self.unsteady {
+                    let mut link = match self.unsteady {
                         0 => Link::soon(self.config.backoff, seed, now),
                         n => Link::wary(self.config.backoff, seed, now, n),
-                    });
+                    };
+                    if let Some(at) = h.rests_until {
+                        link.rest_until(at);
+                    }
+                    h.link = Some(link);
                 } else {
                     h.link = Some(Link::new(self.config.backoff, seed, now));
                     self.dial(ix, out);
@@ -321,9 +339,8 @@ impl Tunnels {
         }
         match frame {
             Frame::GoAway { code, retry_after_ms } => {
-                let hub = self.hubs.iter_mut().find(|h| h.session == Some(key));
-                if let (Some(l), true) = (hub.and_then(|h| h.link.as_mut()), retry_after_ms > 0) {
-                    l.on_retry_after(now, Duration::from_millis(retry_after_ms));
+                if let Some(h) = self.hubs.iter_mut().find(|h| h.session == Some(key)) {
+                    h.on_retry_after(now, retry_after_ms);
                 }
                 match code.ends() {
                     Ends::Nothing => {
