@@ -371,6 +371,18 @@ async fn flow(addr: SocketAddr, stream: u64, stop: Arc<AtomicBool>, moved: Arc<A
     if got == want { Ok(got) } else { Err(Failure::Short { got, want }) }
 }
 
+/// Connects, and waits for the end of a client that cannot be carried.
+///
+/// # Panics
+/// When that is not a reset, or takes too long.
+pub async fn refused(addr: SocketAddr) {
+    let ended = async {
+        // It may be over before the client has looked.
+        read_to_end(&mut TcpStream::connect(addr).await?).await
+    };
+    assert_eq!(bounded("the refusal", PATIENCE, ended).await, Err(Failure::Reset));
+}
+
 /// Reads until the connection ends; `Ok` is a clean end.
 ///
 /// # Errors

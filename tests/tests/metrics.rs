@@ -14,7 +14,7 @@ use bytes::Bytes;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{Cid, Incarnation, Name, Secret};
 use nowconnect_core::wire::{Body, Codec, Dialect, EpochNotice, Frame, Open, Plane, encode_message};
-use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, read_to_end};
+use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, refused};
 use nowconnect_tests::certs::Authority;
 use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
 use nowconnect_tests::hostile::{Peer, agent_hello, hub_hello};
@@ -56,15 +56,6 @@ fn families(metrics: &Metrics) -> BTreeSet<String> {
 fn at_least(metrics: &Metrics, name: &str, labels: &[(&str, &str)], least: f64) {
     let value = metrics.sum(name, labels);
     assert!(value.is_some_and(|v| v >= least), "{name}{labels:?}: expected at least {least}, got {value:?}");
-}
-
-async fn refused(addr: SocketAddr) {
-    let mut socket = match TcpStream::connect(addr).await {
-        Ok(socket) => socket,
-        // It may be over before the client has looked.
-        Err(e) => return assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset),
-    };
-    assert_eq!(bounded("the refusal", PATIENCE, read_to_end(&mut socket)).await, Err(Failure::Reset));
 }
 
 /// The first connection that brings a byte; a check of the target brings none.

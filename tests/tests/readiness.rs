@@ -299,8 +299,7 @@ async fn each_stream_leaves_its_records() {
         assert_eq!(records(log, &cid).len(), n);
     }
 
-    let mut refused = TcpStream::connect(cluster.listener(0, "closed")).await.unwrap();
-    assert_eq!(bounded("the refusal", PATIENCE, read_to_end(&mut refused)).await, Err(Failure::Reset));
+    refused(cluster.listener(0, "closed")).await;
     let hub = record(&cluster.hubs[0].running().log, "\"connector\":\"closed\"").await;
     assert_eq!(
         (&hub["cause"], &hub["by"], &hub["path"]),

@@ -77,6 +77,13 @@ impl Control {
         self.renew_at = Some(now.after(self.config.registry.renew_every));
     }
 
+    /// Renews unless that is under way.
+    pub(super) fn renew_at_once(&mut self, now: Instant, out: &mut NodeOut) {
+        if !self.pending.values().any(|p| matches!(p.what, Asked::Renew { .. })) {
+            self.renew(now, out);
+        }
+    }
+
     /// The registry answered.
     pub(crate) fn on_registry(
         &mut self,

@@ -182,6 +182,9 @@ impl Control {
             let lost = std::mem::replace(&mut a.firm, false);
             self.upkeep_by(agent_id, now);
             if lost {
+                // The lease is likely to be lost as well, and without it nobody
+                // finds what is claimed: it comes before the claim.
+                self.renew_at_once(now, out);
                 self.suspect_loss(now);
             }
         }

@@ -63,6 +63,27 @@ fn a_registry_that_lost_everything_lists_all_again_within_a_lease_and_no_client_
     assert_eq!((w.sock(b, open).aborted, w.sock(b, open).received.len()), (None, 1500), "bound as before");
 }
 
+/// Whenever the registry forgets, an audit or a renewal may be next: an agent
+/// that is claimed by a hub without a lease is found by nobody.
+#[test]
+fn a_registry_that_forgets_just_before_an_audit_costs_no_client() {
+    let (mut audits, mut next) = (0, Duration::from_secs(3));
+    while next < Duration::from_secs(8) {
+        let (mut w, a, b, _) = two_hubs(Codec::BinaryV2);
+        assert_eq!(echo(&mut w, b, 100), Ok(()));
+        w.run_for(next);
+        let before = tunnel(&w, a).0;
+        w.registry = MemoryRegistry::default();
+        for _ in 0..30 {
+            assert_eq!(echo(&mut w, b, 100), Ok(()), "{next:?}");
+            w.run_for(Duration::from_millis(50));
+        }
+        audits += u32::from(tunnel(&w, a).0 > before);
+        next += Duration::from_millis(100);
+    }
+    assert!(audits >= 10, "{audits} of 50 came soon after");
+}
+
 #[test]
 fn entries_lost_one_by_one_come_back_within_a_lease() {
     for key in [
