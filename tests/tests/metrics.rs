@@ -14,7 +14,7 @@ use bytes::Bytes;
 use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{Cid, Incarnation, Name, Secret};
 use nowconnect_core::wire::{Body, Codec, Dialect, EpochNotice, Frame, Open, Plane, encode_message};
-use nowconnect_tests::actors::{Failure, Pinger, Transfer, ask, refused};
+use nowconnect_tests::actors::{Pinger, Transfer, ask, refused};
 use nowconnect_tests::certs::Authority;
 use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
 use nowconnect_tests::hostile::{Peer, agent_hello, hub_hello};

@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::ErrorKind;
 
-use nowconnect_tests::actors::{Failure, Pinger, Transfer, read_to_end};
+use nowconnect_tests::actors::{Pinger, Transfer, read_to_end, refused};
 use nowconnect_tests::cluster::{AGENT, Cluster, Plan, hub_name};
 use nowconnect_tests::ports::Port;
 use nowconnect_tests::process::{Log, Signal};
