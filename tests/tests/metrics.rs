@@ -480,7 +480,10 @@ async fn a_rotated_token_is_taken_up_under_load() {
     fs::write(cluster.token_file(), second).unwrap();
     let log = &cluster.hubs[0].running().log;
     eventually("the hub took the second token", PATIENCE, || async { log.find("token_renewed") }).await;
-    assert_eq!(cluster.agent.as_ref().unwrap().log.count("token_changed"), 1);
+    // Logs of two processes are read by two threads.
+    let agent = cluster.agent.as_mut().unwrap();
+    agent.wait_line("token_changed", PATIENCE).await;
+    assert_eq!(agent.log.count("token_changed"), 1);
     bounded("an echo", PATIENCE, pinger.ping(1000)).await.unwrap();
     pinger.close().await.unwrap();
     assert_eq!(bounded("the load", LONG_PATIENCE, load).await.unwrap(), Ok(()));

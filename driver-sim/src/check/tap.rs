@@ -10,10 +10,13 @@ use super::wire::{Ghost, STARVED_BYTES, Told};
 use crate::world::World;
 
 impl World {
-    /// Part of a message arrived: its peer lives (L9).
+    /// Part of a message arrived: its peer lives (L9). What was under way when the
+    /// process gave the connection up comes when a block ends and helps no session
+    /// of it (L1 seed 2553 of `network`).
     pub(crate) fn ghost_heard(&mut self, conn: u32, end: usize) {
-        let now = self.now;
-        self.check.wire.line(conn).heard[end] = now;
+        if self.conns[conn as usize].closing_at(end).is_none() {
+            self.check.wire.line(conn).heard[end] = self.now;
+        }
     }
 
     /// What the socket at the end of a direction took: bytes, and one more for
@@ -91,9 +94,9 @@ impl World {
         self.note_touched(told);
         self.count_message(conn, to, told);
         self.note_asked(conn, to, told);
-        let (now, node) = (self.now, self.conns[conn as usize].nodes[to]);
+        self.ghost_heard(conn, to);
+        let node = self.conns[conn as usize].nodes[to];
         let wire = &mut self.check.wire;
-        wire.line(conn).heard[to] = now;
         wire.arrived(conn, to, node, told);
         let (welcome, dismissed) = (std::mem::take(&mut wire.welcome), std::mem::take(&mut wire.dismissed));
         if to == 0 && welcome {
