@@ -11,7 +11,7 @@ use std::time::Duration;
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
-use nowconnect_core::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Nonce, Secret};
+use nowconnect_core::id::{AgentId, ConnKey, Epoch, Fence, Incarnation, Instance, Nonce, Secret, SessionId, TargetIx};
 use nowconnect_core::mux::{Input, NodeOut};
 use nowconnect_core::observed::Observed;
 use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
@@ -22,8 +22,8 @@ use nowconnect_core::rng::Seed;
 use nowconnect_core::session::TxBatch;
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{
-    Codec, ConnectorAd, Dialect, EpochNotice, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, WireLimits, decode,
-    encode_message,
+    Codec, ConnectorAd, Dialect, EpochNotice, Frame, Hello, HelloAgent, HelloHub, HelloRole, Plane, Welcome,
+    WireLimits, decode, encode_message,
 };
 use world::{hub_config, name};
 
@@ -42,15 +42,27 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        let mut b = Self::alone(&[]);
+        b.greets(LINK);
+        b.proves_itself(LINK);
+        b
+    }
+
+    fn alone(peers: &[&str]) -> Self {
         let mut out = NodeOut::default();
         let now = Instant::from_nanos(1);
-        let mut config = hub_config("hub-a", Mode::Active, &[]);
+        let mut config = hub_config("hub-a", Mode::Active, peers);
         (config.limits.max_handshakes, config.limits.max_sessions) = (10_000, 10_000);
         let config = Arc::new(config);
         let hub = Hub::new(config, Seed::from_u64(1), now, &mut out);
         let mut b = Self { hub, out, now, said: 0 };
         b.answer(|op| matches!(op, RegistryOp::Renew { .. }).then_some(RegistryReply::Renewed));
-        b.input(Input::Accepted { conn: LINK, dialect: MESH, principal: Principal::Hub(HubGrant::default()) });
+        b
+    }
+
+    /// Hub-b dials, says who it is, and is welcomed.
+    fn greets(&mut self, conn: ConnKey) {
+        self.input(Input::Accepted { conn, dialect: MESH, principal: Principal::Hub(HubGrant::default()) });
         let role = HelloRole::Hub(HelloHub {
             replica_id: name("hub-b"),
             incarnation: Incarnation(5),
@@ -58,13 +70,23 @@ impl Bench {
             region: None,
             sessions: Vec::new(),
         });
-        b.hello(LINK, MESH, role);
-        let welcome = b.heard(LINK);
+        self.hello(conn, MESH, role);
+        let welcome = self.heard(conn);
         assert!(matches!(welcome[..], [Frame::Welcome(_)]), "{welcome:?}");
+    }
+
+    fn proves_itself(&mut self, conn: ConnKey) {
         let auth = Frame::Auth(Box::default());
-        b.input(Input::Message { conn: LINK, message: encode_message(MESH, 0, &[auth]) });
-        assert!(b.hub.mux().carried_by(LINK).is_some());
-        b
+        self.input(Input::Message { conn, message: encode_message(MESH, 0, &[auth]) });
+        assert!(self.hub.mux().carried_by(conn).is_some());
+    }
+
+    /// The hub's dial of an address, which says this.
+    fn dialled(&mut self, address: u16, conn: ConnKey, says: &Frame) {
+        let (target, peer) = (TargetIx(address), HubGrant::default());
+        self.input(Input::Connected { target, conn, dialect: MESH, peer });
+        assert!(matches!(self.heard(conn)[..], [Frame::Hello(_)]));
+        self.input(Input::Message { conn, message: encode_message(MESH, 0, std::slice::from_ref(says)) });
     }
 
     fn hello(&mut self, conn: ConnKey, dialect: Dialect, role: HelloRole) {
@@ -330,4 +352,43 @@ fn a_poisonous_epoch_of_a_peer_is_bounded_and_moves_nobody_elses() {
     let claim = b.claims(11, "plant-2", floor + 10);
     assert!(claim.seen.0 <= day && claim.granted.0 <= day, "a day, however often it is said: {claim:?}");
     assert_eq!(b.claims(12, "plant-3", floor + 20).seen, Epoch(0), "others are not touched");
+}
+
+/// Of two dials at once the peer's survives, and the refusal of ours comes before
+/// the last word of its handshake. Which address was refused is not known yet: it
+/// is not taken for one that another peer moved to, or the two hubs were without
+/// a link for good (L4, seed 11773).
+#[test]
+fn a_refusal_that_comes_before_the_dial_that_survives_moves_no_other_link() {
+    let conn = |ix| ConnKey { ix, generation: 0 };
+    let mut b = Bench::alone(&["x", "y"]);
+    b.dialled(1, conn(2), &Frame::Welcome(Box::new(welcome_of("hub-c"))));
+    let key = b.hub.mux().carried_by(conn(2)).expect("a link to hub-c");
+    b.greets(LINK);
+    b.dialled(0, conn(3), &Frame::GoAway { code: CloseCode::Duplicate, retry_after_ms: 0 });
+    assert_eq!(b.hub.mux().get(key).unwrap().dialled, Some(TargetIx(1)), "hub-c is at address y");
+    b.proves_itself(LINK);
+    let links = b.hub.control().links(b.hub.mux());
+    let mut up: Vec<_> = links.iter().filter(|l| l.session.is_some()).filter_map(|l| l.replica).collect();
+    up.sort();
+    assert_eq!(up, [&name("hub-b"), &name("hub-c")]);
+    assert_eq!(b.hub.mux().get(key).unwrap().dialled, Some(TargetIx(1)));
+}
+
+fn welcome_of(hub: &str) -> Welcome {
+    Welcome {
+        replica_id: name(hub),
+        incarnation: Incarnation(6),
+        namespace: name("default"),
+        region: None,
+        session: SessionId(77),
+        secret: Some(Secret([1; 32])),
+        resumed: None,
+        attachment: None,
+        resume_window_ms: 30_000,
+        challenge: Secret([2; 16]),
+        initial_window: 65_536,
+        capabilities: Vec::new(),
+        signature: None,
+    }
 }
