@@ -111,6 +111,7 @@ struct Shared {
     metrics: Metrics,
     /// Connectors of the streams that were opened, for their records.
     carried: RefCell<BTreeMap<StreamKey, Name>>,
+    connecting: Rc<target::Connecting>,
     /// Opens that failed here, by connector and reason.
     failures: RefCell<BTreeMap<(Name, &'static str), u64>>,
     protocol_errors: RefCell<BTreeMap<&'static str, u64>>,
@@ -118,6 +119,8 @@ struct Shared {
     stop_asked: Cell<bool>,
     /// The latest token was not taken by some hub.
     token_refused: Cell<bool>,
+    /// A tunnel came up since the file was looked at.
+    tunnel_came: Cell<bool>,
     /// When the token ends, in seconds since 1970, if it says.
     token_ends: Cell<Option<u64>>,
     /// What the tokens that hubs judged let it expose.
@@ -147,10 +150,12 @@ pub fn start(setup: AgentSetup, source: Option<Source>) -> Result<RunningAgent, 
         lines: Limiter::new(clock),
         metrics,
         carried: RefCell::default(),
+        connecting: Rc::default(),
         failures: RefCell::default(),
         protocol_errors: RefCell::default(),
         stop_asked: Cell::new(false),
         token_refused: Cell::new(false),
+        tunnel_came: Cell::new(false),
         token_ends: Cell::new(None),
         scopes: RefCell::default(),
         gave_up: Notify::new(),
@@ -219,6 +224,7 @@ struct AgentEffects(Rc<Shared>);
 
 impl AgentEffects {
     fn record(&self, node: &Node<Agent>, r: &CarriedRecord) {
+        self.0.connecting.give_up(r.stream);
         let Some(connector) = self.0.carried.borrow_mut().remove(&r.stream) else { return };
         let setup = self.0.setup();
         let core = &setup.core;
@@ -266,7 +272,8 @@ impl Effects<Agent> for AgentEffects {
                     }
                     *shared.failures.borrow_mut().entry((connector, code.name())).or_default() += 1;
                 };
-                target::start(node, stream, c.target.clone(), setup.core.target_timeout, failed);
+                let timeout = setup.core.target_timeout;
+                target::start(node, stream, c.target.clone(), timeout, &self.0.connecting, failed);
             }
             None => {
                 let node = node.clone();
@@ -319,6 +326,7 @@ impl Effects<Agent> for AgentEffects {
         }
         if let Observed::SessionUp { peer, .. } | Observed::SessionResumed { peer, .. } = &event {
             self.0.scopes.borrow_mut().up(peer);
+            self.0.tunnel_came.set(true);
         }
         if let Observed::SessionLost { peer, .. } = &event {
             self.0.scopes.borrow_mut().lost(peer);

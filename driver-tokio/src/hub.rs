@@ -27,7 +27,7 @@ use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::{Plane, SecretText};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub use reload::RESTART;
 
@@ -47,6 +47,8 @@ use crate::reload::Reloads;
 use crate::signals::Asked;
 use crate::{admin, net, observe, signals};
 
+/// How long a hub that stops waits for what it told peers and the registry.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Connections the kernel queues per listening socket.
 const BACKLOG: i32 = 1024;
 
@@ -58,6 +60,8 @@ pub(crate) struct Shared {
     setup: RefCell<Rc<HubSetup>>,
     keys: RefCell<Rc<keys::Keys>>,
     pub(crate) registry: RefCell<Rc<Registry>>,
+    /// Operations that the registry has not answered.
+    unanswered: watch::Sender<usize>,
     pub(crate) certs: Certs,
     pub(crate) reloads: Reloads,
     /// Keys of the file that wait for a restart.
@@ -200,6 +204,7 @@ pub async fn start(
     let shared = Rc::new(Shared {
         keys: RefCell::new(Rc::new(keys)),
         registry: RefCell::new(Rc::new(registry)),
+        unanswered: watch::Sender::new(0),
         certs,
         reloads: Reloads::at_start(),
         restart: RefCell::default(),
@@ -303,12 +308,15 @@ impl RunningHub {
         self.node.input(Input::Drain(self.shared.setup().drain));
     }
 
-    /// Ends at once: streams are reset, peers are told.
+    /// Ends at once: streams are reset, peers are told, and the registry is: a
+    /// lease that is not given back has others miss this hub until it is over.
     pub async fn stop(&self) {
         self.watch.abort();
         self.shared.stop_accepting();
         self.node.input(Input::Shutdown);
-        self.node.flushed(Duration::from_secs(1)).await;
+        let mut unanswered = self.shared.unanswered.subscribe();
+        let answered = tokio::time::timeout(LAST_WORDS, unanswered.wait_for(|n| *n == 0));
+        let ((), _) = tokio::join!(self.node.flushed(LAST_WORDS), answered);
         tracing::info!(event = "stopped");
     }
 }
@@ -350,11 +358,13 @@ impl Effects<Hub> for HubEffects {
         let (node, shared) = (node.clone(), Rc::clone(&self.0));
         // The one of this moment: a reload may put another in its place.
         let registry = Rc::clone(&shared.registry.borrow());
+        shared.unanswered.send_modify(|n| *n += 1);
         tokio::task::spawn_local(async move {
             let started = node.clock().now();
             let result = registry.execute(&op).await;
             shared.metrics.observe_registry(&op, node.clock().now().since(started), &result);
             node.input(Input::Registry { token, result });
+            shared.unanswered.send_modify(|n| *n -= 1);
         });
     }
 

@@ -1,6 +1,9 @@
 //! Connects the targets of an agent's streams, and those it only checks.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
@@ -8,10 +11,26 @@ use nowconnect_core::error::RstCode;
 use nowconnect_core::id::StreamKey;
 use nowconnect_core::mux::{Check, Input};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 
 use crate::net;
 use crate::node::Node;
 use crate::socket;
+
+/// Connects that are under way, by stream: who does not wait any more leaves
+/// none behind, or a target that does not answer would cost a descriptor for
+/// each client that came and went.
+#[derive(Debug, Default)]
+pub struct Connecting(RefCell<BTreeMap<StreamKey, AbortHandle>>);
+
+impl Connecting {
+    /// The stream is over.
+    pub fn give_up(&self, stream: StreamKey) {
+        if let Some(task) = self.0.borrow_mut().remove(&stream) {
+            task.abort();
+        }
+    }
+}
 
 /// Connects `address` for a stream and runs its socket; `failed` hears why
 /// there is none.
@@ -20,11 +39,14 @@ pub fn start(
     stream: StreamKey,
     address: String,
     timeout: Duration,
+    connecting: &Rc<Connecting>,
     failed: impl FnOnce(RstCode) + 'static,
 ) {
-    let node = node.clone();
-    tokio::task::spawn_local(async move {
-        match connect(&address, timeout).await {
+    let (node, under_way) = (node.clone(), Rc::clone(connecting));
+    let task = tokio::task::spawn_local(async move {
+        let connected = connect(&address, timeout).await;
+        under_way.0.borrow_mut().remove(&stream);
+        match connected {
             Ok(tcp) => {
                 // Without the options a dead target is noticed later; no reason to refuse.
                 let _ = net::tune_client(&tcp);
@@ -38,6 +60,8 @@ pub fn start(
             }
         }
     });
+    // It runs only after this.
+    connecting.0.borrow_mut().insert(stream, task.abort_handle());
 }
 
 /// Connects `address` and lets it go at once, without a byte.

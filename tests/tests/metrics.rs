@@ -270,6 +270,11 @@ async fn every_documented_family_appears_and_moves() {
     drop(pingers);
 
     // Peers that break rules.
+    let refusals = |page: &Metrics| page.sum("nowconnect_auth_rejects_total", &[]).unwrap_or(0.0);
+    let (before, hub) = (refusals(&cluster.metrics(0).await), cluster.hubs[0].http());
+    let dial = move || Peer::establish(hub, TUNNEL, "no.token", agent_hello("intruder", &["x"]));
+    assert!(tokio::task::spawn_blocking(move || dial().is_err()).await.unwrap());
+    assert_eq!(refusals(&cluster.metrics(0).await) - before, 1.0, "one refusal, one reason");
     assert_eq!(cluster.get(0, "/nowhere").await.unwrap().status, 404);
     let hub = cluster.hubs[0].http();
     tokio::task::spawn_blocking(move || break_the_protocol(hub)).await.unwrap();

@@ -27,11 +27,13 @@ pub enum Unready {
     Full,
     /// `limits.memory_budget_bytes` is used up.
     Memory,
+    /// The driver's word, for want of any other: its port is not open.
+    NotListening,
 }
 
 impl Unready {
     /// Every reason.
-    pub const ALL: [Self; 4] = [Self::Draining, Self::NoCandidate, Self::Full, Self::Memory];
+    pub const ALL: [Self; 5] = [Self::Draining, Self::NoCandidate, Self::Full, Self::Memory, Self::NotListening];
 
     /// The word in `/readyz`.
     #[must_use]
@@ -41,6 +43,7 @@ impl Unready {
             Self::NoCandidate => "no_candidate",
             Self::Full => "full",
             Self::Memory => "memory",
+            Self::NotListening => "not_listening",
         }
     }
 }

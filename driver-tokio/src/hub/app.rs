@@ -96,8 +96,9 @@ impl HttpApp for App {
             // A link that is kept for its streams may come back (M1).
             let closed = |hub: &Hub| hub.mode() == Mode::Off && hub.mux().iter().all(|(_, e)| e.plane != Plane::Mesh);
             if self.node.look(closed) {
-                let message = "this hub runs with ha.mode off".to_owned();
-                return Err(Reject { status: 404, reason_label: "mode_off", message });
+                let (reason_label, message) = ("mode_off", "this hub runs with ha.mode off".to_owned());
+                self.shared.counts.refusal(reason_label);
+                return Err(Reject { status: 404, reason_label, message });
             }
             return Ok(Principal::Hub(tls));
         }
@@ -154,7 +155,10 @@ impl HttpApp for App {
     }
 
     fn refused(&self, why: Refusal) {
-        self.shared.counts.refusal(why.name());
+        // What was denied is counted where that was decided, by its reason.
+        if why != Refusal::Denied {
+            self.shared.counts.refusal(why.name());
+        }
     }
 
     fn throttled(&self, key: &'static str) {

@@ -150,7 +150,9 @@ pub(super) fn listener(hub: &Hub, shared: &Shared, name: &str) -> Option<Listene
         None => Some(Unready::Full),
     };
     let listening = shared.open.borrow().iter().any(|open| open.name() == name && open.is_listening());
-    Some(ListenerState { unready, listening })
+    // A port that could not be opened again refuses whom a balancer sends.
+    let closed = (!listening).then_some(Unready::NotListening);
+    Some(ListenerState { unready: unready.or(closed), listening })
 }
 
 #[cfg(test)]

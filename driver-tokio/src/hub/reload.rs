@@ -247,8 +247,10 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
     }
     // The same keys stay, with what was fetched of them.
     let keys = if new.auth == old.auth { None } else { Some(shared.keys().renewed(&new.auth).await?) };
-    let set = certs::Set::of_hub(&new).map_err(|e| config(&e))?;
     let mut registry = if is_same_registry(&new, &old) { None } else { Some(Rc::new(connect_registry(&new).await?)) };
+    // Nothing waits from here on: certificates that are renewed meanwhile would be
+    // put back to those of before, and links that rest on them ended.
+    let set = certs::Set::of_hub(&new).map_err(|e| config(&e))?;
     let mut open: Vec<OpenListener> = Vec::new();
     for l in &new.listeners {
         let before = shared.open.borrow();
@@ -260,7 +262,7 @@ async fn attempt(node: &Node<Hub>, shared: &Rc<Shared>, source: &super::Source) 
                 .map_err(|e| RunError::Failed(format!("{key}: {}: {e}", l.addr)))?,
         });
     }
-    // Nothing waits from here on. What the machine wants dialled must be there.
+    // What the machine wants dialled must be there.
     let mut targets = targets(&new)?;
     // A removed peer's link may have to come back while streams use it up.
     for (url, target) in shared.targets.borrow().iter() {
