@@ -191,7 +191,9 @@ impl Control {
     ) {
         match result {
             Ok(RegistryReply::Claimed { epoch, nonce, .. }) if self.handshakes.get(conn).is_none() => {
-                // The agent left meanwhile: what was claimed for it is nobody's.
+                // The agent left meanwhile: what was claimed for it is nobody's. It
+                // counts as one of its attachments (L8).
+                self.learn_epoch(now, &agent_id, epoch, true);
                 self.release_claimed(now, &agent_id, Fence { epoch, nonce }, out);
             }
             Ok(RegistryReply::Claimed { epoch, nonce, superseded }) => {
@@ -246,6 +248,15 @@ impl Control {
         let Claiming { hello, grant, .. } = *claiming;
         let initial_window = hello.initial_window;
         let HelloRole::Agent(agent) = hello.role else { return };
+        if self.is_full(mux) && !self.attachments.contains_key(&agent.agent_id) {
+            // Others that said HELLO at the same time were answered first.
+            if claim.is_some() {
+                self.orphan(now, agent.agent_id);
+            } else if firm {
+                self.release(now, &agent.agent_id, fence, out);
+            }
+            return mux.close(conn, h.dialect, CloseCode::Busy, 0, out);
+        }
         let before = superseded
             .iter()
             .map(|l| l.instance)
@@ -317,6 +328,8 @@ impl Control {
                 grant,
                 expired: false,
                 close_at: None,
+                telling: false,
+                tell_again: false,
                 judging: false,
             },
         );
@@ -367,23 +380,19 @@ impl Control {
         out: &mut NodeOut,
     ) {
         let Some(a) = self.attachments.get(agent_id) else { return };
-        let (fence, connectors) = (a.fence, a.open_to().to_vec());
-        let exposed = names(&connectors);
+        let fence = a.fence;
+        let exposed = names(a.open_to());
         notes.push(ControlNote::Attach(Attach {
             agent_id: agent_id.clone(),
             session: a.session,
             fence,
-            connectors: names(&connectors),
+            connectors: exposed.clone(),
         }));
         let firm = a.firm;
         self.own_route_changed(agent_id);
         // An attachment that is not listed takes them along when it is claimed.
-        if self.config.mode != Mode::Off && firm {
-            let op = RegistryOp::SetConnectors { agent_id: agent_id.clone(), hub: self.run.clone(), fence, connectors };
-            let asked = Asked::SetConnectors { agent_id: agent_id.clone(), fence };
-            if !self.ask(now, op, asked, out) {
-                self.upkeep_by(agent_id, now.after(self.config.registry.renew_every));
-            }
+        if self.config.mode != Mode::Off && firm && !self.audit(now, agent_id, fence, out) {
+            self.upkeep_by(agent_id, now.after(self.config.registry.renew_every));
         }
         self.answer_waiting(&exposed, notes);
     }
@@ -461,6 +470,7 @@ impl Control {
                 && self.attachments.get(id).is_some_and(|a| a.session == key)
             {
                 self.renew_grant(now, id, grant, notes, out);
+                self.need_not_leave(now, key, mux, out);
             }
         }
         mux.post(conn, encode_message(dialect, 0, &[Frame::Welcome(Box::new(welcome))]), out);

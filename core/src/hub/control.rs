@@ -98,6 +98,10 @@ pub(super) struct AttachmentState {
     pub(super) expired: bool,
     /// The tunnel ends then, because its grant ran out.
     pub(super) close_at: Option<Instant>,
+    /// The registry is being told of the connectors ...
+    pub(super) telling: bool,
+    /// ... which are others by now.
+    pub(super) tell_again: bool,
     /// A fresh token of the agent is being judged.
     pub(super) judging: bool,
 }
@@ -221,6 +225,8 @@ pub struct Control {
     pub(super) leaving: Option<Leaving>,
     /// It was told to end at once.
     pub(super) stopped: bool,
+    /// Tunnels whose agents were told to go elsewhere because the token ran out.
+    pub(super) running_out: BTreeSet<SessionKey>,
     /// Links that end when their last stream does, or at their deadline.
     pub(super) quitting: BTreeMap<SessionKey, Option<Instant>>,
     /// Links changed: what other hubs hold is looked at again as a whole.
@@ -271,6 +277,7 @@ impl Control {
             expiry_at: None,
             leaving: None,
             stopped: false,
+            running_out: BTreeSet::new(),
             quitting: BTreeMap::new(),
             routes_dirty: true,
             last_status: None,
@@ -446,6 +453,7 @@ impl Control {
         self.statuses.remove(&key);
         self.proven.remove(&key);
         self.quitting.remove(&key);
+        self.running_out.remove(&key);
         self.forget_untold(key);
         notes.push(ControlNote::SessionLost { session: key });
         match &entry.peer {

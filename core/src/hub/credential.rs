@@ -66,14 +66,17 @@ impl Control {
             mux.send(now, key, answer(false), out);
             return out.observed.push(Observed::TokenRefused { agent_id });
         };
-        let was_leaving = a.close_at.is_some();
         self.renew_grant(now, &agent_id, grant, notes, out);
         mux.send(now, key, answer(true), out);
-        if was_leaving {
-            // It was told to go elsewhere: it need not any more.
+        self.need_not_leave(now, key, mux, out);
+        out.observed.push(Observed::TokenRenewed { agent_id });
+    }
+
+    /// It was told to go elsewhere, perhaps: it need not any more.
+    pub(super) fn need_not_leave(&mut self, now: Instant, key: SessionKey, mux: &mut Mux, out: &mut NodeOut) {
+        if self.running_out.remove(&key) {
             mux.send(now, key, Frame::Status(self.status_to(key)), out);
         }
-        out.observed.push(Observed::TokenRenewed { agent_id });
     }
 
     /// Attachments whose token ran out take nothing new (I4); what is open
@@ -100,6 +103,8 @@ impl Control {
                 OnExpiry::Drain(within) => Some(now.after(within)),
             };
             if matches!(self.config.on_expiry, OnExpiry::Drain(_)) {
+                self.running_out.insert(key);
+                mux.send(now, key, Frame::Status(self.status_to(key)), out);
                 mux.send(now, key, Frame::GoAway { code: CloseCode::Draining, retry_after_ms: 0 }, out);
             }
             self.publish_connectors(now, &agent_id, notes, out);

@@ -95,7 +95,8 @@ impl Control {
         let status = self.status();
         let quits = self.quitting.contains_key(&key);
         let waits = self.leaving.as_ref().is_some_and(|l| l.untold.get(key).is_some());
-        Status { draining: (status.draining && !waits) || quits, active: status.active && !quits, ..status }
+        let draining = (status.draining && !waits) || quits || self.running_out.contains(&key);
+        Status { draining, active: status.active && !quits, ..status }
     }
 
     /// Begins to leave. A drain under way goes on as it was asked for first.

@@ -72,6 +72,8 @@ impl Control {
         for a in self.attachments.values_mut() {
             a.firm = false;
             a.claim = None;
+            a.telling = false;
+            a.tell_again = false;
         }
         self.join_registry(now, out);
     }

@@ -474,7 +474,11 @@ impl Control {
                 .map(|(c, _)| c.clone())
                 .collect();
             for connector in due {
-                if self.registry_failures < FAILURES_TO_UNHEALTHY {
+                let idle = self.remote.get(&connector).is_some_and(|r| r.wanted.is_empty());
+                if idle && !self.is_listened_for(&connector) {
+                    self.remote.remove(&connector);
+                    self.published.others_changed(&connector);
+                } else if self.registry_failures < FAILURES_TO_UNHEALTHY {
                     self.look_up(now, &connector, out);
                 } else if let Some(r) = self.remote.get_mut(&connector) {
                     // Asked again with the first renewal that succeeds.

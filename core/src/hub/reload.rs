@@ -206,9 +206,19 @@ impl Control {
     /// Connectors that no listener wants are not looked up for ever.
     fn forget_unasked(&mut self) {
         let config = Arc::clone(&self.config);
-        let wanted = |c: &Name| config.listeners.iter().any(|l| l.max_connections > 0 && l.connector == *c);
-        self.remote.retain(|connector, r| wanted(connector) || !r.wanted.is_empty() || r.asking);
+        self.remote.retain(|connector, r| is_listened_for(&config, connector) || !r.wanted.is_empty() || r.asking);
     }
+}
+
+impl Control {
+    /// Whether a listener that takes clients leads to it.
+    pub(super) fn is_listened_for(&self, connector: &Name) -> bool {
+        is_listened_for(&self.config, connector)
+    }
+}
+
+fn is_listened_for(config: &HubConfig, connector: &Name) -> bool {
+    config.listeners.iter().any(|l| l.max_connections > 0 && l.connector == *connector)
 }
 
 /// What was above a limit when that was lowered: it may only fall (B3). While

@@ -107,11 +107,20 @@ impl Control {
 
     /// Writes an attachment's connectors again if the registry holds it: that
     /// shows whether it does, and mends the index and a change that got lost.
-    fn audit(&mut self, now: Instant, agent_id: &AgentId, fence: Fence, out: &mut NodeOut) -> bool {
-        let Some(a) = self.attachments.get(agent_id) else { return true };
+    pub(super) fn audit(&mut self, now: Instant, agent_id: &AgentId, fence: Fence, out: &mut NodeOut) -> bool {
+        let Some(a) = self.attachments.get_mut(agent_id) else { return true };
+        if a.telling {
+            // One at a time, or an agent could use up what all may ask.
+            a.tell_again = true;
+            return true;
+        }
         let connectors = a.open_to().to_vec();
         let op = RegistryOp::SetConnectors { agent_id: agent_id.clone(), hub: self.run.clone(), fence, connectors };
-        self.ask(now, op, Asked::SetConnectors { agent_id: agent_id.clone(), fence }, out)
+        let asked = self.ask(now, op, Asked::SetConnectors { agent_id: agent_id.clone(), fence }, out);
+        if let Some(a) = self.attachments.get_mut(agent_id) {
+            a.telling = asked;
+        }
+        asked
     }
 
     pub(super) fn on_audited(
@@ -122,7 +131,13 @@ impl Control {
         result: &RegistryResult,
         out: &mut NodeOut,
     ) {
-        if self.attachments.get(agent_id).is_none_or(|a| a.fence != fence) {
+        let Some(a) = self.attachments.get_mut(agent_id) else { return };
+        a.telling = false;
+        let (again, now_under) = (std::mem::take(&mut a.tell_again), a.fence);
+        if again && !self.audit(now, agent_id, now_under, out) {
+            self.upkeep_by(agent_id, now.after(self.config.registry.renew_every));
+        }
+        if now_under != fence {
             return;
         }
         match result {

@@ -73,6 +73,10 @@ enum Notice {
 
 impl Notices {
     pub(super) fn push(&mut self, frame: Frame) {
+        if matches!(frame, Frame::Status(_)) {
+            // It says all that a GOAWAY that still waits would say, and later.
+            self.go_away = None;
+        }
         let (slot, notice) = match frame {
             Frame::Status(_) => (&mut self.status, Notice::Status),
             Frame::Connectors { .. } => (&mut self.connectors, Notice::Connectors),

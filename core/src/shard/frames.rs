@@ -42,7 +42,7 @@ impl Shard {
                     // The RST ends a live stream at the peer and takes back what
                     // waits for it, so it has to end here as well (S5).
                     Some((key, side)) => self.reset(now, key, code, side_of(side), None, out),
-                    None => out.frames.push((session, Frame::stream(cid, epoch, Body::Rst { code, final_off: 0 }))),
+                    None => self.answer_unknown(now, session, cid, epoch, out),
                 }
                 return;
             }
@@ -412,9 +412,14 @@ impl Shard {
             return;
         }
         self.counters.unknown += 1;
-        if !matches!(body, Body::Data { .. }) {
-            return;
+        if matches!(body, Body::Data { .. }) {
+            self.answer_unknown(now, session, cid, epoch, out);
         }
+    }
+
+    /// Seldom enough: what is said is kept until it is acknowledged, and a peer
+    /// may ask without end (B2, attack 13).
+    fn answer_unknown(&mut self, now: Instant, session: SessionKey, cid: Cid, epoch: Epoch, out: &mut ShardOut) {
         let Some(info) = self.sessions.get_mut(&session) else { return };
         if info.last_unknown_rst.is_none_or(|at| now.since(at) >= UNKNOWN_RST_EVERY) {
             info.last_unknown_rst = Some(now);

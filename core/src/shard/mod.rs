@@ -136,6 +136,9 @@ struct SessionInfo {
     plane: Plane,
     peer: Option<Incarnation>,
     replica: Option<Name>,
+    /// Whose attachment is on it: a lost tunnel costs the same with ten others
+    /// and with ten thousand (C3).
+    agent: Option<AgentId>,
     usable: bool,
     /// When it last became usable again after an interruption.
     back_at: Instant,
@@ -319,6 +322,7 @@ impl Shard {
                         plane: up.plane,
                         peer: up.peer,
                         replica: up.replica,
+                        agent: None,
                         usable: true,
                         back_at: now,
                         initial_window: up.initial_window,
@@ -362,10 +366,14 @@ impl Shard {
             }
             ControlNote::SessionLost { session } => {
                 self.dedup.forget_session(session);
-                for by_session in self.attachments.values_mut() {
+                if let Some(agent_id) = self.sessions.get(&session).and_then(|info| info.agent.as_ref())
+                    && let Some(by_session) = self.attachments.get_mut(agent_id)
+                {
                     by_session.remove(&session);
+                    if by_session.is_empty() {
+                        self.attachments.remove(agent_id);
+                    }
                 }
-                self.attachments.retain(|_, by_session| !by_session.is_empty());
                 self.withdrawn.remove(&session);
                 if let Some(mut info) = self.sessions.remove(&session) {
                     if info.plane == Plane::Mesh {
@@ -391,6 +399,9 @@ impl Shard {
                     self.violations.entry(name).or_default();
                 }
                 let (session, fence) = (attach.session, attach.fence);
+                if let Some(info) = self.sessions.get_mut(&session) {
+                    info.agent = Some(attach.agent_id.clone());
+                }
                 let of_agent = self.attachments.entry(attach.agent_id.clone()).or_default();
                 let before = of_agent.insert(session, attach);
                 if before.is_some_and(|b| b.fence != fence) && !self.is_agent() {
