@@ -4,9 +4,11 @@
 //!
 //! Three takeovers between the same two instances within a minute: the one that
 //! holds the agent then stays for a minute, the other is sent away before
-//! anything is claimed. With the incumbent gone the guard ends: it is there for
-//! two that live, not against the one that is left. A restart is a takeover by an instance that was not
-//! there before and never counts. Work and memory per agent are bounded (L8).
+//! anything is claimed. Of more than two processes each pair is counted on its
+//! own, and each that is sent away stays so for its minute. With the incumbent
+//! gone the guard ends: it is there for two that live, not against the one that
+//! is left. A restart is a takeover by an instance that was not there before and
+//! never counts. Work and memory per agent are bounded (L8).
 //!
 //! Must not know sessions, epochs or the registry.
 
@@ -20,7 +22,8 @@ use crate::time::Instant;
 const TAKEOVERS: usize = 3;
 /// How long takeovers count, and how long the incumbent stays then.
 pub(super) const GUARD: Duration = Duration::from_secs(60);
-/// Takeovers remembered per agent; older ones do not count.
+/// Takeovers remembered per agent, and instances sent away; older ones do not
+/// count.
 const REMEMBERED: usize = 16;
 /// Attachments an agent may make at a hub at once ...
 const ATTACHES: u32 = 60;
@@ -41,7 +44,8 @@ pub(super) enum Away {
 pub(super) struct Turns {
     holder: Option<Instance>,
     takeovers: VecDeque<(Instant, Instance, Instance)>,
-    guarded: Option<(Instance, Instant)>,
+    /// Who is sent away, and until when.
+    guarded: VecDeque<(Instance, Instant)>,
     /// Attachments used of [`ATTACHES`], and when that was so.
     used: u32,
     used_at: Option<Instant>,
@@ -66,31 +70,33 @@ impl Turns {
         if self.takeovers.iter().filter(pair).count() < TAKEOVERS || crate::planted::on(2048) {
             return false;
         }
-        self.takeovers.clear();
-        self.guarded = Some((before, now.after(GUARD)));
+        // Others that take turns with one of the two go on being counted.
+        self.takeovers.retain(|t| !pair(&t));
+        self.guarded.retain(|(away, until)| *away != before && *away != instance && now < *until);
+        if self.guarded.len() == REMEMBERED {
+            self.guarded.pop_front();
+        }
+        self.guarded.push_back((before, now.after(GUARD)));
         true
     }
 
-    /// Who holds the agent now, as far as anybody knows. With nobody but the one
-    /// that is sent away the guard protects nobody.
+    /// Who holds the agent now, as far as anybody knows. With nobody but those
+    /// that are sent away the guard protects nobody.
     pub(super) fn held_only_by(&mut self, mut holders: impl Iterator<Item = Instance>) {
-        if self.guarded.is_some_and(|(away, _)| holders.all(|holder| holder == away)) {
-            self.guarded = None;
+        let away = |holder: Instance| self.guarded.iter().any(|(away, _)| *away == holder);
+        if !self.guarded.is_empty() && holders.all(away) {
+            self.guarded.clear();
             // Coming back is no takeover.
             self.holder = None;
-            self.takeovers.clear();
         }
     }
 
     /// Whether this instance is sent away now, and for how long. Counts one
     /// attachment if not.
     pub(super) fn send_away(&mut self, now: Instant, instance: Instance) -> Option<Away> {
-        if let Some((other, until)) = self.guarded {
-            if now >= until {
-                self.guarded = None;
-            } else if other == instance {
-                return Some(Away::Duplicate(until.since(now)));
-            }
+        self.guarded.retain(|(_, until)| now < *until);
+        if let Some((_, until)) = self.guarded.iter().find(|(away, _)| *away == instance) {
+            return Some(Away::Duplicate(until.since(now)));
         }
         let since = self.used_at.map_or(Duration::ZERO, |at| now.since(at));
         let back = u32::try_from(since.as_nanos() / ATTACH_EVERY.as_nanos()).unwrap_or(u32::MAX);
@@ -128,6 +134,25 @@ mod tests {
         assert_eq!(t.send_away(at(5), Instance(3)), None, "a restart is none of the two");
         assert_eq!(t.send_away(at(64), A), None, "a minute later");
         assert!(!t.held_by(at(64), A, None), "and counts afresh");
+    }
+
+    #[test]
+    fn of_three_each_pair_has_its_turns_and_its_minute() {
+        const C: Instance = Instance(3);
+        let mut t = Turns::default();
+        // Two turns of A and B, then three of B and C.
+        for (secs, who, flap) in [(1, A, false), (2, B, false), (3, A, false), (4, C, false)] {
+            assert_eq!(t.held_by(at(secs), who, None), flap, "{secs}");
+        }
+        for (secs, who, flap) in [(5, B, false), (6, C, false), (7, B, true)] {
+            assert_eq!(t.held_by(at(secs), who, None), flap, "{secs}");
+        }
+        assert!(t.held_by(at(8), A, None), "the third turn of A and B, whatever C did");
+        assert_eq!(t.send_away(at(9), B), Some(Away::Duplicate(Duration::from_secs(59))));
+        assert_eq!(t.send_away(at(9), C), Some(Away::Duplicate(Duration::from_secs(58))), "and C stays away");
+        assert_eq!(t.send_away(at(9), A), None);
+        t.held_only_by([B, C].into_iter());
+        assert_eq!((t.send_away(at(10), B), t.send_away(at(10), C)), (None, None), "with A gone both may come");
     }
 
     #[test]

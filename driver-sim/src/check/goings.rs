@@ -21,7 +21,7 @@ const TO_HEAR: u64 = 5000 * MS;
 const GUARD: u64 = 59_000 * MS;
 /// Turns of two in that time: as many as make a flap at this hub, and some more
 /// because others are told of it later.
-const TURNS_MAX: usize = 8;
+const TURNS_MAX: usize = 6;
 
 /// A process of an agent: the node, and which run of it.
 type Process = (u16, u32);
@@ -83,7 +83,10 @@ impl World {
             .then(|| format!("it said {} ms ago that it leaves", (self.now - since) / MS))
     }
 
-    /// Whether a hub has heard an agent that dialled it since then.
+    /// Whether a hub has heard an agent that dialled it since then. A network may
+    /// deliver nothing one way for less than `liveness.dead`: the session stays, and
+    /// what the agent said is still on its way while OPENs reach it (seed 11922: 4.7
+    /// s). Messages come in order, so that whatever comes later comes behind it.
     fn has_heard(&self, hub: u16, agent: u16, since: u64) -> bool {
         let mut conns = (0..).zip(&self.conns);
         conns.any(|(n, c)| c.nodes == [agent, hub] && c.up[1] && self.check.wire.heard(n, 1) > since)
@@ -146,10 +149,7 @@ impl World {
         }
         let pair = |(_, a, b): &&Taken| (*a, *b) == (before, process) || (*b, *a) == (before, process);
         let n = taken.iter().filter(pair).count();
-        // Of several each pair has its turns.
-        let at = self.nodes[usize::from(process.0)].at;
-        let others = self.nodes.iter().filter(|n| n.is_clone && n.at == at).count().max(1);
-        if n > TURNS_MAX * others {
+        if n > TURNS_MAX {
             let text =
                 format!("two processes of {agent} took its place at node {hub} from each other {n} times in a minute");
             self.fail("L8", text);
