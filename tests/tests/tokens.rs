@@ -10,6 +10,7 @@ use std::fs;
 use nowconnect_tests::actors::{Failure, Pinger, Transfer, read_to_end};
 use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
 use nowconnect_tests::process::{nowconnect, run};
+use nowconnect_tests::proxy::Cut;
 use nowconnect_tests::target::Target;
 use nowconnect_tests::token;
 use nowconnect_tests::wait::{LONG_PATIENCE, PATIENCE, bounded, eventually};
@@ -69,6 +70,32 @@ async fn fresh_tokens_and_a_new_key_reach_live_tunnels_under_load() {
     for process in [cluster.hubs[0].running(), cluster.agent.as_ref().unwrap()] {
         assert_eq!(process.log.find("eyJ"), None, "a token is in a log");
     }
+    cluster.assert_alive();
+}
+
+/// A token that changes while a dial is under way reaches the tunnel of that dial,
+/// which went out with the token of before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_changes_during_a_dial_reaches_its_tunnel() {
+    let target = Target::start().await;
+    let plan =
+        Plan { token: Some(signed(1000, "first", token::SECRET)), tunnel_proxy: true, ..Plan::default() };
+    let mut cluster = plan.connector("t", target.addr).start().await;
+    let way = &cluster.tunnel_proxies[0];
+    let before = way.accepted();
+    way.stall();
+    way.cut(Cut::Rst);
+    eventually("the agent dials", PATIENCE, || async { (way.accepted() > before).then_some(()) }).await;
+    fs::write(cluster.token_file(), signed(2000, "second", token::SECRET)).unwrap();
+    cluster.agent.as_mut().unwrap().wait_line("token_changed", PATIENCE).await;
+    cluster.tunnel_proxies[0].heal();
+    eventually("the hub knows the second token", PATIENCE, || async {
+        let ends = [("holder", "attached")];
+        let ends = cluster.metrics(0).await.sum("nowconnect_token_not_after_timestamp_seconds", &ends)?;
+        (ends > (token::unix_now() + 1500) as f64).then_some(())
+    })
+    .await;
+    cluster.wait_echo(0, "t").await;
     cluster.assert_alive();
 }
 
