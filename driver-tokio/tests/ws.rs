@@ -363,9 +363,10 @@ fn dials_both_dialects_and_says_what_is_wrong() {
         let path = WsUrl::parse(&format!("ws://{addr}/tunel")).unwrap();
         assert_eq!(dial(tunnel(&path)).await.unwrap_err(), DialError::Http { status: 404 });
         assert_eq!(*app.refused.borrow(), [Refusal::Denied, Refusal::Subprotocol, Refusal::Path]);
-        // Nobody listens on the port of a listener that is gone.
-        let gone = nowconnect::net::listen(([127, 0, 0, 1], 0).into(), 1).unwrap().local_addr().unwrap();
-        let gone = WsUrl::parse(&format!("ws://{gone}/tunnel")).unwrap();
+        // A port that is held, on which nobody listens.
+        let held = tokio::net::TcpSocket::new_v4().unwrap();
+        held.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let gone = WsUrl::parse(&format!("ws://{}/tunnel", held.local_addr().unwrap())).unwrap();
         let refused = DialError::Connect(std::io::ErrorKind::ConnectionRefused);
         assert_eq!(dial(tunnel(&gone)).await.unwrap_err(), refused);
     });

@@ -399,6 +399,22 @@ impl Cluster {
         .await;
     }
 
+    /// Waits until no hub is in a handshake. With a link up, none of two dials at
+    /// once gives way after that. Hub 0 is asked first: its dial is the one that
+    /// survives, and what it confirmed is still a handshake at hub 1.
+    ///
+    /// # Panics
+    /// When they are not in time.
+    pub async fn wait_no_handshake(&self) {
+        for ix in 0..self.hubs.len() {
+            eventually(&format!("{} is in no handshake", hub_name(ix)), PATIENCE, || async {
+                let used = [("limit", "max_handshakes")];
+                (self.metrics(ix).await.sum("nowconnect_limit_used_ratio", &used)? == 0.0).then_some(())
+            })
+            .await;
+        }
+    }
+
     /// Waits until `connector` could be opened through hub `ix`.
     ///
     /// # Panics

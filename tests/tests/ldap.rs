@@ -217,7 +217,8 @@ async fn a_load_of_short_conversations_is_judged() {
     println!("{held}");
     assert_eq!(held.matches("| held |").count(), 3, "{held}");
     // Nobody listens there any more.
-    let closed = Port::reserve().addr;
+    let port = Port::reserve();
+    let closed = port.addr;
     let refused = bounded("a load on a closed port", LONG_PATIENCE, run(load(&[a, closed]))).await;
     assert_eq!(refused.status.code(), Some(1), "{}", refused.stdout);
     assert_eq!((refused.stdout.matches("| held |").count(), refused.stdout.matches("NOT HELD").count()), (1, 1));

@@ -282,6 +282,7 @@ async fn a_short_blackhole_of_the_mesh_loses_no_stream() {
     let bytes = || proxies(&cluster).iter().map(|p| p.bytes()).sum::<u64>();
     eventually("the transfers move", PATIENCE, || async { (bytes() > 2 << 20).then_some(()) }).await;
     // One of two dials at the start gave way.
+    cluster.wait_no_handshake().await;
     let mut lost = Vec::new();
     for ix in [0, 1] {
         lost.push(sum(&cluster, ix, "nowconnect_sessions_lost_total", &LINK).await);

@@ -33,7 +33,7 @@ async fn an_owner_that_slept_past_its_lease_accepts_nothing_of_before() {
     let target = Target::start().await;
     // The link lives on, so that what waits in it is judged when the owner wakes.
     let hub_extra = "resume_window: 1s\nliveness: { ping: 500ms, suspect: 1s, dead: 15s }\n\
-                     registry: { lease: 2s, renew_every: 500ms, op_timeout: 500ms }\n";
+                     registry: { lease: 2s, renew_every: 500ms, op_timeout: 500ms }\nopen: { timeout: 3s }\n";
     let plan = Plan { attach: vec![0, 1], parallel: 1, hub_extra: hub_extra.to_owned(), ..short_plan() };
     let cluster = plan.connector("t", target.addr).start().await;
     // The owner is the hub with the tunnel.
@@ -67,6 +67,8 @@ async fn an_owner_that_slept_past_its_lease_accepts_nothing_of_before() {
         let outcome = bounded("the end of a stream that nobody answered", PATIENCE, read_to_end(&mut socket)).await;
         assert_eq!(outcome, Err(Failure::Reset), "an abort, never a clean end");
     }
+    // Until then its session could go on, with its streams.
+    cluster.agent.as_ref().unwrap().wait_line("session_lost", PATIENCE).await;
     cluster.hubs[owner].running().signal(Signal::CONT);
 
     // What was bound to the sleeper ends as an abort, or was over before.
@@ -363,12 +365,23 @@ async fn two_agents_with_one_id_end_with_one_that_stays() {
     let log = |needle| (0..2).map(|ix| cluster.hubs[ix].running().log.count(needle)).sum::<usize>();
     assert!(log("agent_id_twice") >= 1);
     // Each hub has a guard of its own, so that one may send away whom the other
-    // keeps, until both have seen three turns. Then nobody takes turns any more,
-    // and clients are served by one of the two.
-    let claims = eventually("nobody takes turns for a second", PATIENCE, || async {
-        let before = log("takeover=true");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        (log("takeover=true") == before).then_some(before)
+    // keeps, until both have seen three turns. Nobody takes turns any more once
+    // both have sent the same one away since the last turn, and clients are
+    // served by the other one.
+    let agents = [(cluster.agent.as_ref().unwrap(), &cluster.tunnel_proxies), (&second, &its_ways)];
+    let refused_at = |agent: &Process, way: &Proxy| {
+        let (lines, url) = (agent.log.tail(usize::MAX), format!("{}/tunnel", way.addr));
+        let of_way = lines.lines().filter(|l| l.contains("cause=\"DUPLICATE_ID\"") && l.contains(&url));
+        of_way.map(|l| stamps::since(began, l)).collect::<Vec<_>>()
+    };
+    let claims = eventually("both hubs keep the same one", PATIENCE, || async {
+        let logs = (0..2).map(|ix| cluster.hubs[ix].running().log.tail(usize::MAX)).collect::<String>();
+        let turns: Vec<_> = logs.lines().filter(|l| l.contains("takeover=true")).collect();
+        let last = turns.iter().map(|l| stamps::since(began, l)).max()?;
+        let since = |(agent, ways): &(&Process, &Vec<Proxy>)| {
+            ways.iter().all(|way| refused_at(agent, way).last().is_some_and(|at| *at > last))
+        };
+        agents.iter().any(since).then_some(turns.len())
     })
     .await;
     let ix = 0;
@@ -385,11 +398,9 @@ async fn two_agents_with_one_id_end_with_one_that_stays() {
     let told: u64 = told.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
     assert_eq!(told, 10_000, "liveness.dead: by then it can be known whether the incumbent is gone");
     let mut refusals = Vec::new();
-    for (agent, ways) in [(cluster.agent.as_ref().unwrap(), &cluster.tunnel_proxies), (&second, &its_ways)] {
+    for (agent, ways) in agents {
         for way in ways {
-            let (lines, url) = (agent.log.tail(usize::MAX), format!("{}/tunnel", way.addr));
-            let line = lines.lines().find(|l| l.contains("cause=\"DUPLICATE_ID\"") && l.contains(&url));
-            refusals.extend(line.map(|l| (way, stamps::since(began, l))));
+            refusals.extend(refused_at(agent, way).first().map(|at| (way, *at)));
         }
     }
     let back = |(way, refused): &(&Proxy, Duration)| {

@@ -240,6 +240,7 @@ async fn certificates_and_cas_change_under_load() {
         cluster.metrics(ix).await.sum("nowconnect_certificate_reloads_total", &[("result", result)]).unwrap()
     };
     // Two hubs that dial each other at the start give one session up.
+    cluster.wait_no_handshake().await;
     let lost = async |cluster: &Cluster, ix: usize| {
         cluster.metrics(ix).await.sum("nowconnect_sessions_lost_total", &[]).unwrap()
     };

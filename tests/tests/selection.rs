@@ -182,6 +182,11 @@ async fn a_target_that_is_down_is_withdrawn_and_comes_back_after_failback_after(
     let mut open = Pinger::open(cluster.listener(0, "t"), 1_000_001).await.unwrap();
     assert_eq!(agent_readyz(&cluster, "/readyz").await.1["targets"], serde_json::json!({ "t": "up" }));
 
+    let told = async |cluster: &Cluster, hub: usize| {
+        let labels = [("dir", "in"), ("type", "CONNECTORS")];
+        cluster.metrics(hub).await.sum("nowconnect_tunnel_frames_total", &labels).unwrap_or(0.0)
+    };
+    let told_before = [told(&cluster, 0).await, told(&cluster, 1).await];
     front.down().await;
     eventually("the connector is withdrawn", LONG_PATIENCE, || async {
         // No client is refused meanwhile: a target that refuses is a definite no.
@@ -196,6 +201,12 @@ async fn a_target_that_is_down_is_withdrawn_and_comes_back_after_failback_after(
         (&serde_json::json!(["targets_down"]), &serde_json::json!({ "t": "down" }))
     );
     assert_eq!(agent_readyz(&cluster, "/readyz?strict").await.0, 503);
+    for hub in [0, 1] {
+        eventually("the hub has heard of it", PATIENCE, || async {
+            (told(&cluster, hub).await > told_before[hub]).then_some(())
+        })
+        .await;
+    }
     let failures = |m: &Metrics| m.sum("nowconnect_open_failures_total", &[]).unwrap_or(0.0);
     let tried = failures(&cluster.agent_metrics().await);
     for n in 0..20 {

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use nowconnect_tests::actors::{Failure, Pinger, Transfer, read_to_end};
 use nowconnect_tests::cluster::{AGENT, Cluster, Plan};
@@ -134,9 +135,20 @@ async fn a_connector_outside_the_token_is_refused_and_the_tunnel_lives() {
     assert_eq!(Transfer::Echo.run(cluster.listener(0, "t"), 2, 10_000).await, Ok(()));
     assert_eq!(cluster.get(0, "/readyz/u").await.unwrap().status, 503, "nothing of the file is in force");
 
-    // The token and the connector in one go: the reload waits for the hub.
+    // The token and the connector in one go: the reload waits for the hub, 3 s
+    // long, and says so if that was not enough.
     fs::write(cluster.token_file(), signed_for(&["t", "u"], 1000, "wide", token::SECRET)).unwrap();
-    let done = reload(&cluster).await;
+    let mut too_soon = 0;
+    let done = loop {
+        let asked = Instant::now();
+        let done = reload(&cluster).await;
+        if !done.stderr.contains("reload again after `token_accepted`") {
+            break done;
+        }
+        assert!(asked.elapsed() >= Duration::from_secs(3), "it did not wait: {}", done.stderr);
+        too_soon += 1;
+        assert!(too_soon < 15, "{}", done.stderr);
+    };
     assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
     for ix in [0, 1] {
         cluster.wait_open(ix, "u").await;
@@ -156,7 +168,7 @@ async fn a_connector_outside_the_token_is_refused_and_the_tunnel_lives() {
     let metrics = cluster.metrics(0).await;
     assert_eq!(metrics.sum("nowconnect_sessions_suspended_total", &[("plane", "tunnel")]), Some(0.0));
     let refused = cluster.agent_metrics().await.sum("nowconnect_config_reloads_total", &[("result", "refused")]);
-    assert_eq!(refused, Some(2.0));
+    assert_eq!(refused, Some(2.0 + f64::from(too_soon)));
     assert_eq!(cluster.agent.as_ref().unwrap().log.find("eyJ"), None, "a token is in a log");
     cluster.assert_alive();
 }

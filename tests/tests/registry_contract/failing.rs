@@ -172,7 +172,7 @@ async fn scripts_are_loaded_again_after_a_script_flush() {
 #[tokio::test]
 async fn a_wrong_password_is_refused_and_never_repeated() {
     let server = Server::start(&["--requirepass", "right-horse"]);
-    let url = |password: &str| format!("redis://:{password}@127.0.0.1:{}/2?protocol=resp3", server.port);
+    let url = |password: &str| format!("redis://:{password}@127.0.0.1:{}/2?protocol=resp3", server.port());
     let wrong = RedisRegistry::connect(&url("wrong-battery"), name("auth"), PATIENT).await.unwrap();
     let refused = wrong.execute(&renew(&hub(1, 1))).await.unwrap_err();
     assert!(matches!(refused, RegistryError::Definite(_)), "{refused:?}");

@@ -2,10 +2,9 @@
 //! TLS with a CA of one's own and a certificate, Sentinels with and without
 //! TLS and a login of their own.
 
-use std::net::TcpListener;
-
 use nowconnect::registry::RedisPlace;
 use nowconnect_tests::certs::Authority;
+use nowconnect_tests::ports::Port;
 
 use super::*;
 
@@ -47,7 +46,7 @@ async fn an_acl_user_with_its_password_in_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("password");
     std::fs::write(&file, "right-horse\n").unwrap();
-    let url = format!("redis://hub@127.0.0.1:{}/0", server.port);
+    let url = format!("redis://hub@127.0.0.1:{}/0", server.port());
     let redis = open(RedisPlace { password_file: Some(file.clone()), ..place(url.clone()) }, PATIENT).await;
     assert_eq!(redis.execute(&renew(&hub(1, 1))).await, Ok(RegistryReply::Renewed), "without +role, +info and +config");
     let fence = granted(redis.execute(&op(&claim(agent(1), 1, hub(1, 1), 1, Epoch(0)))).await);
@@ -77,7 +76,8 @@ async fn tls_needs_the_right_ca_and_a_certificate_where_one_is_asked_for() {
     let (client, stranger) = (ours.issue("hub-a", &["hub-a"]), theirs.issue("stranger", &["hub-a"]));
     let path = |p: &std::path::Path| p.display().to_string();
     let ca = dir.path().join("ca.pem");
-    let tls_port = free_port().to_string();
+    let held = Port::reserve();
+    let tls_port = held.number().to_string();
     let args = [
         "--tls-port",
         &tls_port,
@@ -117,12 +117,13 @@ async fn tls_needs_the_right_ca_and_a_certificate_where_one_is_asked_for() {
 async fn sentinels_that_do_not_help_are_passed_over() {
     let master = Server::start(&[]);
     let dir = tempfile::tempdir().unwrap();
-    let (gone, port) = (free_port(), free_port());
+    let ports = [Port::reserve(), Port::reserve()];
+    let [gone, port] = [ports[0].number(), ports[1].number()];
     let file = dir.path().join("sentinel.conf");
     let text = format!(
         "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {} 1\n",
         dir.path().display(),
-        master.port
+        master.port()
     );
     std::fs::write(&file, text).unwrap();
     let mut command = std::process::Command::new("redis-server");
@@ -133,10 +134,6 @@ async fn sentinels_that_do_not_help_are_passed_over() {
     assert_eq!(until_ok(&redis, &renew(&hub(1, 1))).await, RegistryReply::Renewed);
     let why = refused(place(url("nobody"))).await;
     assert!(why.contains("none of 2 Sentinels names the master of nobody"), "{why}");
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Sentinels that speak TLS, ask for certificates and let nobody in but a user
@@ -150,7 +147,8 @@ async fn sentinels_with_tls_and_a_login_of_their_own() {
     let server = ours.issue("redis", &["localhost", "127.0.0.1"]);
     let (client, stranger) = (ours.issue("hub-a", &["hub-a"]), theirs.issue("stranger", &["hub-a"]));
     let path = |p: &std::path::Path| p.display().to_string();
-    let tls_port = free_port().to_string();
+    let held = Port::reserve();
+    let tls_port = held.number().to_string();
     let tls = |port: &str| {
         [
             ("tls-port", port.to_owned()),
@@ -166,7 +164,8 @@ async fn sentinels_with_tls_and_a_login_of_their_own() {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let master = Server::start(&args);
 
-    let (gone, port) = (free_port(), free_port());
+    let ports = [Port::reserve(), Port::reserve()];
+    let [gone, port] = [ports[0].number(), ports[1].number()];
     let mut conf = format!(
         "port 0\nbind 127.0.0.1\ndir {}\ntls-replication yes\nuser default off\n\
          user watcher on >watch-horse resetchannels -@all +sentinel|get-master-addr-by-name +@connection\n\

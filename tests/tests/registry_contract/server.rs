@@ -2,16 +2,17 @@
 //! blocking code.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
 use nowconnect::registry::{RedisRegistry, RedisTimeouts};
+use nowconnect_tests::ports::Port;
 
 use crate::name;
 
 pub(crate) struct Server {
     child: Child,
-    pub(crate) port: u16,
+    port: Port,
     args: Vec<String>,
     dir: tempfile::TempDir,
 }
@@ -19,21 +20,16 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn start(args: &[&str]) -> Self {
         let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
-        for _ in 0..5 {
-            let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let dir = tempfile::tempdir().unwrap();
-            let child = Self::spawn(free, &args, &dir);
-            let mut server = Self { child, port: free, args: args.clone(), dir };
-            if server.answers() {
-                return server;
-            }
-        }
-        panic!("redis-server did not start on five ports in a row");
+        let (port, dir) = (Port::reserve(), tempfile::tempdir().unwrap());
+        let child = Self::spawn(&port, &args, &dir);
+        let mut server = Self { child, port, args, dir };
+        assert!(server.answers(), "redis-server ended");
+        server
     }
 
-    fn spawn(port: u16, args: &[String], dir: &tempfile::TempDir) -> Child {
+    fn spawn(port: &Port, args: &[String], dir: &tempfile::TempDir) -> Child {
         Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(["--port", &port.number().to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .args(args)
             .current_dir(dir.path())
             .stdout(Stdio::null())
@@ -49,7 +45,7 @@ impl Server {
                 return false;
             }
             let mut reply = [0; 1];
-            let asked = TcpStream::connect(("127.0.0.1", self.port))
+            let asked = TcpStream::connect(self.port.addr)
                 .and_then(|mut s| s.write_all(b"PING\r\n").and_then(|()| s.read_exact(&mut reply)));
             if asked.is_ok() {
                 return true;
@@ -64,7 +60,7 @@ impl Server {
     }
 
     pub(crate) fn restart(&mut self) {
-        self.child = Self::spawn(self.port, &self.args, &self.dir);
+        self.child = Self::spawn(&self.port, &self.args, &self.dir);
         assert!(self.answers(), "redis-server did not come back on its port");
     }
 
@@ -73,8 +69,12 @@ impl Server {
         assert!(sent.success());
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port.number()
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
+        format!("redis://127.0.0.1:{}/0", self.port())
     }
 
     pub(crate) async fn registry(&self, namespace: &str, timeouts: RedisTimeouts) -> RedisRegistry {
