@@ -90,7 +90,7 @@ impl World {
             Ok(stream) => {
                 self.socks[sock as usize].stream = Some(stream);
                 let n = &mut self.nodes[usize::from(node)];
-                n.opening.push(plan.id, now, n.started);
+                n.opening.push(plan.id, now);
                 self.settle(node);
                 self.step(actor, plan.latency);
             }

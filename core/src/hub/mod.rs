@@ -81,17 +81,24 @@ impl Hub {
     /// A hub that starts now. Its dials and first registry operations are in `out`.
     #[must_use]
     pub fn new(config: Arc<HubConfig>, seed: Seed, now: Instant, out: &mut NodeOut) -> Self {
+        let mut hub = Self::idle(config, &seed, now);
+        hub.start(now, out);
+        hub
+    }
+
+    /// A hub with one shard that did not dial anybody yet.
+    fn idle(config: Arc<HubConfig>, seed: &Seed, now: Instant) -> Self {
         let incarnation = Incarnation(seed.fork("incarnation").rng().next_u64());
         let shard = Shard::new(
             Role::Hub { listeners: config.listeners.clone(), open: config.open, selection: config.selection.clone() },
             config.limits.clone(),
             incarnation,
             0,
-            &seed,
+            seed,
         );
-        let mut hub = Self {
+        Self {
             mux: Mux::new(config.limits.memory_budget_bytes),
-            control: Control::new(config, incarnation, &seed, now),
+            control: Control::new(config, incarnation, seed, now),
             shards: vec![shard],
             split: None,
             over: reload::Over::default(),
@@ -99,9 +106,19 @@ impl Hub {
             shard_notes: Vec::new(),
             news: Vec::new(),
             frames: Vec::new(),
-        };
-        hub.control.start(now, out);
-        hub
+        }
+    }
+
+    /// Dials, and tells the shards what they decide by: the first client may come
+    /// before anything else does.
+    fn start(&mut self, now: Instant, out: &mut NodeOut) {
+        self.control.start(now, out);
+        self.control.publish_routes(&self.mux, &mut self.notes);
+        for note in self.notes.drain(..) {
+            for shard in &mut self.shards {
+                shard.on_note(now, note.clone(), self.mux.shard_out());
+            }
+        }
     }
 
     /// A client was accepted. Its stream's key names it from now on.

@@ -93,7 +93,7 @@ impl Hub {
     #[must_use]
     pub fn split(config: Arc<HubConfig>, seed: Seed, now: Instant, shards: u8, out: &mut NodeOut) -> Self {
         let shards = shards.clamp(1, SHARDS_MAX);
-        let mut hub = Self::new(Arc::clone(&config), seed, now, out);
+        let mut hub = Self::idle(Arc::clone(&config), &seed, now);
         let limits = share_of(&config.limits, usize::from(shards));
         let shard = |lane: u8| {
             let (listeners, selection) = (config.listeners.clone(), config.selection.clone());
@@ -103,6 +103,7 @@ impl Hub {
         };
         hub.shards = (0..shards).map(shard).collect();
         hub.split = Some(Split::default());
+        hub.start(now, out);
         hub
     }
 

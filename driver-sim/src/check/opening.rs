@@ -13,11 +13,7 @@ use super::rank::Chosen;
 use crate::flip::Path;
 use crate::marks::Mark;
 use crate::node::{Machine, connector};
-use crate::plan::MS;
 use crate::world::World;
-
-/// A process that has only just started may not have told its shards all.
-const YOUNG: u64 = 1000 * MS;
 
 /// The clients of one process that wait, with the cid each had last.
 #[derive(Debug, Default)]
@@ -29,16 +25,13 @@ pub(crate) struct Opening {
     answered: Vec<Cid>,
     /// All that ever came.
     pub(super) all: u64,
-    /// Of these, those that came to a process as young as that.
-    pub(super) early: u64,
     /// Cids minted and streams opened, as far as they were looked at.
     counted: (u64, u64),
 }
 
 impl Opening {
-    pub(crate) fn push(&mut self, client: u32, now: u64, started: u64) {
+    pub(crate) fn push(&mut self, client: u32, now: u64) {
         self.all += 1;
-        self.early += u64::from(now < started + YOUNG);
         self.came.insert(client, now);
         self.clients.insert(client, Cid(0));
     }
