@@ -83,7 +83,10 @@ impl World {
             .then(|| format!("it said {} ms ago that it leaves", (self.now - since) / MS))
     }
 
-    /// Whether a hub has heard an agent that dialled it since then.
+    /// Whether a hub has heard an agent that dialled it since then. A network may
+    /// deliver nothing one way for less than `liveness.dead`: the session stays, and
+    /// what the agent said is still on its way while OPENs reach it (seed 11922: 4.7
+    /// s). Messages come in order, so that whatever comes later comes behind it.
     fn has_heard(&self, hub: u16, agent: u16, since: u64) -> bool {
         let mut conns = (0..).zip(&self.conns);
         conns.any(|(n, c)| c.nodes == [agent, hub] && c.up[1] && self.check.wire.heard(n, 1) > since)
