@@ -171,7 +171,9 @@ impl Control {
             self.release(now, agent_id, fence, out);
         }
         let Some((session, instance, fence)) = held else { return };
-        if let Some(l) = listed.iter().find(|l| l.instance != instance && l.fence > fence) {
+        // An entry under this run is a claim of its own: for a handshake that goes on,
+        // which takes the place itself, or for nobody.
+        if let Some(l) = listed.iter().find(|l| l.hub != self.run && l.instance != instance && l.fence > fence) {
             self.learn_holder(now, agent_id, l.instance, Some(instance), out);
             return self.lose(now, session, CloseCode::Superseded, mux, notes, out);
         }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use nowconnect_core::config::Mode;
 use nowconnect_core::error::{CloseCode, RstCode};
-use nowconnect_core::id::{AgentId, Fence, Incarnation, ListenerIx};
+use nowconnect_core::id::{AgentId, ClaimId, Fence, Incarnation, Instance, ListenerIx, Nonce};
 use nowconnect_core::mux::Input;
 use nowconnect_core::observed::Observed;
-use nowconnect_core::registry::{HubRun, MemoryRegistry, RegistryOp, RegistryReply, StoredKey};
+use nowconnect_core::registry::{Claim, HubRun, MemoryRegistry, RegistryOp, RegistryReply, StoredKey};
 use nowconnect_core::wire::Codec;
 
 use crate::world::{Target, World, agent_config, hub_config, name, two_hubs};
@@ -122,6 +122,40 @@ fn an_attachment_whose_entry_a_claim_for_nobody_took_is_listed_again_at_once() {
     w.run_for(Duration::from_millis(10));
     let (fence, firm) = tunnel(&w, a);
     assert!(firm && fence > before.0, "the entry was taken and claimed again");
+    assert_eq!(w.registry.attachment(&plant_7(), &name("hub-a")).map(|(_, f)| f), Some(fence));
+    assert_eq!(w.located("ldap"), 1);
+}
+
+/// The claim of a process that is gone is executed after that of the one that
+/// came next, at the same hub. The entry is the hub's own and nobody's: it takes
+/// it back, and the tunnel that it serves stays (L1, O6).
+#[test]
+fn an_entry_of_this_hub_that_nobody_holds_ends_no_tunnel_of_it() {
+    let (mut w, a) = lone_hub();
+    w.target = Target::Accept;
+    w.agent(agent_config("plant-7", &["hub-a"], 1), 3);
+    w.run_for(Duration::from_secs(1));
+    let c = w.client(a).unwrap();
+    w.run_for(Duration::from_millis(50));
+    let (before, _) = tunnel(&w, a);
+    let late = Claim {
+        agent_id: plant_7(),
+        instance: Instance(99),
+        hub: w.as_hub(a).run().clone(),
+        claim_id: ClaimId(99),
+        nonce: Nonce(99),
+        seen: before.epoch,
+        granted: before.epoch,
+        connectors: Vec::new(),
+    };
+    let Ok(RegistryReply::Claimed { epoch, .. }) = w.registry.execute(1_001_000, &RegistryOp::Claim(Box::new(late)))
+    else {
+        panic!("a claim is granted");
+    };
+    w.run_for(LEASE + Duration::from_secs(1));
+    assert_eq!(w.sock(a, c).aborted, None);
+    let (fence, firm) = tunnel(&w, a);
+    assert!(firm && fence.epoch > epoch, "claimed again");
     assert_eq!(w.registry.attachment(&plant_7(), &name("hub-a")).map(|(_, f)| f), Some(fence));
     assert_eq!(w.located("ldap"), 1);
 }
