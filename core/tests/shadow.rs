@@ -111,7 +111,8 @@ fn the_first_client_is_decided_on_before_anything_else_happened() {
     in_forms(|| {
         let mut w = World::new();
         w.registry_down = true;
-        let (a, b) = (w.hub(hub_config("hub-a", Mode::Active, &[]), 1), w.hub(hub_config("hub-b", Mode::Shadow, &[]), 2));
+        let (a, b) =
+            (w.hub(hub_config("hub-a", Mode::Active, &[]), 1), w.hub(hub_config("hub-b", Mode::Shadow, &[]), 2));
         assert_eq!(client(&mut w, b), Err(RstCode::NoRoute), "carried as in off");
         assert_eq!(decided(&w, b), [0, 0, 0, 1]);
         assert_eq!(client(&mut w, a), Err(RstCode::RegistryDown), "as was decided");

@@ -79,8 +79,7 @@ async fn fresh_tokens_and_a_new_key_reach_live_tunnels_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_changes_during_a_dial_reaches_its_tunnel() {
     let target = Target::start().await;
-    let plan =
-        Plan { token: Some(signed(1000, "first", token::SECRET)), tunnel_proxy: true, ..Plan::default() };
+    let plan = Plan { token: Some(signed(1000, "first", token::SECRET)), tunnel_proxy: true, ..Plan::default() };
     let mut cluster = plan.connector("t", target.addr).start().await;
     let way = &cluster.tunnel_proxies[0];
     let before = way.accepted();

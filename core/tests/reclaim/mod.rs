@@ -169,7 +169,8 @@ fn an_entry_of_this_hub_that_nobody_holds_ends_no_tunnel_of_it() {
         granted: before.epoch,
         connectors: Vec::new(),
     };
-    let Ok(RegistryReply::Claimed { epoch, .. }) = w.registry.execute(1_001_000, &RegistryOp::Claim(Box::new(late))) else {
+    let Ok(RegistryReply::Claimed { epoch, .. }) = w.registry.execute(1_001_000, &RegistryOp::Claim(Box::new(late)))
+    else {
         panic!("a claim is granted");
     };
     w.run_for(LEASE + Duration::from_secs(1));

@@ -166,7 +166,7 @@ impl World {
         let c = &self.conns[conn as usize];
         let (ix, from, plane) = (c.nodes[to], c.nodes[1 - to], ix_of(c.dialect.plane));
         let mine = self.nodes[usize::from(ix)].hub().map(|h| h.run().incarnation);
-        let answers = plane == 0 && to == 1;
+        let (answers, rogue) = (plane == 0 && to == 1, c.rogue.is_some());
         for f in frames {
             self.count_odd(conn, to, f);
             match f {
@@ -198,6 +198,7 @@ impl World {
                     let names = connectors.iter().map(|ad| ad.name.clone()).collect();
                     self.check.heard.insert((ix, from), (self.now, names));
                 }
+                Frame::Epoch(e) if rogue => self.note_lie(ix, &e.agent_id),
                 Frame::Hello(_)
                 | Frame::Welcome(_)
                 | Frame::Auth(_)

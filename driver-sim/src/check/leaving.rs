@@ -111,6 +111,9 @@ impl World {
             let node = &self.nodes[usize::from(*ix)];
             let notes = node.hub().map_or(0, |_| self.plan.hubs[usize::from(*ix)].note_delay_ns * 8);
             let streams = node.machine.as_ref().map_or(0, |m| m.shards().iter().map(|s| s.streams()).sum::<usize>());
+            // A shard of a split hub resets what it carries at its own deadline and says
+            // when that is nothing. One that stands still says neither, and without its
+            // word control does not leave, not even at the deadline (seed 1674).
             let runs = node.is_up() && !node.paused && node.stalls.is_empty();
             let waits = runs && !node.drained && streams == 0 && (d.closed || !node.is_hub());
             d.idle = waits.then(|| d.idle.unwrap_or(now));

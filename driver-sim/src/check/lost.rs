@@ -11,16 +11,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nowconnect_core::error::CloseCode;
-use nowconnect_core::id::SessionId;
+use nowconnect_core::id::{AgentId, SessionId};
 use nowconnect_core::wire::{Codec, Frame, Plane};
 
+use super::leases::heard_within;
 use super::wire::Told;
 use crate::faults::{At, Class};
 use crate::plan::MS;
 use crate::world::World;
-
-/// How long the HELLO of a process that is gone may be on its way.
-const LATE_HELLO: u64 = 30_000 * MS;
 
 /// A session, since it was granted.
 #[derive(Debug)]
@@ -48,6 +46,8 @@ pub(crate) struct Sessions {
     of: BTreeMap<u16, Vec<u32>>,
     /// Agents that began anew as another instance.
     started_over: BTreeSet<u16>,
+    /// Of whose agents a hostile hub told a hub that it has them.
+    lied: BTreeSet<(u16, AgentId)>,
 }
 
 impl Known {
@@ -94,11 +94,16 @@ impl World {
     pub(super) fn forget_sessions(&mut self, ix: u16) {
         self.check.sessions.of.remove(&ix);
         self.check.sessions.started_over.remove(&ix);
+        self.check.sessions.lied.retain(|(hub, _)| *hub != ix);
         self.check.turns.forget(ix);
     }
 
     pub(super) fn note_started_over(&mut self, ix: u16) {
         self.check.sessions.started_over.insert(ix);
+    }
+
+    pub(super) fn note_lie(&mut self, hub: u16, agent: &AgentId) {
+        self.check.sessions.lied.insert((hub, agent.clone()));
     }
 
     fn has_session(&self, ix: u16, id: SessionId) -> bool {
@@ -232,19 +237,11 @@ impl World {
             }
             CloseCode::Superseded | CloseCode::DuplicateId => {
                 let agent = self.nodes[usize::from(k.nodes[0])].at;
-                // The instance before it may be claimed once more, by a hub that has
-                // not noticed its end.
-                let flipped = self.check.nodes.values().any(|g| g.flipped);
-                // Or its last HELLO was still on its way.
-                let n = &self.nodes[usize::from(k.nodes[0])];
-                let late = self.now - n.started < LATE_HELLO;
-                let again = n.run > 1 && (done(Class::Registry) || flipped || late);
                 let twice = self.nodes.iter().any(|n| n.is_clone && n.at == agent);
                 let astray = done(Class::Dial) || self.is_twin(ix) || self.is_twin(other);
                 let over = self.check.sessions.started_over.contains(&k.nodes[0]);
-                // Where the registry cannot be asked another hub is believed (O6).
-                let lied = strangers && done(Class::Registry);
-                twice || again || astray || over || lied || self.gives_way(ix, k)
+                let before = self.is_claimed_before(k);
+                twice || astray || over || before || self.was_lied_to(ix, k.nodes[0]) || self.gives_way(ix, k)
             }
             // The dial ended at another process than the one that has it.
             CloseCode::ResumeRefused => self.asked_elsewhere(k) || keys(),
@@ -257,6 +254,28 @@ impl World {
             | CloseCode::Namespace
             | CloseCode::Itself => false,
         }
+    }
+
+    /// Whether the process of an agent before this one was claimed once more since
+    /// this one started: by a hub that has not noticed its end, or that its last
+    /// HELLO reached late. Of a claim that the hub of this session made itself it
+    /// is no excuse unless it holds that one now.
+    fn is_claimed_before(&self, k: &Known) -> bool {
+        let [agent, hub] = k.nodes.map(|n| &self.nodes[usize::from(n)]);
+        let (Some(now), Some(own)) = (agent.agent().map(|a| a.tunnels().instance()), hub.hub()) else { return false };
+        let claims = self.registry.executed_claims().iter().rev();
+        claims.take_while(|c| c.at.as_nanos() >= agent.started).any(|c| {
+            let of_before = agent.name.split(" (").next() == Some(c.agent_id.as_str()) && c.instance != now;
+            of_before && (c.hub != *own.run() || own.control().tunnels().any(|t| t.fence == c.fence))
+        })
+    }
+
+    /// Whether a hostile hub told a hub that it has an agent, while the registry
+    /// could not be asked: then another hub is believed (O6).
+    fn was_lied_to(&self, hub: u16, agent: u16) -> bool {
+        let name = &self.nodes[usize::from(agent)].name;
+        let of = |(told, id): &(u16, AgentId)| *told == hub && name.split(" (").next() == Some(id.as_str());
+        !self.registry_quiet_for(heard_within()) && self.check.sessions.lied.iter().any(of)
     }
 
     /// Whether the two ends of a session have another connection that it cannot

@@ -190,9 +190,7 @@ impl World {
         }
         let undisturbed = |from_then: u64| wants && calm.is_some_and(|since| since <= from_then);
         // Of two hubs with one name the one that goes may be the one that was heard of.
-        // And a clone is an agent with the same draws.
-        let cloned = self.nodes.iter().any(|n| n.is_clone && n.at == self.nodes[usize::from(from)].at);
-        let one = !cloned && !self.is_twin(from) && !self.is_twin(to);
+        let one = !self.is_twin(from) && !self.is_twin(to);
         if let Some(gap) = since.filter(|since| one && undisturbed(*since)).map(|since| now - since)
             && self.check.pace.is_alike(gap)
         {
