@@ -5,7 +5,7 @@
 //! same, a warning says so.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nowconnect_core::agent::Agent;
 use nowconnect_core::mux::Input;
@@ -18,9 +18,9 @@ use crate::node::Node;
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Longest time from the reading of a token for a dial until that tunnel is up:
-/// connecting, TLS, the upgrade and the handshake have 5 s each.
-const DIAL_MAX: Duration = Duration::from_secs(60);
+/// Looks within which a dial that read a token before its change has its tunnel up
+/// or has failed: connecting, TLS, the upgrade and the handshake have 5 s each.
+const DIAL_MAX_LOOKS: u32 = 60;
 /// Looks until a refused token is sent again, at first and at most.
 const AGAIN: (u32, u32) = (2, 60);
 
@@ -34,12 +34,13 @@ pub(super) async fn run(node: Node<Agent>, shared: Rc<Shared>, mut used: Option<
     let mut life = used.as_deref().and_then(Lifetime::of);
     let (mut read_at, mut warned) = (unix_millis() / 1000, false);
     let (mut wait, mut left) = (AGAIN.0, 0);
-    let mut changed: Option<Instant> = None;
+    let mut dials_of_before = 0_u32;
     shared.token_ends.set(life.map(|l| l.exp));
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let now = unix_millis() / 1000;
         let tunnel_came = shared.tunnel_came.take();
+        dials_of_before = dials_of_before.saturating_sub(1);
         // Unreadable or empty: somebody is writing it. The dials say so.
         if let Ok(token) = read_token(&shared.setup().token_file)
             && used.as_ref() != Some(&token)
@@ -51,9 +52,9 @@ pub(super) async fn run(node: Node<Agent>, shared: Rc<Shared>, mut used: Option<
             shared.token_refused.set(false);
             send(&node, &shared, &token);
             used = Some(token);
-            changed = Some(Instant::now());
+            dials_of_before = DIAL_MAX_LOOKS;
         } else if tunnel_came
-            && changed.is_some_and(|at| at.elapsed() < DIAL_MAX)
+            && dials_of_before > 0
             && let Some(token) = &used
         {
             // Its dial may have begun before the change, with the token of before.
