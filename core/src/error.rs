@@ -202,5 +202,7 @@ codes! {
         BadName = 6, "BAD_NAME";
         /// A cid minted by the wrong side, or reused.
         BadCid = 7, "BAD_CID";
+        /// It has us say more than it acknowledges.
+        Unacknowledged = 8, "UNACKNOWLEDGED";
     }
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::config::{Limits, Liveness};
 use crate::credit::Budget;
-use crate::error::{CloseCode, ProtocolError};
+use crate::error::{CloseCode, ProtocolError, ProtocolErrorKind};
 use crate::id::{AgentId, ConnKey, Incarnation, Instance, Name, SessionId, SessionKey, TargetIx};
 use crate::observed::Observed;
 use crate::planted;
@@ -105,6 +105,18 @@ struct Outbox {
     messages: VecDeque<Bytes>,
 }
 
+/// Frames that may wait or be unacknowledged on a session, however few streams it
+/// may have.
+const RESERVE_MIN_FRAMES: usize = 1 << 16;
+
+/// DATA has its caps; control is never held back, and is bounded by this. An
+/// honest peer acknowledges within 20 ms what it has received: what a whole
+/// node's streams have to say at once, twice, and the DATA in flight many times
+/// over, is beyond that (B2, attack 13).
+fn reserve(limits: &Limits) -> usize {
+    (limits.max_streams as usize * 2 + limits.send_queue_depth as usize * 64).max(RESERVE_MIN_FRAMES)
+}
+
 /// The sessions of a node.
 #[derive(Debug)]
 pub struct Mux {
@@ -114,6 +126,7 @@ pub struct Mux {
     outboxes: BTreeMap<ConnKey, Outbox>,
     deadlines: BTreeSet<(Instant, SessionKey)>,
     budget: Budget,
+    reserve: usize,
     session_held: u64,
     touched: Vec<SessionKey>,
     rtt: Vec<Duration>,
@@ -151,16 +164,17 @@ const fn plane_ix(plane: Plane) -> usize {
 }
 
 impl Mux {
-    /// No sessions, and `budget_bytes` of payload to hold.
+    /// No sessions, and as much to hold as `limits` says.
     #[must_use]
-    pub fn new(budget_bytes: u64) -> Self {
+    pub fn new(limits: &Limits) -> Self {
         Self {
             sessions: Slots::new(),
             by_id: BTreeMap::new(),
             carried: BTreeMap::new(),
             outboxes: BTreeMap::new(),
             deadlines: BTreeSet::new(),
-            budget: Budget::new(budget_bytes),
+            budget: Budget::new(limits.memory_budget_bytes),
+            reserve: reserve(limits),
             session_held: 0,
             touched: Vec::new(),
             rtt: Vec::new(),
@@ -403,8 +417,14 @@ impl Mux {
         let Some(&key) = self.carried.get(&conn) else { return Ok(()) };
         let before = self.next_deadline(key);
         let Some(entry) = self.sessions.get_mut(key) else { return Ok(()) };
-        let plane = entry.plane;
-        let result = entry.session.on_message(now, message, frames);
+        let (plane, start) = (entry.plane, frames.len());
+        let mut result = entry.session.on_message(now, message, frames);
+        let kept = entry.session.backlog();
+        if frames.len() > start && kept > self.reserve {
+            frames.truncate(start);
+            let detail = format!("expected at most {} frames unacknowledged, got {kept}", self.reserve);
+            result = Err(ProtocolError::new(ProtocolErrorKind::Unacknowledged, detail));
+        }
         if entry.session.wants_transmit(now) {
             out.wake.push(conn);
         }
@@ -543,6 +563,7 @@ impl Mux {
     /// Another budget, other caps and timers, of every session.
     pub fn reload(&mut self, now: Instant, limits: &Limits, liveness: Liveness, out: &mut NodeOut) {
         self.budget.set_cap(limits.memory_budget_bytes);
+        self.reserve = reserve(limits);
         let keys: Vec<SessionKey> = self.sessions.iter().map(|(key, _)| key).collect();
         for key in keys {
             let before = self.next_deadline(key);

@@ -15,17 +15,20 @@ use nowconnect_core::error::CloseCode;
 use nowconnect_core::hub::Hub;
 use nowconnect_core::id::{AgentId, Cid, ConnKey, Epoch, Incarnation, Instance, ListenerIx, Nonce, Secret, SockKey};
 use nowconnect_core::mux::{Input, NodeOut};
-use nowconnect_core::principal::{AgentGrant, Principal};
+use nowconnect_core::principal::{AgentGrant, HubGrant, Principal};
 use nowconnect_core::registry::{MemoryRegistry, RegistryOp};
 use nowconnect_core::rng::Seed;
-use nowconnect_core::session::TxBatch;
+use nowconnect_core::session::{TxBatch, TxMessage};
 use nowconnect_core::time::Instant;
 use nowconnect_core::wire::{
-    Body, Codec, Dialect, Frame, Hello, HelloAgent, HelloRole, Plane, Resume, SecretText, WireLimits, decode,
-    encode_message,
+    Body, Codec, Dialect, Frame, Hello, HelloAgent, HelloHub, HelloRole, Open, Plane, Resume, SecretText, WireLimits,
+    decode, encode_message,
 };
-use world::{Target, World, agent_config, hub_config};
+use world::{Target, World, agent_config, hub_config, name};
 
+const MESH: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Mesh };
+/// The run of the hub that the test is.
+const PEER: Incarnation = Incarnation(5);
 const TUNNEL: Dialect = Dialect { codec: Codec::BinaryV2, plane: Plane::Tunnel };
 
 fn secs(n: u64) -> Duration {
@@ -217,6 +220,38 @@ impl Raw {
         }
         frames
     }
+    /// A hub that dials this one.
+    fn links(&mut self, ix: u32) -> ConnKey {
+        let conn = ConnKey { ix, generation: 0 };
+        let principal = Principal::Hub(HubGrant::default());
+        self.hub.handle(self.now, Input::Accepted { conn, dialect: MESH, principal }, &mut self.out);
+        let role = HelloRole::Hub(HelloHub {
+            replica_id: name("hub-b"),
+            incarnation: PEER,
+            namespace: name("default"),
+            region: None,
+            sessions: vec![],
+        });
+        let (challenge, capabilities) = (Secret([1; 16]), vec![]);
+        let hello = Hello { role, challenge, initial_window: 65536, capabilities, resume: None };
+        for frame in [Frame::Hello(Box::new(hello)), Frame::Auth(Box::default())] {
+            let message = encode_message(MESH, 0, &[frame]);
+            self.hub.handle(self.now, Input::Message { conn, message }, &mut self.out);
+        }
+        assert!(self.hub.mux().carried_by(conn).is_some());
+        conn
+    }
+
+    /// Reads what the hub says: the highest number of a message.
+    fn hub_said(&mut self, conn: ConnKey) -> u64 {
+        let mut batch = TxBatch::default();
+        self.hub.poll_transmit(self.now, conn, usize::MAX, &mut batch, &mut self.out);
+        self.out = NodeOut::default();
+        let mut frames = Vec::new();
+        let number = |m: &TxMessage| decode(MESH, &m.to_bytes(), &WireLimits::ESTABLISHED, &mut frames).unwrap();
+        batch.messages.iter().map(number).max().unwrap_or(0)
+    }
+
     fn comes(&mut self, ix: u32) -> ConnKey {
         let conn = ConnKey { ix, generation: 0 };
         let id = format!("plant-{ix}");
@@ -239,6 +274,18 @@ impl Raw {
         conn
     }
 }
+/// An OPEN for an agent that nobody has.
+fn open_for_nobody(n: u64) -> Frame {
+    let open = Open {
+        nonce: Nonce(1),
+        connector: name("ldap"),
+        agent_id: AgentId::new("nobody").unwrap(),
+        key: Secret([3; 16]),
+        limit: 65_536,
+    };
+    Frame::stream(Cid::new(PEER, 0, n + 1), Epoch(1), Body::Open(Box::new(open)))
+}
+
 fn firm(frames: &[Frame]) -> Option<bool> {
     frames.iter().find_map(|f| match f {
         Frame::Welcome(w) => w.attachment.as_ref().map(|a| a.firm),
@@ -288,6 +335,30 @@ fn an_agent_that_does_not_wait_for_its_claim_is_held_to_the_rate_of_the_others()
         r.now = r.now.after(Duration::from_millis(1));
     }
     assert!(claims < 100, "{claims} claims in a second");
+}
+
+/// Refusals that are forced: a peer that acknowledges them has as many as it
+/// asks for, one that does not is cut off (B2, attack 13).
+#[test]
+fn a_peer_that_has_us_answer_and_acknowledges_nothing_is_cut_off() {
+    for acknowledges in [true, false] {
+        let mut config = hub_config("hub-a", Mode::Active, &[]);
+        (config.limits.max_streams, config.limits.send_queue_depth) = (10, 16);
+        let mut r = Raw::new(config);
+        let conn = r.links(1);
+        let (mut received, mut asked) = (0, 0);
+        while asked < 100_000 && r.hub.mux().carried_by(conn).is_some() {
+            received = r.hub_said(conn).max(received);
+            let mut frames: Vec<Frame> = (0..500).map(|n| open_for_nobody(asked + n)).collect();
+            asked += 500;
+            frames.extend(acknowledges.then_some(Frame::Ack { received }));
+            let message = encode_message(MESH, asked / 500, &frames);
+            r.hub.handle(r.now, Input::Message { conn, message }, &mut r.out);
+        }
+        let ends = if acknowledges { 100_000..=100_000 } else { 65_536..=67_000 };
+        assert!(ends.contains(&asked), "{acknowledges}: {asked} questions");
+        r.hub.check_invariants();
+    }
 }
 
 /// Answers that are forced and never acknowledged.

@@ -49,7 +49,7 @@ impl Agent {
         // An agent mints no cid; its incarnation is never seen.
         let shard = Shard::new(role, config.limits.clone(), Incarnation(0), 0, &seed);
         let mut agent = Self {
-            mux: Mux::new(config.limits.memory_budget_bytes),
+            mux: Mux::new(&config.limits),
             tunnels: Tunnels::new(config, instance, &seed, now),
             shard,
             notes: Vec::new(),

@@ -97,7 +97,7 @@ impl Hub {
             seed,
         );
         Self {
-            mux: Mux::new(config.limits.memory_budget_bytes),
+            mux: Mux::new(&config.limits),
             control: Control::new(config, incarnation, seed, now),
             shards: vec![shard],
             split: None,

@@ -534,6 +534,12 @@ impl Session {
         self.live.take_rtt_samples(into);
     }
 
+    /// Frames that the peer has not acknowledged, and streams whose control waits.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.tx.inflight_frames() as usize + self.tx.queues.control_len()
+    }
+
     /// Payload bytes of a stream that wait in its queue.
     #[must_use]
     pub fn unsent_bytes(&self, cid: Cid) -> u64 {

@@ -329,6 +329,10 @@ impl Queues {
         planted::on(29) && self.data_waits()
     }
 
+    pub(super) const fn control_len(&self) -> usize {
+        self.dirty.len
+    }
+
     pub(super) const fn data_waits(&self) -> bool {
         self.ring.len > 0
     }
