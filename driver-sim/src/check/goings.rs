@@ -33,6 +33,8 @@ type Taken = (u64, Process, Process);
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     holder: BTreeMap<(u16, AgentId), Process>,
+    /// Who was attached last, at any hub.
+    last: BTreeMap<AgentId, Process>,
     taken: BTreeMap<(u16, AgentId), VecDeque<Taken>>,
 }
 
@@ -141,7 +143,11 @@ impl World {
         let place = (hub, agent.clone());
         let turns = &mut self.check.turns;
         let before = turns.holder.insert(place.clone(), process);
-        let Some(before) = before.filter(|b| *b != process && takeover) else { return };
+        // Who had it at this hub last may have lost it to a third one elsewhere: then
+        // it is that one's which was taken (seed 9878 of `swarm`, six processes).
+        let last = turns.last.insert(agent.clone(), process);
+        let took = |b: &Process| *b != process && takeover && (last == Some(*b) || last == Some(process));
+        let Some(before) = before.filter(took) else { return };
         let taken = turns.taken.entry(place).or_default();
         taken.push_back((now, before, process));
         while taken.front().is_some_and(|(at, ..)| at + GUARD < now) {
