@@ -21,7 +21,7 @@ use nowconnect_core::error::RstCode;
 use nowconnect_core::id::{ConnKey, Name, SessionKey, SockKey, StreamKey, TargetIx};
 use nowconnect_core::identity::Proof;
 use nowconnect_core::mux::{Check, Input, NodeOut};
-use nowconnect_core::observed::{CarriedRecord, Observed};
+use nowconnect_core::observed::{CarriedRecord, Cause, Observed};
 use nowconnect_core::registry::{RegistryOp, Token};
 use nowconnect_core::wire::{Plane, SecretText};
 use rustls::pki_types::CertificateDer;
@@ -224,7 +224,11 @@ struct AgentEffects(Rc<Shared>);
 
 impl AgentEffects {
     fn record(&self, node: &Node<Agent>, r: &CarriedRecord) {
-        self.0.connecting.give_up(r.stream);
+        // A connect whose time is over ends by itself just now, and is told and
+        // counted then; the machine's clock may be a moment ahead.
+        if r.cause != Cause::Reset(RstCode::TargetTimeout) {
+            self.0.connecting.give_up(r.stream);
+        }
         let Some(connector) = self.0.carried.borrow_mut().remove(&r.stream) else { return };
         let setup = self.0.setup();
         let core = &setup.core;
